@@ -1,0 +1,51 @@
+# make demo    edit a clip with the embedded model        make test       everything that can be checked here
+# make setup   only build .venv/                          make test-fast  what one runs while working
+# make lint    style and types                            make clean      remove what these commands made
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+FOLDERS := kernels export engines runtime
+INSTRUCTION ?= make it sepia
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup demo test test-fast lint format typecheck clean
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml CMakeLists.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fairy needs Python 3.11 or later; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	@mkdir -p demo
+	@$(BIN)/python examples/make_clip.py demo/clip.mp4
+	@$(BIN)/fairy edit demo/clip.mp4 "$(INSTRUCTION)" --out demo/edited.mp4 \
+		--compare demo/side_by_side.mp4 --preview demo/anchors.png --report demo/report.json
+
+test: setup lint
+	$(BIN)/pytest
+
+test-fast: setup
+	$(BIN)/pytest -m "not slow"
+
+lint: setup typecheck
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: setup
+	@mkdir -p build/typing/fairy
+	@for folder in $(FOLDERS); do ln -sfn ../../../$$folder build/typing/fairy/$$folder; done
+	MYPYPATH=build/typing $(BIN)/mypy $(foreach folder,$(FOLDERS),-p fairy.$(folder))
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build demo dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

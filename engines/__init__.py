@@ -1,0 +1,1 @@
+"""A graph becomes something fast that is safe to load: backends behind one protocol."""

@@ -1,0 +1,212 @@
+"""What each graph takes and gives: the one source of tensor names, types and symbolic dimensions.
+
+A UNet graph is parametrised layer by layer: whose tokens a self-attention layer reads (the frame's own, those of the
+whole batch, or none), which context segments it is handed and whether all frames share them, and whether it hands
+out its keys and values. An editing method is a choice of these, not another exporter.
+
+Symbolic dimensions
+    groups   guidance branches            frames   pictures in the batch
+    height, width   of the latents        tokens   of the text
+    own_L    height·width / 4^L           context_L   length of a context segment at level L
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from fairy.kernels.anchor_attention import MAX_SEGMENTS
+from fairy.kernels.errors import InputError
+
+OwnTokens = Literal["frame", "batch", "none"]
+Segment = Literal["shared", "frame"]
+
+LAYER_CHOICES = ("all", "decoder")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output: its name, its type ("float" = the graph's own precision) and its dimensions."""
+
+    name: str
+    dtype: Literal["float", "float32", "int64"]
+    dims: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SelfAttention:
+    """One self-attention layer of a UNet, and how a graph runs it.
+
+    Attributes:
+        name: the module's path in the UNet.
+        level: resolution level; level L has height·width / 4^L tokens.
+        heads, channels: of keys and values; channels = heads·dim.
+        own: whose tokens it attends to besides the context: the frame's own, those of every frame in the batch
+            (joint attention), or none.
+        segments: the context segments it is handed, "shared" by all frames of a group or one per "frame".
+        emits: whether the graph hands out its keys and values.
+    """
+
+    name: str
+    level: int
+    heads: int
+    channels: int
+    own: OwnTokens = "frame"
+    segments: tuple[Segment, ...] = ()
+    emits: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.segments) > MAX_SEGMENTS:
+            raise InputError(
+                f"{self.name} has {len(self.segments)} context segments; at most {MAX_SEGMENTS} are served."
+            )
+        if self.own == "none" and not self.segments:
+            raise InputError(f"{self.name} would attend to nothing: switch its own tokens on or give it a segment.")
+
+    @property
+    def emitted(self) -> tuple[str, str]:
+        """Names of the outputs that hold its keys and values."""
+        return f"{self.name}.k", f"{self.name}.v"
+
+    def context(self, segment: int) -> tuple[str, str]:
+        """Names of the inputs that hold the keys and values of one segment."""
+        return f"context.{segment}.{self.name}.k", f"context.{segment}.{self.name}.v"
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """One graph's tensors, in the order the graph takes and gives them; `layers` only for UNets."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    layers: tuple[SelfAttention, ...] = ()
+
+
+def text_encoder_spec(tokens: int, channels: int) -> GraphSpec:
+    """Token ids to text features [batch, tokens, channels]."""
+    return GraphSpec(
+        "text_encoder",
+        (TensorSpec("input_ids", "int64", ("batch", tokens)),),
+        (TensorSpec("text", "float", ("batch", tokens, channels)),),
+    )
+
+
+def vae_encoder_spec(latent_channels: int) -> GraphSpec:
+    """Pictures in −1…1 to image latents: the mode of the distribution, not scaled."""
+    return GraphSpec(
+        "vae_encoder",
+        (TensorSpec("image", "float", ("frames", 3, "image_height", "image_width")),),
+        (TensorSpec("image_latents", "float", ("frames", latent_channels, "height", "width")),),
+    )
+
+
+def vae_decoder_spec(latent_channels: int) -> GraphSpec:
+    """Latents as the UNet has them (scaled) to pictures around −1…1."""
+    return GraphSpec(
+        "vae_decoder",
+        (TensorSpec("latents", "float", ("frames", latent_channels, "height", "width")),),
+        (TensorSpec("image", "float", ("frames", 3, "image_height", "image_width")),),
+    )
+
+
+def unet_spec(
+    name: str, layers: tuple[SelfAttention, ...], *, in_channels: int, out_channels: int, text_channels: int
+) -> GraphSpec:
+    """A UNet graph whose self-attention layers run as `layers` says."""
+    sample = ("groups", "frames", in_channels, "height", "width")
+    context = [_context_tensors(layer, s) for layer in layers for s in range(len(layer.segments))]
+    emitted = [_emitted_tensors(layer) for layer in layers if layer.emits]
+    return GraphSpec(
+        name,
+        (
+            TensorSpec("sample", "float", sample),
+            TensorSpec("timestep", "float32", ("frames",)),
+            TensorSpec("text", "float", ("groups", "tokens", text_channels)),
+            *(tensor for pair in context for tensor in pair),
+        ),
+        (
+            TensorSpec("output", "float", ("groups", "frames", out_channels, "height", "width")),
+            *(tensor for pair in emitted for tensor in pair),
+        ),
+        layers,
+    )
+
+
+def anchor_layers(layers: tuple[SelfAttention, ...], choice: str) -> tuple[SelfAttention, ...]:
+    """Phase A: in the chosen layers all frames of the batch attend to each other, and keys and values come out."""
+    return tuple(replace(layer, own="batch", emits=True) if _chosen(layer, choice) else layer for layer in layers)
+
+
+def frame_layers(layers: tuple[SelfAttention, ...], choice: str) -> tuple[SelfAttention, ...]:
+    """Phase B: in the chosen layers every frame attends to itself and to one segment that all frames share."""
+    return tuple(replace(layer, segments=("shared",)) if _chosen(layer, choice) else layer for layer in layers)
+
+
+def self_attention_layers(unet: Any) -> tuple[SelfAttention, ...]:
+    """The self-attention layers of a diffusers `UNet2DConditionModel`, in the order they run.
+
+    Raises:
+        InputError: the UNet has attention that this runtime cannot hand an anchor bank to.
+    """
+    names = [name.removesuffix(".processor") for name in unet.attn_processors]
+    odd = [name for name in names if not name.endswith((".attn1", ".attn2"))]
+    if odd:
+        raise InputError(
+            f"The UNet has attention outside transformer blocks ({odd[0]}), which cannot be given anchors."
+        )
+    modules = {name: unet.get_submodule(name) for name in names}
+    for name, module in modules.items():
+        _check_attention(name, module)
+    selfish = [name for name, module in modules.items() if name.endswith(".attn1") and not module.is_cross_attention]
+    levels = len(unet.config.block_out_channels)
+    layers = (
+        SelfAttention(name, _level(name, levels), modules[name].heads, modules[name].to_k.out_features)
+        for name in sorted(selfish, key=lambda name: _running_order(name, levels))
+    )
+    return tuple(layers)
+
+
+def _chosen(layer: SelfAttention, choice: str) -> bool:
+    if choice not in LAYER_CHOICES:
+        raise InputError(f"layers = {choice!r} is not known; choose one of {', '.join(LAYER_CHOICES)}.")
+    return choice == "all" or layer.name.startswith("up_blocks.")
+
+
+def _context_tensors(layer: SelfAttention, segment: int) -> tuple[TensorSpec, TensorSpec]:
+    frames: str | int = 1 if layer.segments[segment] == "shared" else "frames"
+    dims = ("groups", frames, f"context_{layer.level}", layer.channels)
+    k, v = layer.context(segment)
+    return TensorSpec(k, "float", dims), TensorSpec(v, "float", dims)
+
+
+def _emitted_tensors(layer: SelfAttention) -> tuple[TensorSpec, TensorSpec]:
+    dims = ("groups", "frames", f"own_{layer.level}", layer.channels)
+    k, v = layer.emitted
+    return TensorSpec(k, "float", dims), TensorSpec(v, "float", dims)
+
+
+def _check_attention(name: str, module: Any) -> None:
+    plain = (
+        module.group_norm is None
+        and module.spatial_norm is None
+        and module.norm_q is None
+        and module.norm_k is None
+        and not module.residual_connection
+        and module.rescale_output_factor == 1.0
+        and getattr(module, "to_add_out", None) is None
+    )
+    if not plain:
+        raise InputError(
+            f"The UNet's attention layer {name} has norms or residuals of its own, which is not supported."
+        )
+
+
+def _level(name: str, levels: int) -> int:
+    place, index = name.split(".")[:2]
+    if place == "mid_block":
+        return levels - 1
+    return int(index) if place == "down_blocks" else levels - 1 - int(index)
+
+
+def _running_order(name: str, levels: int) -> tuple[int, ...]:
+    place = ("down_blocks", "mid_block", "up_blocks").index(name.split(".")[0])
+    return (place, *(int(part) for part in name.split(".") if part.isdigit()))

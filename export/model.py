@@ -1,0 +1,208 @@
+"""The graphs as modules: any diffusers InstructPix2Pix-type checkpoint, with the anchor bank as arguments.
+
+`UNetGraph` runs a `UNet2DConditionModel` as its `GraphSpec` says. Keys and values of other frames come in as inputs
+and go out as outputs; nothing of a call is stored on a module, so one UNet serves several graphs at once.
+
+Legend of shape suffixes: G groups (guidance branches), F frames, S tokens, C channels.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from fairy.export.graphs import (
+    GraphSpec,
+    SelfAttention,
+    anchor_layers,
+    frame_layers,
+    self_attention_layers,
+    text_encoder_spec,
+    unet_spec,
+    vae_decoder_spec,
+    vae_encoder_spec,
+)
+from fairy.kernels.anchor_attention import anchor_attention
+from fairy.kernels.errors import InputError
+
+
+@dataclass(slots=True)
+class _Call:
+    """What one call of a UNet graph hands down to its attention layers and gets back from them."""
+
+    groups: int
+    frames: int
+    layers: dict[str, SelfAttention]
+    context: dict[str, Tensor]
+    emitted: dict[str, Tensor] = field(default_factory=dict)
+
+
+class _AttentionProcessor:
+    """diffusers' hook into an attention layer; it knows the layer's name and keeps nothing."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        *,
+        fairy_call: _Call,
+    ) -> Tensor:
+        q_GFSC = _frames(attn.to_q(hidden_states), fairy_call)
+        if encoder_hidden_states is None:
+            out = self._self_attention(attn, q_GFSC, hidden_states, fairy_call)
+        else:
+            # The text is one per group; every frame of the group reads it by reference.
+            k_G1SC = attn.to_k(encoder_hidden_states).unsqueeze(1)
+            v_G1SC = attn.to_v(encoder_hidden_states).unsqueeze(1)
+            out = anchor_attention(q_GFSC, None, None, [k_G1SC], [v_G1SC], heads=attn.heads)
+        projected: Tensor = attn.to_out[0](out.flatten(0, 1))
+        return projected
+
+    def _self_attention(self, attn: Any, q_GFSC: Tensor, hidden_states: Tensor, call: _Call) -> Tensor:
+        layer = call.layers.get(self.name) or SelfAttention(self.name, 0, attn.heads, q_GFSC.shape[-1])
+        k_GFSC = _frames(attn.to_k(hidden_states), call)
+        v_GFSC = _frames(attn.to_v(hidden_states), call)
+        if layer.emits:
+            call.emitted.update(zip(layer.emitted, (k_GFSC, v_GFSC), strict=True))
+        names = [layer.context(s) for s in range(len(layer.segments))]
+        context_k = [call.context[k] for k, _ in names]
+        context_v = [call.context[v] for _, v in names]
+        if layer.own == "batch":
+            context_k.insert(0, _joined(k_GFSC))
+            context_v.insert(0, _joined(v_GFSC))
+        own_k, own_v = (k_GFSC, v_GFSC) if layer.own == "frame" else (None, None)
+        return anchor_attention(q_GFSC, own_k, own_v, context_k, context_v, heads=attn.heads)
+
+
+class UNetGraph(nn.Module):
+    """A diffusers UNet that denoises a batch of frames in several guidance branches as its `spec` says.
+
+    Inputs and outputs, in the order of `spec`:
+        sample [groups, frames, in_channels, h, w], timestep [frames] float32, text [groups, tokens, channels],
+        then keys and values of every context segment [groups, frames or 1, length, heads·dim];
+        output [groups, frames, out_channels, h, w], then emitted keys and values [groups, frames, h·w/4^L, heads·dim].
+    """
+
+    def __init__(self, unet: Any, spec: GraphSpec) -> None:
+        super().__init__()
+        self.unet = unet
+        self.spec = spec
+        self.context_names = [tensor.name for tensor in spec.inputs[3:]]
+        names = [name.removesuffix(".processor") for name in unet.attn_processors]
+        unet.set_attn_processor({f"{name}.processor": _AttentionProcessor(name) for name in names})
+
+    def forward(self, sample: Tensor, timestep: Tensor, text: Tensor, *context: Tensor) -> tuple[Tensor, ...]:
+        groups, frames = sample.shape[:2]
+        call = _Call(
+            groups,
+            frames,
+            {layer.name: layer for layer in self.spec.layers},
+            dict(zip(self.context_names, context, strict=True)),
+        )
+        output = self.unet(
+            sample.flatten(0, 1),
+            timestep.unsqueeze(0).expand(groups, frames).reshape(-1),
+            text,
+            cross_attention_kwargs={"fairy_call": call},
+            return_dict=False,
+        )[0]
+        emitted = (call.emitted[tensor.name] for tensor in self.spec.outputs[1:])
+        return output.unflatten(0, (groups, frames)), *emitted
+
+
+class TextEncoderGraph(nn.Module):
+    """Token ids [batch, tokens] to the text encoder's last hidden states [batch, tokens, channels]."""
+
+    def __init__(self, text_encoder: Any) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor]:
+        return (self.text_encoder(input_ids)[0],)
+
+
+class VaeEncoderGraph(nn.Module):
+    """Pictures [frames, 3, H, W] in −1…1 to the mode of their latent distribution [frames, c, h, w], not scaled."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        return (self.vae.encode(image).latent_dist.mode(),)
+
+
+class VaeDecoderGraph(nn.Module):
+    """Scaled latents [frames, c, h, w] to pictures [frames, 3, H, W] around −1…1."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> tuple[Tensor]:
+        scaled = latents / self.vae.config.scaling_factor
+        shift = getattr(self.vae.config, "shift_factor", None)
+        return (self.vae.decode(scaled if shift is None else scaled + shift, return_dict=False)[0],)
+
+
+def graph_specs(checkpoint: Any, *, layers: str = "all") -> dict[str, GraphSpec]:
+    """The graphs of a checkpoint by name, with anchors in the chosen self-attention layers ("all" or "decoder").
+
+    text_encoder, vae_encoder, vae_decoder; unet_anchor (phase A), unet_frame (phase B), and unet, the same network
+    without anchors.
+    """
+    unet, latent_channels = checkpoint.unet, checkpoint.vae.config.latent_channels
+    plain = self_attention_layers(unet)
+    channels = {
+        "in_channels": unet.config.in_channels,
+        "out_channels": unet.config.out_channels,
+        "text_channels": checkpoint.text_channels,
+    }
+    specs = (
+        text_encoder_spec(checkpoint.tokenizer.model_max_length, checkpoint.text_channels),
+        vae_encoder_spec(latent_channels),
+        vae_decoder_spec(latent_channels),
+        unet_spec("unet", plain, **channels),
+        unet_spec("unet_anchor", anchor_layers(plain, layers), **channels),
+        unet_spec("unet_frame", frame_layers(plain, layers), **channels),
+    )
+    return {spec.name: spec for spec in specs}
+
+
+def build_graph(checkpoint: Any, spec: GraphSpec) -> nn.Module:
+    """The module that computes `spec` with the checkpoint's networks; weights are shared, not copied."""
+    if spec.layers:
+        return UNetGraph(checkpoint.unet, spec)
+    if spec.name == "text_encoder":
+        return TextEncoderGraph(checkpoint.text_encoder)
+    if spec.name == "vae_encoder":
+        return VaeEncoderGraph(checkpoint.vae)
+    if spec.name == "vae_decoder":
+        return VaeDecoderGraph(checkpoint.vae)
+    raise InputError(f"There is no graph named {spec.name!r}.")
+
+
+def _frames(t: Tensor, call: _Call) -> Tensor:
+    split: Tensor = t.unflatten(0, (call.groups, call.frames))
+    return split
+
+
+def _joined(t_GFSC: Tensor) -> Tensor:
+    """The tokens of all frames of the batch as one segment that all of them share: a view."""
+    return t_GFSC.flatten(1, 2).unsqueeze(1)
+
+
+__all__ = [
+    "TextEncoderGraph",
+    "UNetGraph",
+    "VaeDecoderGraph",
+    "VaeEncoderGraph",
+    "build_graph",
+    "graph_specs",
+]

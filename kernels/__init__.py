@@ -1,0 +1,1 @@
+"""Arithmetic on tensors: one op, one file, one test, one benchmark."""

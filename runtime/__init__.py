@@ -1,0 +1,60 @@
+"""A video is edited: editor, sampler, anchors, noise, video files and the command line.
+
+The public names are loaded when they are first used, so that a helper process that only reads video
+(`python -m fairy.runtime.video.…`) does not pay for, or trust, a deep-learning library.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fairy.kernels.errors import (
+        Cancelled,
+        FairyError,
+        InputError,
+        MachineError,
+        NumericalError,
+    )
+    from fairy.runtime.editor import Editor
+    from fairy.runtime.models import embedded_model
+    from fairy.runtime.params import EditParams
+    from fairy.runtime.progress import Progress
+    from fairy.runtime.result import EditPart, EditResult
+
+__all__ = [
+    "Cancelled",
+    "EditParams",
+    "EditPart",
+    "EditResult",
+    "Editor",
+    "FairyError",
+    "InputError",
+    "MachineError",
+    "NumericalError",
+    "Progress",
+    "embedded_model",
+]
+
+_HOMES = {
+    "Cancelled": "fairy.kernels.errors",
+    "FairyError": "fairy.kernels.errors",
+    "InputError": "fairy.kernels.errors",
+    "MachineError": "fairy.kernels.errors",
+    "NumericalError": "fairy.kernels.errors",
+    "EditParams": "fairy.runtime.params",
+    "Progress": "fairy.runtime.progress",
+    "EditPart": "fairy.runtime.result",
+    "EditResult": "fairy.runtime.result",
+    "Editor": "fairy.runtime.editor",
+    "embedded_model": "fairy.runtime.models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

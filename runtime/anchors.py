@@ -1,0 +1,111 @@
+"""Which frames are anchors, and the bank that holds their keys and values."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fairy.export.graphs import GraphSpec, SelfAttention
+from fairy.kernels.errors import InputError
+
+DEFAULT_ANCHORS = 3
+
+
+def choose_anchors(anchors: int | tuple[int, ...] | list[int] | None, num_frames: int) -> tuple[int, ...]:
+    """Frame numbers of the anchors, in order.
+
+    A number K gives the middles of K equal parts of the video: frame ((2k+1)·N) // (2K) for k = 0 … K−1.
+
+    Raises:
+        InputError: more anchors than frames, or a frame that the video does not have.
+    """
+    if anchors is None:
+        anchors = min(DEFAULT_ANCHORS, num_frames)
+    if isinstance(anchors, int):
+        if anchors > num_frames:
+            raise InputError(
+                f"{anchors} anchors are more than the video's {num_frames} frames; choose at most {num_frames}."
+            )
+        return tuple((2 * k + 1) * num_frames // (2 * anchors) for k in range(anchors))
+    chosen = tuple(sorted(anchors))
+    outside = [a for a in chosen if not 0 <= a < num_frames]
+    if outside:
+        raise InputError(f"Anchor {outside[0]} is not a frame of the video; its frames are 0 to {num_frames - 1}.")
+    if len(set(chosen)) != len(chosen):
+        raise InputError(f"anchors = {list(chosen)} names a frame twice; name every anchor once.")
+    return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorBank:
+    """Keys and values of the anchors at every step and layer, in the layout the UNet produced.
+
+    Attributes:
+        layers: the layers that have anchors.
+        keys, values: by step, then by layer name: [branch, anchors·tokens, heads·dim].
+        num_anchors: how many anchors share the token dimension.
+    """
+
+    layers: tuple[SelfAttention, ...]
+    keys: tuple[dict[str, Tensor], ...]
+    values: tuple[dict[str, Tensor], ...]
+    num_anchors: int
+
+    @classmethod
+    def allocate(
+        cls,
+        graph: GraphSpec,
+        *,
+        num_inference_steps: int,
+        branches: int,
+        num_anchors: int,
+        latent_size: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> "AnchorBank":
+        """An empty bank for what `graph` (phase A) emits at latents of `latent_size` (h, w)."""
+        layers = tuple(layer for layer in graph.layers if layer.emits)
+
+        def tensors() -> dict[str, Tensor]:
+            return {
+                layer.name: torch.empty(
+                    branches,
+                    num_anchors * tokens_at(layer.level, latent_size),
+                    layer.channels,
+                    dtype=dtype,
+                    device=device,
+                )
+                for layer in layers
+            }
+
+        steps = range(num_inference_steps)
+        return cls(layers, tuple(tensors() for _ in steps), tuple(tensors() for _ in steps), num_anchors)
+
+    def targets(self, step: int) -> dict[str, Tensor]:
+        """Where phase A writes one step: emitted name to a view [branch, anchors, tokens, heads·dim]."""
+        named = {}
+        for layer in self.layers:
+            for name, bank in zip(layer.emitted, (self.keys, self.values), strict=True):
+                named[name] = bank[step][layer.name].unflatten(1, (self.num_anchors, -1))
+        return named
+
+    def context(self, step: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        """What phase B reads at one step: input name to a view [branch, 1, anchors·tokens, heads·dim].
+
+        A bank of another type than `dtype` is converted; that happens only where a batch is done again in float32.
+        """
+        named = {}
+        for layer in self.layers:
+            for name, bank in zip(layer.context(0), (self.keys, self.values), strict=True):
+                named[name] = bank[step][layer.name].unsqueeze(1).to(dtype)
+        return named
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(t.nbytes for bank in (self.keys, self.values) for step in bank for t in step.values())
+
+
+def tokens_at(level: int, latent_size: tuple[int, int]) -> int:
+    """Tokens of a frame at a resolution level."""
+    return (latent_size[0] >> level) * (latent_size[1] >> level)

@@ -1,0 +1,42 @@
+"""How a video is cut into the parts that are edited one after another."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+_SMALLEST, _LARGEST = 3, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Frames `start` to before `stop` of the video; `frames` are those of them that are not anchors."""
+
+    start: int
+    stop: int
+    frames: tuple[int, ...]
+
+
+def default_micro_batch(num_anchors: int) -> int:
+    """Frames denoised at once: near the number of anchors, so that phase A and a micro-batch cost alike.
+
+    It must never depend on the length of the video, the number of workers or free memory: the bytes of the result
+    depend on the shape of a batch.
+    """
+    return min(max(num_anchors, _SMALLEST), _LARGEST)
+
+
+def cut_into_parts(num_frames: int, anchors: Collection[int], micro_batch: int) -> tuple[Part, ...]:
+    """Cut a video, in order, into parts with at most `micro_batch` frames that are not anchors.
+
+    Every frame is in exactly one part; every part but the last has exactly `micro_batch` such frames.
+    """
+    parts: list[Part] = []
+    start = 0
+    frames: list[int] = []
+    for frame in range(num_frames):
+        if frame in anchors:
+            continue
+        if len(frames) == micro_batch:
+            parts.append(Part(start, frame, tuple(frames)))
+            start, frames = frame, []
+        frames.append(frame)
+    return (*parts, Part(start, num_frames, tuple(frames)))

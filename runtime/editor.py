@@ -1,0 +1,331 @@
+"""One edit, from entry to kernel, top to bottom.
+
+A job opens the video, encodes the text, encodes the anchors and denoises them together, which fills the anchor bank,
+and then takes the other frames in micro-batches: read, encode, denoise against the bank, decode, hand out.
+`Editor._run` is that sentence in code; `job.py` decides, `networks.py` computes, `result.py` writes.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairy.engines.engine import Backend, make_backend, resolve_backend
+from fairy.export.checkpoint import Checkpoint, load_checkpoint
+from fairy.kernels.errors import FairyError, InputError, MachineError
+from fairy.runtime.anchors import AnchorBank
+from fairy.runtime.batches import Part
+from fairy.runtime.device import cpu_threads, resolve_device, resolve_dtype
+from fairy.runtime.files import check_can_write, write_picture
+from fairy.runtime.job import Job, plan_job, report_job
+from fairy.runtime.models import embedded_model
+from fairy.runtime.networks import Networks
+from fairy.runtime.params import EditParams
+from fairy.runtime.progress import Monitor, Progress
+from fairy.runtime.result import (
+    DEFAULT_CRF,
+    EditPart,
+    EditReport,
+    EditResult,
+    contact_sheet,
+    open_writer,
+    side_by_side,
+    side_by_side_width,
+)
+from fairy.runtime.source import Frames, VideoInput
+
+OnProgress = Callable[[Progress], object]
+_PICTURES = (".png", ".jpg", ".jpeg")
+
+
+class Editor:
+    """Edits videos with one loaded model. One job at a time; a second call waits for the first to end.
+
+    Make one with `from_pretrained`; use it as a context manager, or call `close` when done.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, backend: Backend, *, device: torch.device, dtype: torch.dtype, threads: int = 1
+    ) -> None:
+        self._networks = Networks(checkpoint, backend, device)
+        self._dtype = dtype
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+        self._closed = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        torch_dtype: str | torch.dtype | None = None,
+        backend: str = "auto",
+        gpus: int = 1,
+        threads: int = 1,
+        revision: str | None = None,
+        variant: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> "Editor":
+        """Load an InstructPix2Pix-type model.
+
+        Args:
+            model: a folder in diffusers' format or a hub id; None = the model that ships with fairy.
+            device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
+            dtype: "auto" (float16 on CUDA, float32 on the CPU), "float32", "float16" or "bfloat16";
+                `torch_dtype` is another name for it.
+            backend: "auto" or "eager".
+            gpus: 1.
+            threads: CPU threads of the computation; results may differ in rounding between numbers of threads.
+            revision, variant, token, cache_dir, local_files_only: as in diffusers, for models from the hub.
+
+        Raises:
+            InputError: the model cannot be loaded, or an option is not possible on this machine.
+        """
+        chosen_device = resolve_device(device)
+        chosen_dtype = resolve_dtype(dtype if torch_dtype is None else torch_dtype, chosen_device)
+        resolve_backend(backend)
+        if gpus != 1:
+            raise InputError(f"gpus = {gpus!r} is not possible; this version edits with 1 GPU or the CPU.")
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+            raise InputError(f"threads = {threads!r} is not possible; it must be a whole number from 1 to 1024.")
+        checkpoint = load_checkpoint(
+            embedded_model() if model is None else model,
+            dtype=chosen_dtype,
+            device=chosen_device,
+            revision=revision,
+            variant=variant,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        made = make_backend(backend, checkpoint, chosen_device, chosen_dtype)
+        return cls(checkpoint, made, device=chosen_device, dtype=chosen_dtype, threads=threads)
+
+    def edit(
+        self,
+        video: VideoInput,
+        params: EditParams,
+        *,
+        on_progress: OnProgress | None = None,
+        cancel: threading.Event | None = None,
+        latents: Tensor | None = None,
+        preview: str | Path | None = None,
+    ) -> EditResult:
+        """Edit a video and return all of it.
+
+        Args:
+            video: a file, a folder of images, or uint8 frames [T, H, W, 3].
+            params: what to do.
+            on_progress: called with `Progress` at every step of every micro-batch.
+            cancel: set it to stop the job at its next step.
+            latents: the initial noise, [4, h, w] for all frames or [T, 4, h, w], at the padded size and of unit
+                variance (before the sampler's `init_noise_sigma`, as in diffusers).
+            preview: a PNG or JPEG file for the edited anchors, written before the other frames are computed.
+
+        Raises:
+            InputError, MachineError, NumericalError, Cancelled: each says in a sentence what to do.
+        """
+        with self._one_job():
+            job = self._open(video, params, Monitor(on_progress, cancel), latents, preview)
+            frames = np.concatenate([part.frames for part, _ in self._run(job, preview)])
+            return EditResult(frames, self._report(job), job.source)
+
+    def stream(
+        self,
+        video: VideoInput,
+        params: EditParams,
+        *,
+        on_progress: OnProgress | None = None,
+        cancel: threading.Event | None = None,
+        latents: Tensor | None = None,
+        preview: str | Path | None = None,
+    ) -> Iterator[EditPart]:
+        """Edit a video and hand out its frames in order, part by part, in flat memory; arguments as in `edit`.
+
+        The Editor is busy from the first part taken until the last one was, or until the iterator is closed.
+        """
+        with self._one_job():
+            job = self._open(video, params, Monitor(on_progress, cancel), latents, preview)
+            for part, _ in self._run(job, preview):
+                yield part
+
+    def edit_file(
+        self,
+        video: str | Path,
+        out: str | Path,
+        params: EditParams,
+        *,
+        compare: str | Path | None = None,
+        preview: str | Path | None = None,
+        fps: float | Fraction | None = None,
+        crf: int = DEFAULT_CRF,
+        on_progress: OnProgress | None = None,
+        cancel: threading.Event | None = None,
+        latents: Tensor | None = None,
+    ) -> EditReport:
+        """Edit a file of any length into another, in flat memory; `out` appears only when it is whole.
+
+        Args:
+            video: a video file or a folder of images.
+            out: the file to write; its ending says the container.
+            compare: a second file, with source and result side by side.
+            fps: frames per second, where the source is a folder of images.
+            crf: constant rate factor of the encoder, 0 (best) to 51.
+            params, preview, on_progress, cancel, latents: as in `edit`.
+        """
+        with self._one_job(), ExitStack() as stack:
+            _check_outputs(out, compare, preview)
+            job = self._open(video, params, Monitor(on_progress, cancel), latents, preview)
+            height, width = job.result_size
+            writer = stack.enter_context(
+                open_writer(out, job.source, width=width, height=height, fps=fps, crf=crf, cancel=cancel)
+            )
+            beside = None
+            if compare is not None:
+                wide = side_by_side_width(width)
+                beside = stack.enter_context(
+                    open_writer(compare, job.source, width=wide, height=height, fps=fps, crf=crf, cancel=cancel)
+                )
+            for part, source in self._run(job, preview):
+                with job.monitor.timed("write"):
+                    writer.write(part.frames)
+                    if beside is not None:
+                        beside.write(side_by_side(source, part.frames))
+            with job.monitor.timed("write"):
+                stack.close()
+            job.notes += writer.notes
+            return self._report(job)
+
+    def warm_up(self, height: int, width: int, params: EditParams | None = None) -> None:
+        """Run a one-step edit of gray frames of this size, so that the first real one pays for no first use."""
+        asked = params or EditParams("warm up")
+        frames = np.full((5, height, width, 3), 127, np.uint8)
+        anchors = min(asked.anchors, 4) if isinstance(asked.anchors, int) else None
+        self.edit(frames, replace(asked, num_inference_steps=1, anchors=anchors, start=None, end=None))
+
+    def close(self) -> None:
+        """Give back the model's memory; waits for a running job. The Editor cannot be used afterwards."""
+        if self._closed:
+            return
+        with self._one_job():
+            self._closed = True
+            self._networks.backend.close()
+            del self._networks
+
+    def __enter__(self) -> "Editor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(
+        self,
+        video: VideoInput,
+        params: EditParams,
+        monitor: Monitor,
+        latents: Tensor | None,
+        preview: str | Path | None,
+    ) -> Job:
+        """Look at the input and decide everything that follows; whatever is impossible is refused here."""
+        if not isinstance(params, EditParams):
+            raise InputError(f"params must be EditParams, not {type(params).__name__}.")
+        job = plan_job(self._networks.checkpoint, video, params, monitor, latents=latents, precision=self._dtype)
+        if preview is not None:
+            check_can_write(Path(preview), endings=_PICTURES)
+            if not job.anchors:
+                raise InputError(
+                    "A preview shows the edited anchors, but anchors = 0 asks for none; choose at least one."
+                )
+        return job
+
+    def _run(self, job: Job, preview: str | Path | None) -> Iterator[tuple[EditPart, Frames]]:
+        """The edit itself. Yields parts in order, each with its source frames at the size of the result."""
+        with cpu_threads(self._threads):
+            text = self._networks.encode_text(job)
+        anchor_frames, bank = self._edit_anchors(job, text)
+        if preview is not None:
+            write_picture(Path(preview), contact_sheet([anchor_frames[a] for a in job.anchors]))
+        reader = job.source.read()
+        for part in job.parts:
+            with job.monitor.timed("read"):
+                pictures = _take(reader, part.stop - part.start)
+            edited = {**anchor_frames, **self._edit_part(job, part, pictures, text, bank)}
+            frames = np.stack([edited[i] for i in range(part.start, part.stop)])
+            job.sha256.update(frames.tobytes())
+            job.note_first_frame()
+            pts = None if job.source.clock is None else tuple(map(int, job.source.clock.pts[part.start : part.stop]))
+            yield EditPart(part.start, frames, pts), self._networks.source_like_result(job, pictures)
+
+    def _edit_anchors(self, job: Job, text: Tensor) -> tuple[dict[int, Frames], AnchorBank | None]:
+        """Phase A: the edited anchors by frame number, and the bank that the other frames attend to."""
+        if not job.anchors:
+            return {}, None
+        with job.monitor.timed("read"):
+            pictures = _take(job.source.read(job.anchors), len(job.anchors))
+        with cpu_threads(self._threads), torch.inference_mode():
+            image_latents = self._networks.encode(job, pictures)
+            latents, bank = self._networks.denoise_anchors(job, image_latents, text)
+            return dict(zip(job.anchors, self._networks.decode(job, latents), strict=True)), bank
+
+    def _edit_part(
+        self, job: Job, part: Part, pictures: list[Frames], text: Tensor, bank: AnchorBank | None
+    ) -> dict[int, Frames]:
+        """Phase B for one part: those of its frames that are not anchors, edited, by frame number."""
+        if not part.frames:
+            return {}
+        with cpu_threads(self._threads), torch.inference_mode():
+            image_latents = self._networks.encode(job, [pictures[i - part.start] for i in part.frames])
+            latents = self._networks.denoise_frames(job, part.frames, image_latents, text, bank)
+            return dict(zip(part.frames, self._networks.decode(job, latents), strict=True))
+
+    def _report(self, job: Job) -> EditReport:
+        return report_job(
+            job,
+            model=self._networks.checkpoint.name,
+            backend=self._networks.backend.name,
+            device=self._networks.device,
+            precision=self._dtype,
+            threads=self._threads,
+        )
+
+    @contextmanager
+    def _one_job(self) -> Iterator[None]:
+        me = threading.get_ident()
+        if self._owner == me:
+            raise FairyError("This Editor is in the middle of a stream in the same thread; finish or close that first.")
+        with self._lock:
+            if self._closed:
+                raise FairyError("This Editor was closed; make another one.")
+            self._owner = me
+            try:
+                yield
+            finally:
+                self._owner = None
+
+
+def _take(reader: Iterator[Frames], count: int) -> list[Frames]:
+    pictures = list(islice(reader, count))
+    if len(pictures) < count:
+        raise MachineError(f"The video ended {count - len(pictures)} frames early; it was changed, edit it again.")
+    return pictures
+
+
+def _check_outputs(out: str | Path, compare: str | Path | None, preview: str | Path | None) -> None:
+    given = [Path(path).expanduser().absolute() for path in (out, compare, preview) if path is not None]
+    twice = next((path for path in given if given.count(path) > 1), None)
+    if twice is not None:
+        raise InputError(f"{twice} is named for two outputs; give each its own file.")
+    for path in given:
+        check_can_write(path)

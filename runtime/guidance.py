@@ -1,0 +1,60 @@
+"""Three-branch guidance of InstructPix2Pix (Brooks et al., arXiv 2211.09800, equation 3).
+
+Branches, in this order: (prompt, image), (negative prompt, image), (negative prompt, no image), and
+
+    eps = e3 + image_scale · (e2 − e3) + text_scale · (e1 − e2)
+
+A branch is left out only where the scales make it vanish from that sum.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """The branches that are computed, and what each weighs.
+
+    Attributes:
+        branches: of 0 (prompt, image), 1 (negative prompt, image), 2 (negative prompt, no image), in order.
+        guidance_scale, image_guidance_scale: the text's and the image's.
+    """
+
+    branches: tuple[int, ...]
+    guidance_scale: float
+    image_guidance_scale: float
+
+    @property
+    def groups(self) -> int:
+        return len(self.branches)
+
+
+def make_guidance(guidance_scale: float, image_guidance_scale: float) -> Guidance:
+    """The guidance of a job; branches whose weight is zero are not computed."""
+    weights = (guidance_scale, image_guidance_scale - guidance_scale, 1.0 - image_guidance_scale)
+    branches = tuple(b for b, weight in enumerate(weights) if weight != 0.0)
+    return Guidance(branches, guidance_scale, image_guidance_scale)
+
+
+def guide(guidance: Guidance, outputs: Tensor) -> Tensor:
+    """One prediction from those of the branches: [branches, frames, c, h, w] to [frames, c, h, w], in float32."""
+    text, image = guidance.guidance_scale, guidance.image_guidance_scale
+    if guidance.branches == (0, 1, 2):
+        e1, e2, e3 = outputs.float()
+        guided: Tensor = e3 + image * (e2 - e3) + text * (e1 - e2)
+        return guided
+    weights = (text, image - text, 1.0 - image)
+    weighted = [weights[b] * output for b, output in zip(guidance.branches, outputs.float(), strict=True)]
+    return torch.stack(weighted).sum(0)
+
+
+def branch_text(guidance: Guidance, prompt: Tensor, negative: Tensor) -> Tensor:
+    """Text features of every branch: two times [tokens, channels] to [branches, tokens, channels]."""
+    return torch.stack([prompt if b == 0 else negative for b in guidance.branches])
+
+
+def branch_image(guidance: Guidance, image_latents: Tensor) -> Tensor:
+    """Image latents of every branch: [frames, c, h, w] to [branches, frames, c, h, w], zeros without image."""
+    return torch.stack([torch.zeros_like(image_latents) if b == 2 else image_latents for b in guidance.branches])

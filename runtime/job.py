@@ -1,0 +1,167 @@
+"""One job: everything that is decided before anything is computed, and what the report says afterwards."""
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairy.export.checkpoint import Checkpoint
+from fairy.export.graphs import GraphSpec
+from fairy.export.model import graph_specs
+from fairy.kernels.errors import InputError
+from fairy.runtime.anchors import choose_anchors
+from fairy.runtime.batches import Part, cut_into_parts, default_micro_batch
+from fairy.runtime.geometry import Geometry, make_geometry
+from fairy.runtime.guidance import Guidance, make_guidance
+from fairy.runtime.params import EditParams
+from fairy.runtime.progress import Monitor
+from fairy.runtime.result import EditReport
+from fairy.runtime.sampler import Schedule, make_schedule
+from fairy.runtime.source import Source, VideoInput, open_source
+
+
+@dataclass(slots=True)
+class Job:
+    """What one edit does; the lower half changes while it runs.
+
+    Attributes:
+        params: every parameter filled in.
+        parts: the video cut into the parts that leave one after another.
+        graphs: the graphs by name, with anchors in the layers the parameters say.
+        latent_shape: [channels, h, w] of one frame's latents, padded.
+        initial: the caller's own initial noise [1 or frames, c, h, w], or None.
+        precision: of the computation; float32 from the moment the bank needed it.
+    """
+
+    params: EditParams
+    source: Source
+    geometry: Geometry
+    schedule: Schedule
+    guidance: Guidance
+    anchors: tuple[int, ...]
+    micro_batch: int
+    parts: tuple[Part, ...]
+    graphs: dict[str, GraphSpec]
+    latent_shape: tuple[int, int, int]
+    initial: Tensor | None
+    monitor: Monitor
+    precision: torch.dtype
+
+    batches_done: int = 0
+    bank_bytes: int = 0
+    fallbacks: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    sha256: Any = field(default_factory=hashlib.sha256)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def result_size(self) -> tuple[int, int]:
+        """(height, width) of the result, in pixels."""
+        return self.geometry.source if self.params.size == "source" else self.geometry.scaled
+
+    def tell_step(self, stage: str, step: int) -> None:
+        """Report that a denoising step of the anchors or of the current micro-batch is done. Raises Cancelled."""
+        steps = len(self.schedule)
+        if stage == "anchors":
+            self.monitor.tell("anchors", step + 1, steps)
+        else:
+            batches = sum(1 for part in self.parts if part.frames)
+            self.monitor.tell("frames", self.batches_done * steps + step + 1, batches * steps)
+
+    def note_first_frame(self) -> None:
+        """Remember when the first edited frames were ready."""
+        self.monitor.times_ms.setdefault("first_frame", (time.perf_counter() - self.started) * 1e3)
+
+
+def plan_job(
+    checkpoint: Checkpoint,
+    video: VideoInput,
+    params: EditParams,
+    monitor: Monitor,
+    *,
+    latents: Tensor | None,
+    precision: torch.dtype,
+) -> Job:
+    """Look at the input and decide everything that follows. Raises InputError for whatever is impossible."""
+    params = params.resolved(checkpoint.recommended)
+    schedule = make_schedule(str(params.sampler), checkpoint.scheduler_config, int(params.num_inference_steps or 0))
+    with monitor.timed("probe"):
+        source = open_source(video, params, monitor)
+    anchors = choose_anchors(params.anchors, source.num_frames)
+    geometry = make_geometry(
+        *source.size,
+        long_side=int(params.long_side or 0),
+        upscale=params.upscale,
+        multiple=checkpoint.size_multiple,
+    )
+    micro_batch = params.micro_batch or default_micro_batch(len(anchors))
+    latent_shape = (checkpoint.vae.config.latent_channels, *geometry.latent(checkpoint.vae_factor))
+    return Job(
+        params=params,
+        source=source,
+        geometry=geometry,
+        schedule=schedule,
+        guidance=make_guidance(float(params.guidance_scale or 0), float(params.image_guidance_scale or 0)),
+        anchors=anchors,
+        micro_batch=micro_batch,
+        parts=cut_into_parts(source.num_frames, frozenset(anchors), micro_batch),
+        graphs=graph_specs(checkpoint, layers=params.layers),
+        latent_shape=latent_shape,
+        initial=_initial_noise(latents, source.num_frames, latent_shape),
+        monitor=monitor,
+        precision=precision,
+        notes=list(source.notes),
+    )
+
+
+def report_job(
+    job: Job, *, model: str, backend: str, device: torch.device, precision: torch.dtype, threads: int
+) -> EditReport:
+    """The report of a job that is done; `precision` is the one that was asked for."""
+    height, width = job.result_size
+    times = {**job.monitor.times_ms, "total": (time.perf_counter() - job.started) * 1e3}
+    return EditReport(
+        source=job.source.describe(),
+        params=job.params.to_json(),
+        model=model,
+        backend=backend,
+        device=str(device),
+        precision=str(precision).removeprefix("torch."),
+        threads=threads,
+        anchors=job.anchors,
+        micro_batch=job.micro_batch,
+        num_frames=job.source.num_frames,
+        width=width,
+        height=height,
+        times_ms={stage: round(ms, 1) for stage, ms in times.items()},
+        bank_bytes=job.bank_bytes,
+        fallbacks=tuple(dict.fromkeys(job.fallbacks)),
+        notes=tuple(dict.fromkeys(job.notes)),
+        engine_digests={},
+        frames_sha256=job.sha256.hexdigest(),
+        versions={name: _version(name) for name in ("fairy-runtime", "torch", "diffusers", "av")},
+    )
+
+
+def _initial_noise(latents: Tensor | None, num_frames: int, shape: tuple[int, int, int]) -> Tensor | None:
+    """The caller's noise as float32 [1 or frames, c, h, w]; a wrong shape names the right one."""
+    if latents is None:
+        return None
+    if not isinstance(latents, Tensor) or tuple(latents.shape) not in (shape, (num_frames, *shape)):
+        given = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+        raise InputError(
+            f"latents are {given}, but this job needs a tensor of shape {list(shape)} for all frames "
+            f"or {[num_frames, *shape]} for each."
+        )
+    return latents.detach().float().reshape(-1, *shape)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,219 @@
+"""The networks of one model as an edit uses them: text, pictures to latents, noise to latents, latents to pictures.
+
+Every result is looked at: where values became NaN or infinite, the same is computed once more in float32, and the
+job's report says so.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairy.engines.engine import Backend, Engine
+from fairy.export.checkpoint import Checkpoint
+from fairy.kernels.errors import NumericalError
+from fairy.runtime.anchors import AnchorBank
+from fairy.runtime.denoise import denoise
+from fairy.runtime.geometry import pad_by_reflection, scale_frames
+from fairy.runtime.guidance import branch_text
+from fairy.runtime.job import Job
+from fairy.runtime.noise import INITIAL, draw_noise
+from fairy.runtime.source import Frames
+
+
+class Networks:
+    """A backend's engines, called in a job's precision on its device. It keeps nothing of a job."""
+
+    def __init__(self, checkpoint: Checkpoint, backend: Backend, device: torch.device) -> None:
+        self.checkpoint = checkpoint
+        self.backend = backend
+        self.device = device
+
+    def encode_text(self, job: Job) -> Tensor:
+        """Text features of every guidance branch: [branches, tokens, channels]."""
+        tokenizer = self.checkpoint.tokenizer
+        length = tokenizer.model_max_length
+        if len(tokenizer(job.params.prompt).input_ids) > length:
+            job.notes.append(f"The instruction is longer than the model's {length} tokens; its end was not used.")
+        ids = tokenizer(
+            [job.params.prompt, job.params.negative_prompt],
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+
+        def run(precision: torch.dtype) -> Tensor:
+            return self._engine(job, "text_encoder", precision)({"input_ids": ids.to(self.device)})["text"]
+
+        with job.monitor.timed("text"):
+            prompt, negative = _finite(job, run, "The text features")
+            return branch_text(job.guidance, prompt, negative)
+
+    def encode(self, job: Job, pictures: Sequence[Frames]) -> Tensor:
+        """Frames [H, W, 3] to image latents [n, c, h, w]; one at a time, so that a batch's shape never varies."""
+
+        def encode_one(image: Tensor) -> Tensor:
+            def run(precision: torch.dtype) -> Tensor:
+                return self._engine(job, "vae_encoder", precision)({"image": image.to(precision)})["image_latents"]
+
+            return _finite(job, run, "The image latents")
+
+        with job.monitor.timed("encode"):
+            return torch.cat([encode_one(self._network_input(job, picture)) for picture in pictures])
+
+    def decode(self, job: Job, latents: Tensor) -> list[Frames]:
+        """Latents [n, c, h, w] to frames [height, width, 3] at the size of the result, one at a time."""
+
+        def decode_one(latent: Tensor) -> Frames:
+            def run(precision: torch.dtype) -> Tensor:
+                return self._engine(job, "vae_decoder", precision)({"latents": latent.to(precision)})["image"]
+
+            return _picture(job, _finite(job, run, "A decoded frame"))
+
+        with job.monitor.timed("decode"):
+            return [decode_one(latents[i : i + 1]) for i in range(len(latents))]
+
+    def denoise_anchors(self, job: Job, image_latents: Tensor, text: Tensor) -> tuple[Tensor, AnchorBank]:
+        """Phase A: the anchors as one batch in which each attends to all; their keys and values fill the bank.
+
+        Returns latents [anchors, c, h, w], float32, and the bank. Where 16 bit did not suffice, the bank is float32
+        and so is the rest of the job: what overflowed once would do so again when it is read.
+        """
+        banks: dict[torch.dtype, AnchorBank] = {}
+
+        def run(precision: torch.dtype) -> Tensor:
+            banks.clear()  # a bank that failed is of no use and may be large
+            banks[precision] = bank = self._new_bank(job, precision)
+            return self._denoise(job, "unet_anchor", job.anchors, image_latents, text, precision, targets=bank.targets)
+
+        with job.monitor.timed("anchors"):
+            latents = _finite(job, run, "The anchors")
+        ((job.precision, bank),) = banks.items()
+        job.bank_bytes = bank.num_bytes
+        return latents, bank
+
+    def denoise_frames(
+        self, job: Job, frames: Sequence[int], image_latents: Tensor, text: Tensor, bank: AnchorBank | None
+    ) -> Tensor:
+        """Phase B: frames denoised independently of each other, against the bank where there is one.
+
+        The batch is filled up to the job's fixed size by repeating its last frame, so that its shape never varies.
+        Returns latents [frames, c, h, w], float32.
+        """
+        places = [min(i, len(frames) - 1) for i in range(job.micro_batch)]
+        padded, image_latents = [frames[i] for i in places], image_latents[places]
+
+        def run(precision: torch.dtype) -> Tensor:
+            if bank is None:
+                return self._denoise(job, "unet", padded, image_latents, text, precision)
+
+            def context(step: int) -> dict[str, Tensor]:
+                return bank.context(step, precision)
+
+            return self._denoise(job, "unet_frame", padded, image_latents, text, precision, context=context)
+
+        with job.monitor.timed("frames"):
+            latents = _finite(job, run, f"Frames {frames[0]} to {frames[-1]}")
+        job.batches_done += 1
+        return latents[: len(frames)]
+
+    def source_like_result(self, job: Job, pictures: Sequence[Frames]) -> Frames:
+        """Source frames at the size of the result: uint8 [n, height, width, 3]."""
+        if job.result_size == job.geometry.source:
+            return np.stack(pictures)
+        scaled = torch.cat([scale_frames(self._tensor(picture), job.result_size) for picture in pictures])
+        return _to_numpy(scaled)
+
+    def _denoise(
+        self,
+        job: Job,
+        graph: str,
+        frames: Sequence[int],
+        image_latents: Tensor,
+        text: Tensor,
+        precision: torch.dtype,
+        *,
+        context: Callable[[int], Mapping[str, Tensor]] = lambda step: {},
+        targets: Callable[[int], Mapping[str, Tensor] | None] = lambda step: None,
+    ) -> Tensor:
+        job.monitor.check()
+        stage = "anchors" if graph == "unet_anchor" else "frames"
+        return denoise(
+            self._engine(job, graph, precision),
+            job.schedule,
+            job.guidance,
+            text=text.to(precision),
+            image_latents=image_latents.to(precision),
+            latents=self._initial_noise(job, frames),
+            noise=lambda step: self._noise(job, step, frames),
+            context=context,
+            targets=targets,
+            on_step=lambda step: job.tell_step(stage, step),
+        )
+
+    def _engine(self, job: Job, graph: str, precision: torch.dtype) -> Engine:
+        return self.backend.engine(job.graphs[graph], precision)
+
+    def _new_bank(self, job: Job, precision: torch.dtype) -> AnchorBank:
+        return AnchorBank.allocate(
+            job.graphs["unet_anchor"],
+            num_inference_steps=len(job.schedule),
+            branches=job.guidance.groups,
+            num_anchors=len(job.anchors),
+            latent_size=job.latent_shape[1:],
+            dtype=precision,
+            device=self.device,
+        )
+
+    def _initial_noise(self, job: Job, frames: Sequence[int]) -> Tensor:
+        """Unit noise the latents start as: float32 [1 or frames, c, h, w]."""
+        if job.initial is None:
+            return self._noise(job, INITIAL, frames)
+        return (job.initial[list(frames)] if len(job.initial) > 1 else job.initial).to(self.device)
+
+    def _noise(self, job: Job, step: int, frames: Sequence[int]) -> Tensor:
+        """Unit noise of one step: float32 [1 or frames, c, h, w]."""
+        per_frame = job.params.noise == "per-frame"
+        return draw_noise(job.params.seed, step, frames, job.latent_shape, per_frame=per_frame).to(self.device)
+
+    def _network_input(self, job: Job, picture: Frames) -> Tensor:
+        """A frame [H, W, 3] as the VAE takes it: float32 [1, 3, padded height, padded width] in −1…1."""
+        scaled = scale_frames(self._tensor(picture), job.geometry.scaled)
+        return pad_by_reflection(scaled / 127.5 - 1.0, job.geometry.padded)
+
+    def _tensor(self, picture: Frames) -> Tensor:
+        """A frame [H, W, 3] as float32 [1, 3, H, W] in 0…255 on the device."""
+        return torch.from_numpy(np.array(picture)).to(self.device).permute(2, 0, 1).float().unsqueeze(0)
+
+
+def _finite(job: Job, run: Callable[[torch.dtype], Tensor], what: str) -> Tensor:
+    """The result in the job's precision or, where that is not finite, in float32."""
+    result = run(job.precision)
+    if bool(torch.isfinite(result).all()):
+        return result
+    if job.precision != torch.float32:
+        name = str(job.precision).removeprefix("torch.")
+        job.fallbacks.append(f"{what} became NaN or infinite in {name} and were computed again in float32.")
+        result = run(torch.float32)
+        if bool(torch.isfinite(result).all()):
+            return result
+    raise NumericalError(
+        f"{what} became NaN or infinite in float32 with the guidance scales {job.params.guidance_scale:g} and "
+        f"{job.params.image_guidance_scale:g}; choose smaller ones, or check the model's weights."
+    )
+
+
+def _picture(job: Job, image: Tensor) -> Frames:
+    """The VAE's picture [1, 3, H, W] around −1…1 as a frame uint8 [height, width, 3] of the result."""
+    height, width = job.geometry.scaled
+    levels = (image[..., :height, :width].float() / 2 + 0.5).clamp(0.0, 1.0) * 255.0
+    frame: Frames = _to_numpy(scale_frames(levels, job.result_size))[0]
+    return frame
+
+
+def _to_numpy(levels: Tensor) -> Frames:
+    """Float [n, 3, H, W] in 0…255 to uint8 [n, H, W, 3], rounded to nearest."""
+    frames: Frames = levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return frames

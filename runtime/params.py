@@ -1,0 +1,148 @@
+"""What the user asks for: one frozen, validated value."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, fields, replace
+from typing import Any, Literal
+
+from fairy.export.graphs import LAYER_CHOICES
+from fairy.kernels.errors import InputError
+from fairy.runtime.sampler import SAMPLERS
+from fairy.runtime.video import MAX_PIXELS
+
+# What a parameter is when neither the user nor the model's fairy.json says.
+DEFAULTS: dict[str, Any] = {
+    "num_inference_steps": 10,
+    "guidance_scale": 7.5,
+    "image_guidance_scale": 1.5,
+    "sampler": "euler_ancestral",
+    "long_side": 512,
+}
+_RECOMMENDABLE = (*DEFAULTS, "anchors")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "sampler": SAMPLERS,
+    "noise": ("shared", "per-frame"),
+    "size": ("scaled", "source"),
+    "layers": LAYER_CHOICES,
+}
+_RANGES: dict[str, tuple[float, float]] = {
+    "num_inference_steps": (1, 1000),
+    "guidance_scale": (0.0, 100.0),
+    "image_guidance_scale": (0.0, 100.0),
+    "seed": (0, 2**63 - 1),
+    "long_side": (8, 16384),
+    "micro_batch": (1, 1024),
+    "start": (0.0, math.inf),
+    "end": (0.0, math.inf),
+    "max_pixels": (1, 2**31 - 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EditParams:
+    """One edit, as the user asked for it. None means: what the model's directory recommends, else our default.
+
+    Attributes:
+        prompt: the instruction, such as "make it a watercolour painting".
+        negative_prompt: the text of both branches that do not see the instruction.
+        num_inference_steps: denoising steps (10).
+        guidance_scale, image_guidance_scale: how strongly the text (7.5) and the source picture (1.5) pull.
+        anchors: how many anchor frames, or their numbers in the video; None = min(3, frames), 0 = none.
+        sampler: "euler_ancestral", "euler", "ddim" or "lcm".
+        noise: "shared", one sample for all frames, or "per-frame".
+        seed: of all noise; the same seed gives the same result on any number of workers.
+        long_side: pixels of the result's long side (512); a smaller source keeps its size unless `upscale`.
+        size: "scaled", or "source" to scale the result back to the source's size.
+        layers: self-attention layers that see the anchors: "all" or "decoder".
+        micro_batch: frames denoised at once (None: chosen from the number of anchors); no effect on the result
+            beyond rounding.
+        start, end: seconds of the video to edit from and to; None = its beginning and end.
+        max_pixels: the largest picture that is decoded, width times height.
+
+    Raises:
+        InputError: a value is of the wrong type, unknown or impossible; the sentence names it and the remedy.
+    """
+
+    prompt: str
+    _: KW_ONLY
+    negative_prompt: str = ""
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    image_guidance_scale: float | None = None
+    anchors: int | tuple[int, ...] | list[int] | None = None
+    sampler: str | None = None
+    noise: Literal["shared", "per-frame"] = "shared"
+    seed: int = 0
+    long_side: int | None = None
+    upscale: bool = False
+    size: Literal["scaled", "source"] = "scaled"
+    layers: Literal["all", "decoder"] = "all"
+    micro_batch: int | None = None
+    start: float | None = None
+    end: float | None = None
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str) or not self.prompt.strip():
+            raise InputError('The instruction is empty; say what to do, for example "make it a watercolour painting".')
+        if not isinstance(self.negative_prompt, str):
+            raise InputError(f"negative_prompt must be text, not {self.negative_prompt!r}.")
+        if not isinstance(self.upscale, bool):
+            raise InputError(f"upscale must be True or False, not {self.upscale!r}.")
+        for name, choices in _CHOICES.items():
+            _check_choice(name, getattr(self, name), choices)
+        for name, (low, high) in _RANGES.items():
+            _check_number(name, getattr(self, name), low, high)
+        if self.start is not None and self.end is not None and self.end <= self.start:
+            raise InputError(f"end = {self.end:g} s must be later than start = {self.start:g} s.")
+        object.__setattr__(self, "anchors", _normal_anchors(self.anchors))
+
+    def resolved(self, recommended: Mapping[str, Any]) -> "EditParams":
+        """The same with every None that a model may recommend filled in: from `recommended`, else our defaults.
+
+        Raises:
+            InputError: the recommendation has an unknown name or an impossible value.
+        """
+        unknown = sorted(set(recommended) - set(_RECOMMENDABLE))
+        if unknown:
+            raise InputError(f"fairy.json recommends {unknown[0]!r}, which is none of {', '.join(_RECOMMENDABLE)}.")
+        values = {**DEFAULTS, **recommended}
+        missing = {name: value for name, value in values.items() if getattr(self, name) is None}
+        return replace(self, **missing)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every value by name, for a report."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value is None and name in DEFAULTS:
+        return
+    if value not in choices:
+        raise InputError(f"{name} = {value!r} is not known; choose one of {', '.join(choices)}.")
+
+
+def _check_number(name: str, value: Any, low: float, high: float) -> None:
+    if value is None and name not in ("seed", "max_pixels"):
+        return
+    whole = isinstance(low, int)
+    kind = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high or math.isnan(value):
+        bounds = f"at least {low:g}" if high in (math.inf, 2**31 - 1, 2**63 - 1) else f"from {low:g} to {high:g}"
+        raise InputError(
+            f"{name} = {value!r} is not possible; it must be a {'whole ' if whole else ''}number {bounds}."
+        )
+
+
+def _normal_anchors(anchors: Any) -> Any:
+    if anchors is None:
+        return None
+    if isinstance(anchors, int) and not isinstance(anchors, bool):
+        if anchors < 0:
+            raise InputError(f"anchors = {anchors} is not possible; give 0 for none, or a positive number.")
+        return anchors
+    if isinstance(anchors, (list, tuple)) and all(isinstance(a, int) and not isinstance(a, bool) for a in anchors):
+        if len(set(anchors)) != len(anchors):
+            raise InputError(f"anchors = {list(anchors)} names a frame twice; name every anchor once.")
+        return tuple(sorted(anchors))
+    raise InputError(f"anchors = {anchors!r} is neither a number of anchors nor a list of frame numbers.")

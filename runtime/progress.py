@@ -1,0 +1,55 @@
+"""How a job tells what it is doing, and how it is told to stop."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fairy.kernels.errors import Cancelled
+
+Stage = Literal["probe", "anchors", "frames"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step forward.
+
+    Attributes:
+        stage: "probe" (frames counted), "anchors" or "frames" (denoising steps of micro-batches).
+        done, total: units of the stage; total 0 = not known yet.
+    """
+
+    stage: Stage
+    done: int
+    total: int
+
+
+@dataclass(slots=True)
+class Monitor:
+    """Progress, cancellation and stage times of one job."""
+
+    on_progress: Callable[[Progress], object] | None = None
+    cancel: threading.Event | None = None
+    times_ms: dict[str, float] = field(default_factory=dict)
+
+    def tell(self, stage: Stage, done: int, total: int) -> None:
+        """Report progress, after looking whether the job shall stop. Raises Cancelled."""
+        self.check()
+        if self.on_progress is not None:
+            self.on_progress(Progress(stage, done, total))
+
+    def check(self) -> None:
+        """Raise Cancelled where the caller asked to stop."""
+        if self.cancel is not None and self.cancel.is_set():
+            raise Cancelled("The edit was cancelled; nothing was written.")
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the wall time of a block, in ms, to a stage of the report."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.times_ms[stage] = self.times_ms.get(stage, 0.0) + (time.perf_counter() - start) * 1e3

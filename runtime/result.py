@@ -1,0 +1,165 @@
+"""What an edit gives back: frames, and a report of how they came about."""
+
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fairy.kernels.errors import InputError
+from fairy.runtime.files import write_atomically
+from fairy.runtime.source import Frames, Source
+from fairy.runtime.video import Clock, VideoWriter
+
+DEFAULT_CRF = 18
+_GAP = 4  # pixels of the line between pictures beside each other
+
+
+@dataclass(frozen=True, slots=True)
+class EditPart:
+    """Consecutive edited frames.
+
+    Attributes:
+        start: number of the first one, counted from the first edited frame.
+        frames: uint8 [n, height, width, 3], RGB.
+        pts: their time stamps in units of the source's time base; None where the source has no clock.
+    """
+
+    start: int
+    frames: Frames
+    pts: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class EditReport:
+    """How an edit was done.
+
+    Attributes:
+        source: what the input was found to be.
+        params: every parameter as it was really used.
+        model, backend, device, precision, threads: what ran, where and how; threads are those of the CPU.
+        anchors: frame numbers of the anchors.
+        micro_batch: frames denoised at once.
+        num_frames, width, height: of the result, in pixels.
+        times_ms: wall time by stage; "first_frame" is the time until the first edited frame was ready.
+        bank_bytes: size of the anchor bank.
+        fallbacks: what could not be done as asked and was done otherwise, in sentences.
+        notes: what else the user should know about input and output, in sentences.
+        engine_digests: digest of every built engine that ran, by graph; empty where none was built beforehand.
+        frames_sha256: of the edited frames' bytes, in order.
+        versions: of fairy and the libraries that decide the result.
+    """
+
+    source: dict[str, Any]
+    params: dict[str, Any]
+    model: str
+    backend: str
+    device: str
+    precision: str
+    threads: int
+    anchors: tuple[int, ...]
+    micro_batch: int
+    num_frames: int
+    width: int
+    height: int
+    times_ms: dict[str, float]
+    bank_bytes: int
+    fallbacks: tuple[str, ...]
+    notes: tuple[str, ...]
+    engine_digests: dict[str, str]
+    frames_sha256: str
+    versions: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the report as a JSON file, whole or not at all."""
+        text = json.dumps(self.to_json(), indent=2, default=str) + "\n"
+        write_atomically(Path(path), text.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class EditResult:
+    """A whole edited video in memory.
+
+    Attributes:
+        frames: uint8 [T, height, width, 3], RGB.
+        report: how it was done.
+        source: where it came from; what `save` takes sound, time stamps and colour tags from.
+    """
+
+    frames: Frames
+    report: EditReport
+    source: Source
+
+    def save(self, path: str | Path, *, fps: float | Fraction | None = None, crf: int = DEFAULT_CRF) -> Path:
+        """Write a video file, with the source's sound, time stamps and colour tags where it has some.
+
+        Args:
+            path: the file; its ending says the container.
+            fps: frames per second; required where the source has no clock, refused where it has one.
+            crf: constant rate factor of the encoder, 0 (best) to 51.
+
+        Raises:
+            InputError: the file cannot be written as asked; MachineError: the disk is full. No partial file is left.
+        """
+        height, width = self.frames.shape[1:3]
+        with open_writer(path, self.source, width=width, height=height, fps=fps, crf=crf) as writer:
+            for start in range(0, len(self.frames), 16):
+                writer.write(self.frames[start : start + 16])
+        return Path(path)
+
+
+def open_writer(
+    path: str | Path,
+    source: Source,
+    *,
+    width: int,
+    height: int,
+    fps: float | Fraction | None,
+    crf: int,
+    cancel: threading.Event | None = None,
+) -> VideoWriter:
+    """A writer for the edited frames of `source`; refuses, before anything is computed, what cannot be written."""
+    if source.clock is None and fps is None:
+        raise InputError("A folder of images or an array has no clock; say how many frames a second (fps, --fps).")
+    if source.clock is not None and fps is not None:
+        raise InputError(f"fps = {fps} cannot be used: the video has its own time stamps, which are kept.")
+    if fps is not None and not 0 < fps <= 1000:
+        raise InputError(f"fps = {fps} is not possible; it must be above 0 and at most 1000.")
+    video = source.video
+    return VideoWriter(
+        path,
+        width=width,
+        height=height,
+        clock=source.clock or Clock.constant(source.num_frames, fps or 1),
+        source=video,
+        source_range=None if video is None else (source.first, source.first + source.num_frames),
+        crf=crf,
+        cancel=cancel,
+    )
+
+
+def side_by_side(source: Frames, edited: Frames) -> Frames:
+    """Source and result with a black line between: two times uint8 [n, H, W, 3] to [n, H, side_by_side_width(W), 3]."""
+    gap = side_by_side_width(edited.shape[2]) - 2 * edited.shape[2]
+    line = np.zeros((*edited.shape[:2], gap, 3), dtype=np.uint8)
+    return np.concatenate([source, line, edited], axis=2)
+
+
+def side_by_side_width(width: int) -> int:
+    """Pixels of two pictures of that width beside each other, with the line between them."""
+    return 2 * width + _GAP
+
+
+def contact_sheet(pictures: Sequence[Frames]) -> Frames:
+    """Pictures [H, W, 3] of one size in a row, with black lines between."""
+    line = np.zeros((pictures[0].shape[0], _GAP, 3), dtype=np.uint8)
+    joined = [piece for picture in pictures for piece in (line, picture)][1:]
+    return np.concatenate(joined, axis=1)

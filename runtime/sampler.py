@@ -1,0 +1,207 @@
+"""Samplers: the schedule of a job, and one pure function a step rule.
+
+A `Schedule` holds plain numbers, made once from the checkpoint's own scheduler configuration by diffusers' scheduler
+of the same name, so that spacing, offsets and sigma options mean here what they mean there. The step functions are
+pure: everything random comes in as an argument. x, output and noise are float32 [frames, channels, h, w].
+
+Sources: Euler and Euler ancestral, Karras et al. (arXiv 2206.00364) as in k-diffusion; DDIM, Song et al. (arXiv
+2010.02502), η = 0; LCM, Luo et al. (arXiv 2310.04378).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairy.kernels.errors import InputError
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+_SCHEDULERS = {
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "ddim": "DDIMScheduler",
+    "lcm": "LCMScheduler",
+}
+SAMPLERS = tuple(_SCHEDULERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Everything a sampler needs to know before the loop starts, as plain numbers.
+
+    Attributes:
+        timesteps: what the network is told, one a step; floats, since Euler's lie between the trained ones.
+        sigmas: noise level of every step and of the end (Euler samplers; steps + 1 values, else empty).
+        alphas: cumulative ᾱ of every step and of the one after it (DDIM, LCM; pairs, else empty).
+        init_noise_sigma: what unit noise is multiplied with to become the first latents.
+        clip: the bound x0 is clamped to, where the configuration asks for it (DDIM, LCM).
+        boundary: LCM's (c_skip, c_out) of every step.
+    """
+
+    sampler: str
+    prediction_type: str
+    timesteps: tuple[float, ...]
+    init_noise_sigma: float
+    sigmas: tuple[float, ...] = ()
+    alphas: tuple[tuple[float, float], ...] = ()
+    clip: float | None = None
+    boundary: tuple[tuple[float, float], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+
+def make_schedule(sampler: str, scheduler_config: Mapping[str, Any], num_inference_steps: int) -> Schedule:
+    """The schedule that diffusers' scheduler named by `sampler`, built from this configuration, would follow.
+
+    Raises:
+        InputError: unknown sampler, prediction type or number of steps, or an option that changes the step rule
+            (thresholding) and is not offered.
+    """
+    if sampler not in _SCHEDULERS:
+        raise InputError(f"Sampler {sampler!r} is not known; choose one of {', '.join(SAMPLERS)}.")
+    scheduler = _scheduler(sampler, scheduler_config)
+    prediction_type = str(scheduler.config.prediction_type)
+    if prediction_type not in PREDICTION_TYPES:
+        raise InputError(
+            f"The checkpoint's prediction type {prediction_type!r} is not known; "
+            f"only {', '.join(PREDICTION_TYPES)} can be sampled."
+        )
+    if scheduler.config.get("thresholding", False):
+        raise InputError(f"Thresholding, which the checkpoint's scheduler asks for, is not offered with {sampler}.")
+    try:
+        scheduler.set_timesteps(num_inference_steps)
+    except ValueError as error:
+        raise InputError(f"{num_inference_steps} steps are not possible with {sampler}: {error}") from error
+    if len(scheduler.timesteps) != num_inference_steps:
+        raise InputError(
+            f"{num_inference_steps} steps are not possible with {sampler} and this checkpoint's schedule, "
+            f"which gives {len(scheduler.timesteps)}; choose another number of steps."
+        )
+    common = (sampler, prediction_type, tuple(scheduler.timesteps.float().tolist()), float(scheduler.init_noise_sigma))
+    if sampler in ("euler_ancestral", "euler"):
+        return Schedule(*common, sigmas=tuple(scheduler.sigmas.tolist()))
+    clip = float(scheduler.config.clip_sample_range) if scheduler.config.clip_sample else None
+    boundary = _lcm_boundary(scheduler) if sampler == "lcm" else ()
+    return Schedule(*common, alphas=_alphas(sampler, scheduler), clip=clip, boundary=boundary)
+
+
+def scale_model_input(schedule: Schedule, i: int, x: Tensor) -> Tensor:
+    """The latents as the network expects them at step i: unit variance for the Euler samplers, else unchanged."""
+    return x / (schedule.sigmas[i] ** 2 + 1) ** 0.5 if schedule.sigmas else x
+
+
+def needs_noise(schedule: Schedule, i: int) -> bool:
+    """Whether step i draws fresh noise."""
+    if schedule.sampler == "euler_ancestral":
+        return schedule.sigmas[i + 1] > 0
+    return schedule.sampler == "lcm" and i < len(schedule) - 1
+
+
+def step(schedule: Schedule, i: int, x: Tensor, output: Tensor, noise: Tensor | None) -> Tensor:
+    """The latents after step i, by the schedule's own rule; noise as `needs_noise` says, else None."""
+    return _STEPS[schedule.sampler](schedule, i, x, output, noise)
+
+
+def euler_ancestral_step(schedule: Schedule, i: int, x: Tensor, output: Tensor, noise: Tensor | None) -> Tensor:
+    """Euler down to σ_down, then fresh noise of σ_up, so that the variance is that of the next level."""
+    sigma, sigma_next = schedule.sigmas[i], schedule.sigmas[i + 1]
+    sigma_up = (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5
+    sigma_down = (sigma_next**2 - sigma_up**2) ** 0.5
+    x = x + (x - _original_from_sigma(schedule, i, x, output)) * ((sigma_down - sigma) / sigma)
+    return x if noise is None else x + noise * sigma_up
+
+
+def euler_step(schedule: Schedule, i: int, x: Tensor, output: Tensor, noise: Tensor | None) -> Tensor:
+    """One Euler step of the probability-flow ODE; `noise` is not used."""
+    sigma, sigma_next = schedule.sigmas[i], schedule.sigmas[i + 1]
+    return x + (x - _original_from_sigma(schedule, i, x, output)) * ((sigma_next - sigma) / sigma)
+
+
+def ddim_step(schedule: Schedule, i: int, x: Tensor, output: Tensor, noise: Tensor | None) -> Tensor:
+    """The deterministic DDIM step (η = 0); `noise` is not used."""
+    alpha, alpha_next = schedule.alphas[i]
+    original, epsilon = _original_from_alpha(schedule, i, x, output)
+    if schedule.prediction_type == "sample":
+        epsilon = (x - alpha**0.5 * original) / (1 - alpha) ** 0.5
+    original = _clipped(schedule, original)
+    return _mix(alpha_next, original, epsilon)
+
+
+def lcm_step(schedule: Schedule, i: int, x: Tensor, output: Tensor, noise: Tensor | None) -> Tensor:
+    """The consistency function's estimate, noised again to the next level unless this is the last step."""
+    _, alpha_next = schedule.alphas[i]
+    c_skip, c_out = schedule.boundary[i]
+    original, _ = _original_from_alpha(schedule, i, x, output)
+    original = _clipped(schedule, original)
+    denoised: Tensor = c_out * original + c_skip * x
+    return denoised if noise is None else _mix(alpha_next, denoised, noise)
+
+
+_STEPS: dict[str, Callable[[Schedule, int, Tensor, Tensor, Tensor | None], Tensor]] = {
+    "euler_ancestral": euler_ancestral_step,
+    "euler": euler_step,
+    "ddim": ddim_step,
+    "lcm": lcm_step,
+}
+
+
+def _mix(alpha: float, original: Tensor, noise: Tensor) -> Tensor:
+    """√ᾱ·x0 + √(1 − ᾱ)·ε."""
+    mixed: Tensor = original * alpha**0.5 + noise * (1 - alpha) ** 0.5
+    return mixed
+
+
+def _clipped(schedule: Schedule, original: Tensor) -> Tensor:
+    return original if schedule.clip is None else original.clamp(-schedule.clip, schedule.clip)
+
+
+def _original_from_sigma(schedule: Schedule, i: int, x: Tensor, output: Tensor) -> Tensor:
+    """x0 where x = x0 + σ·ε."""
+    sigma = schedule.sigmas[i]
+    if schedule.prediction_type == "epsilon":
+        return x - output * sigma
+    if schedule.prediction_type == "v_prediction":
+        variance = sigma**2 + 1
+        return x / variance - output * (sigma / variance**0.5)
+    return output
+
+
+def _original_from_alpha(schedule: Schedule, i: int, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    """(x0, ε) where x = √ᾱ·x0 + √(1 − ᾱ)·ε."""
+    a, b = schedule.alphas[i][0] ** 0.5, (1 - schedule.alphas[i][0]) ** 0.5
+    if schedule.prediction_type == "epsilon":
+        return (x - b * output) / a, output
+    if schedule.prediction_type == "v_prediction":
+        return a * x - b * output, a * output + b * x
+    return output, output
+
+
+def _scheduler(sampler: str, config: Mapping[str, Any]) -> Any:
+    import diffusers
+
+    # The names of the checkpoint's own class would only make diffusers warn about options of another class.
+    plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    return getattr(diffusers, _SCHEDULERS[sampler]).from_config(plain)
+
+
+def _alphas(sampler: str, scheduler: Any) -> tuple[tuple[float, float], ...]:
+    steps = [int(t) for t in scheduler.timesteps]
+    if sampler == "lcm":
+        following = [*steps[1:], steps[-1]]
+    else:
+        following = [t - scheduler.config.num_train_timesteps // len(steps) for t in steps]
+    final = float(scheduler.final_alpha_cumprod)
+    cumprod = scheduler.alphas_cumprod.to(torch.float64)
+    return tuple(
+        (float(cumprod[t]), float(cumprod[n]) if n >= 0 else final) for t, n in zip(steps, following, strict=True)
+    )
+
+
+def _lcm_boundary(scheduler: Any) -> tuple[tuple[float, float], ...]:
+    pairs = (scheduler.get_scalings_for_boundary_condition_discrete(int(t)) for t in scheduler.timesteps)
+    return tuple((float(c_skip), float(c_out)) for c_skip, c_out in pairs)

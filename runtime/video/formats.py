@@ -1,0 +1,76 @@
+"""Which containers, codecs and colours are read and written. Everything that may be decoded is listed here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairy.kernels.errors import InputError
+
+DEMUXERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts")
+READS = "MP4/MOV, Matroska/WebM, AVI and MPEG-TS"
+VIDEO_CODECS = {
+    "h264": "h264",
+    "hevc": "hevc",
+    "vp9": "vp9",
+    "libvpx-vp9": "vp9",
+    "av1": "av1",
+    "libdav1d": "av1",
+    "mpeg4": "mpeg4",
+    "prores": "prores",
+    "mjpeg": "mjpeg",
+}
+"""FFmpeg's decoder -> the codec's name."""
+
+# While a file is opened FFmpeg may decode a little sound to learn its parameters; it is copied undecoded later.
+AUDIO_DECODERS = (
+    "aac,aac_latm,ac3,alac,dca,eac3,flac,libopus,mp2,mp2float,mp3,mp3float,opus,vorbis,"
+    "pcm_alaw,pcm_f32le,pcm_mulaw,pcm_s16be,pcm_s16le,pcm_s24be,pcm_s24le,pcm_s32le,pcm_u8"
+)
+OTHER_DECODERS = "ass,mov_text,srt,subrip,text,webvtt"
+
+HDR_TRANSFERS = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}
+MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
+"""H.273's matrix -> swscale's number for it; the others (YCgCo, constant luminance, …) it cannot convert."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One kind of file that is written."""
+
+    muxer: str
+    title: str
+    encoder: str
+    clock: str
+    """"any": keeps every time stamp; "ms", "90kHz": rounds to it; "rate": knows a constant rate only."""
+
+
+_MP4 = Output("mp4", "MP4", "libx264", "any")
+_MKV = Output("matroska", "Matroska", "libx264", "ms")
+OUTPUTS = {
+    ".mp4": _MP4,
+    ".m4v": _MP4,
+    ".mov": Output("mov", "QuickTime", "libx264", "any"),
+    ".mkv": _MKV,
+    ".webm": Output("webm", "WebM", "libvpx-vp9", "ms"),
+    ".avi": Output("avi", "AVI", "libx264", "rate"),
+    ".ts": Output("mpegts", "MPEG-TS", "libx264", "90kHz"),
+}
+ENCODERS = {"h264": "libx264", "libx264": "libx264", "vp9": "libvpx-vp9", "libvpx-vp9": "libvpx-vp9"}
+
+
+def output_format(path: Path) -> Output:
+    """The format that the file's extension asks for."""
+    if path.suffix.lower() in OUTPUTS:
+        return OUTPUTS[path.suffix.lower()]
+    known = ", ".join(OUTPUTS)
+    what = f"the extension {path.suffix!r}" if path.suffix else "no extension"
+    raise InputError(f"{path} has {what}, but a video is written as one of {known}.")
+
+
+def encoder_for(name: str | None, output: Output) -> str:
+    if name is None:
+        return output.encoder
+    if name not in ENCODERS:
+        raise InputError(f"Codec {name!r} is not known; choose one of {', '.join(ENCODERS)}.")
+    if output.muxer == "webm" and ENCODERS[name] == "libx264":
+        raise InputError("WebM holds no H.264; leave the codec out or write an .mkv.")
+    return ENCODERS[name]

@@ -1,0 +1,113 @@
+"""A folder of pictures as a video without a clock or sound."""
+
+import re
+import threading
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairy.kernels.errors import Cancelled, InputError
+from fairy.runtime.video.info import MAX_PIXELS
+from fairy.runtime.video.reader import choose
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFolderInfo:
+    """Pictures of one size, in the natural order of their names (2.png before 10.png)."""
+
+    path: Path
+    files: tuple[Path, ...]
+    width: int
+    height: int
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.files)
+
+    def to_json(self) -> dict[str, Any]:
+        names = [file.name for file in self.files]
+        return {"path": str(self.path), "files": names, "width": self.width, "height": self.height}
+
+
+def probe_images(
+    folder: str | Path,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    cancel: threading.Event | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> ImageFolderInfo:
+    """Decodes every picture once; raises InputError for a broken one or the first of another size."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder of pictures.")
+    files = tuple(sorted((f for f in folder.iterdir() if f.suffix.lower() in _SUFFIXES), key=_natural))
+    if not files:
+        raise InputError(f"{folder} has no pictures; {', '.join(sorted(_SUFFIXES))} files are read.")
+    height, width = _load(files[0], max_pixels).shape[:2]
+    for done, file in enumerate(files, 1):
+        _stop_if(cancel, folder)
+        found = _load(file, max_pixels).shape
+        if found[:2] != (height, width):
+            raise InputError(
+                f"{file} has {found[1]}×{found[0]} pixels, but {files[0].name} has {width}×{height}; all must be equal."
+            )
+        if on_progress is not None:
+            on_progress(done)
+    return ImageFolderInfo(folder, files, width, height)
+
+
+def read_images(
+    info: ImageFolderInfo,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    indices: Collection[int] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    cancel: threading.Event | None = None,
+) -> Iterator[NDArray[np.uint8]]:
+    """The pictures start … stop − 1, or those of `indices`, in ascending order: uint8 RGB [H, W, 3]."""
+    for index in choose(info.num_frames, start, stop, indices):
+        _stop_if(cancel, info.path)
+        picture = _load(info.files[index], max_pixels)
+        if picture.shape != (info.height, info.width, 3):
+            raise InputError(f"{info.files[index]} changed its size while the folder was being read.")
+        yield picture
+
+
+def _natural(file: Path) -> tuple[list[tuple[int, str]], str]:
+    """Runs of digits compare as numbers, all else as text; the name itself breaks ties."""
+    parts = re.findall(r"\d+|\D+", file.name.lower())
+    return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts], file.name
+
+
+def _load(file: Path, max_pixels: int) -> NDArray[np.uint8]:
+    from PIL import Image, ImageOps  # here, so that the video helpers never load it
+
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise InputError(
+                    f"{file} has {width}×{height} pixels, more than max_pixels = {max_pixels:,} allows; "
+                    "make it smaller or raise max_pixels."
+                )
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.uint8)
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        raise InputError(f"{file} has more pixels than Pillow opens; make it smaller.") from None
+    except Exception:
+        # Pillow's readers raise many kinds of error for broken bytes; all mean the same to the user.
+        raise InputError(f"{file} is not a whole picture that can be read; export it again.") from None
+
+
+def _stop_if(cancel: threading.Event | None, folder: Path) -> None:
+    if cancel is not None and cancel.is_set():
+        raise Cancelled(f"Cancelled while reading {folder}.")

@@ -1,0 +1,132 @@
+"""What travels along with the edited pictures: sound, subtitles, data, chapters and titles, copied undecoded."""
+
+import io
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import chain, islice
+
+import av
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.stream import Stream
+
+from fairy.runtime.video import formats
+from fairy.runtime.video.helper import Refusal
+
+_BELONGS_TO_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder", "timecode", "duration"}
+_LOOK_AHEAD_PACKETS = 50
+
+
+class Passengers:
+    """The streams of `source` beside its video `stream`, copied into `output` in step with the pictures.
+
+    With a `span` (start and stop in seconds of the source) packets that begin inside it are kept, and
+    start becomes 0.
+    """
+
+    def __init__(
+        self,
+        source: InputContainer,
+        video: Stream,
+        output: OutputContainer,
+        into: formats.Output,
+        span: tuple[Fraction, Fraction] | None,
+    ) -> None:
+        self.notes: list[str] = []
+        self._video, self._output, self._into, self._span = video, output, into, span
+        self._copies = {s.index: copy for s in source.streams if (copy := self._add(s)) is not None}
+        self._name(source)
+        self._packets = self._look_ahead(source.demux())
+
+    def copy_until(self, time_s: Fraction) -> None:
+        """Copies on until the source's own pictures have passed `time_s`: as well interleaved as the source was."""
+        start_s = self._span[0] if self._span else Fraction(0)
+        for packet in self._packets:
+            if packet.stream_index in self._copies:
+                self._copy(packet)
+            elif (
+                packet.stream_index == self._video.index
+                and packet.dts is not None
+                and packet.dts * packet.time_base - start_s > time_s
+            ):
+                return
+
+    def finish(self) -> None:
+        """Copies all that is left."""
+        for packet in self._packets:
+            if packet.stream_index in self._copies:
+                self._copy(packet)
+
+    def _add(self, stream: Stream) -> Stream | None:
+        if stream.index == self._video.index:
+            return None
+        if not _fits(stream, self._into.muxer):
+            self._leave(stream)
+            return None
+        copy = self._output.add_stream_from_template(stream)
+        copy.metadata.update({k: v for k, v in stream.metadata.items() if k not in _BELONGS_TO_THE_FILE})
+        copy.disposition = stream.disposition
+        return copy
+
+    def _leave(self, stream: Stream) -> None:
+        name = _codec(stream)
+        if stream.type == "audio":
+            homes = [e for e in (".mkv", ".mp4", ".mov") if _fits(stream, formats.OUTPUTS[e].muxer)]
+            remedy = f"; write {' or '.join(homes[:2])} instead" if homes else "; remove the sound first"
+            raise Refusal(f"Sound stream {stream.index} ({name}) cannot be kept in {self._into.title}{remedy}.")
+        kind = "second video" if stream.type == "video" else stream.type
+        self.notes.append(
+            f"{kind} stream {stream.index} ({name}) cannot be kept in {self._into.title} and is left out."
+        )
+
+    def _copy(self, packet: "Packet[Stream]") -> None:
+        if packet.dts is None and packet.pts is None:  # the empty packets that end each stream
+            return
+        if self._span is not None and not self._shift(packet, *self._span):
+            return
+        packet.stream = self._copies[packet.stream_index]
+        self._output.mux(packet)
+
+    def _shift(self, packet: "Packet[Stream]", start_s: Fraction, stop_s: Fraction) -> bool:
+        at = packet.pts if packet.pts is not None else packet.dts
+        assert at is not None
+        if not start_s <= at * packet.time_base < stop_s:
+            return False
+        ticks = round(start_s / packet.time_base)
+        packet.pts = packet.pts - ticks if packet.pts is not None else None
+        packet.dts = packet.dts - ticks if packet.dts is not None else None
+        return True
+
+    def _look_ahead(self, packets: "Iterator[Packet[Stream]]") -> "Iterator[Packet[Stream]]":
+        """The same packets; says so where the first ones are earlier than MPEG-TS can count."""
+        if self._into.muxer != "mpegts" or self._span is not None:
+            return packets
+        first = list(islice(packets, _LOOK_AHEAD_PACKETS))
+        starts = [p.dts * p.time_base for p in first if p.stream_index in self._copies and p.dts is not None]
+        if min(starts, default=Fraction(0)) < 0:
+            later_ms = float(-min(starts) * 1000)
+            self.notes.append(f"MPEG-TS has no time before 0; all streams start {later_ms:.0f} ms later.")
+        return chain(first, packets)
+
+    def _name(self, source: InputContainer) -> None:
+        titles = {k: v for k, v in source.metadata.items() if k.lower() not in _BELONGS_TO_THE_FILE}
+        self._output.metadata.update(titles)
+        if self._span is None and source.chapters():
+            self._output.set_chapters(source.chapters())
+
+
+def _codec(stream: Stream) -> str:
+    return stream.codec_context.codec.canonical_name if stream.codec_context is not None else "unknown codec"
+
+
+def _fits(stream: Stream, muxer: str) -> bool:
+    """Whether the container takes the stream: tried, because FFmpeg's own table does not know every rule."""
+    if stream.type not in ("audio", "subtitle", "data", "attachment"):
+        return False
+    try:
+        with av.open(io.BytesIO(), "w", format=muxer) as trial:
+            trial.add_stream_from_template(stream)
+            trial.start_encoding()
+    except (av.FFmpegError, ValueError):
+        return False
+    return True

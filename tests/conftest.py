@@ -1,0 +1,148 @@
+"""What every test may use: random checkpoints of Stable Diffusion 1.5's layout, small enough for a CPU."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _make_importable(name: str) -> None:
+    """Load a plain folder of the checkout as a package without putting the checkout on sys.path."""
+    spec = importlib.util.spec_from_file_location(
+        name, ROOT / name / "__init__.py", submodule_search_locations=[str(ROOT / name)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+for _folder in ("training", "examples"):
+    if (ROOT / _folder / "__init__.py").exists() and _folder not in sys.modules:
+        _make_importable(_folder)
+
+torch.set_num_threads(1)
+
+CHANNELS = (32, 64, 128, 128)
+TEXT_CHANNELS = 32
+SCHEDULER = {
+    "_class_name": "EulerAncestralDiscreteScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "steps_offset": 1,
+}
+
+
+def make_unet(seed: int = 0, **changes: object) -> torch.nn.Module:
+    """A random UNet with Stable Diffusion 1.5's block layout and 8 input channels."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(seed)
+    config = {
+        "sample_size": 16,
+        "in_channels": 8,
+        "out_channels": 4,
+        "layers_per_block": 2,
+        "attention_head_dim": 8,
+        "norm_num_groups": 8,
+        "cross_attention_dim": TEXT_CHANNELS,
+        "block_out_channels": CHANNELS,
+        "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+        **changes,
+    }
+    return UNet2DConditionModel(**config).eval().requires_grad_(False)
+
+
+def make_vae(seed: int = 1) -> torch.nn.Module:
+    """A random autoencoder, 8 times smaller, 4 channels."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(seed)
+    blocks = 4
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=["DownEncoderBlock2D"] * blocks,
+        up_block_types=["UpDecoderBlock2D"] * blocks,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+    return vae.eval().requires_grad_(False)
+
+
+def write_tokenizer(folder: Path, length: int = 16) -> None:
+    """A CLIP tokenizer that spells every word out: byte-level alphabet, no merges."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(c) for c in range(33, 127)]
+    names = [*letters, *[letter + "</w>" for letter in letters], "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=length)
+    tokenizer.save_pretrained(folder)
+
+
+def write_checkpoint(folder: Path, *, scheduler: dict | None = None, recommended: dict | None = None) -> Path:
+    """A whole random model in diffusers' directory format."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    make_unet().save_pretrained(folder / "unet")
+    make_vae().save_pretrained(folder / "vae")
+    write_tokenizer(folder / "tokenizer")
+    torch.manual_seed(2)
+    text = CLIPTextConfig(
+        vocab_size=190,
+        hidden_size=TEXT_CHANNELS,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        bos_token_id=188,
+        eos_token_id=189,
+    )
+    CLIPTextModel(text).save_pretrained(folder / "text_encoder")
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler or SCHEDULER))
+    index = {
+        "_class_name": "StableDiffusionInstructPix2PixPipeline",
+        "feature_extractor": [None, None],
+        "safety_checker": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "scheduler": ["diffusers", (scheduler or SCHEDULER)["_class_name"]],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    if recommended is not None:
+        (folder / "fairy.json").write_text(json.dumps(recommended))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with Stable Diffusion 1.5's layout."""
+    return write_checkpoint(tmp_path_factory.mktemp("model") / "random")
+
+
+@pytest.fixture(scope="session")
+def editor(checkpoint_folder: Path):
+    """An Editor over the random model, in float32 on the CPU."""
+    from fairy.runtime import Editor
+
+    with Editor.from_pretrained(checkpoint_folder, device="cpu") as made:
+        yield made
