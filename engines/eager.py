@@ -74,6 +74,6 @@ class EagerBackend:
     def _checkpoint(self, dtype: torch.dtype) -> Checkpoint:
         if dtype not in self._weights:
             source = self._weights[self._dtype]
-            parts = {name: copy.deepcopy(getattr(source, name)).to(dtype) for name in ("unet", "vae", "text_encoder")}
+            parts = {name: nn.Module.to(copy.deepcopy(getattr(source, name)), dtype) for name in ("unet", "vae", "text_encoder")}
             self._weights[dtype] = replace(source, **parts)
         return self._weights[dtype]

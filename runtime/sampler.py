@@ -8,7 +8,6 @@ Sources: Euler and Euler ancestral, Karras et al. (arXiv 2206.00364) as in k-dif
 2010.02502), η = 0; LCM, Luo et al. (arXiv 2310.04378).
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -12,6 +11,7 @@ from av.video.stream import VideoStream
 from fairy.runtime.video import formats
 from fairy.runtime.video.helper import Refusal
 from fairy.runtime.video.info import BT601, BT709, ColorTags
+from fairy.runtime.video.source import Source
 
 _UNSAID = 2
 _NAMES = {1: "BT.709", 6: "BT.601"}
@@ -34,10 +34,10 @@ class Look:
         return asdict(self)
 
 
-def look_at(frame: VideoFrame, stream: VideoStream, path: Path) -> Look:
+def look_at(frame: VideoFrame, source: Source) -> Look:
     """All that reading needs to know; raises Refusal for HDR and matrices that cannot be converted."""
     notes: list[str] = []
-    color, assumed = _color(frame, stream, path, notes)
+    color, assumed = _color(frame, source, notes)
     rotation, flipped = _turn(frame, notes)
     depth = max(component.bits for component in frame.format.components)
     if depth > 8:
@@ -48,16 +48,16 @@ def look_at(frame: VideoFrame, stream: VideoStream, path: Path) -> Look:
         notes.append("The source has transparency, which is dropped.")
     aside = rotation in (90, 270)
     width, height = (frame.height, frame.width) if aside else (frame.width, frame.height)
-    aspect = _aspect(stream, inverted=aside)
+    aspect = _aspect(source.stream, inverted=aside)
     return Look(width, height, frame.format.name, depth, rotation, flipped, color, assumed, str(aspect), notes)
 
 
-def _color(frame: VideoFrame, stream: VideoStream, path: Path, notes: list[str]) -> tuple[ColorTags, bool]:
-    context = stream.codec_context
+def _color(frame: VideoFrame, source: Source, notes: list[str]) -> tuple[ColorTags, bool]:
+    context = source.stream.codec_context
     transfer = _said(frame.color_trc, context.color_trc)
     if transfer in formats.HDR_TRANSFERS:
         raise Refusal(
-            f"{path} is high dynamic range, {formats.HDR_TRANSFERS[transfer]}, which is not edited; "
+            f"{source.path} is high dynamic range, {formats.HDR_TRANSFERS[transfer]}, which is not edited; "
             "convert it to standard dynamic range (BT.709) first."
         )
     primaries = _said(frame.color_primaries, context.color_primaries)
@@ -72,7 +72,7 @@ def _color(frame: VideoFrame, stream: VideoStream, path: Path, notes: list[str])
         notes.append(f"The source does not say its colour matrix; {_NAMES[matrix]} was taken, as is usual at its size.")
     if matrix not in formats.MATRICES:
         raise Refusal(
-            f"{path} uses colour matrix {matrix} of H.273, which cannot be converted; re-encode it as BT.709."
+            f"{source.path} uses colour matrix {matrix} of H.273, which cannot be converted; re-encode it as BT.709."
         )
     return ColorTags(matrix, _or(primaries, _partner(matrix)), _or(transfer, _partner(matrix)), full), assumed
 

@@ -12,13 +12,14 @@ from av.stream import Stream
 
 from fairy.runtime.video import formats
 from fairy.runtime.video.helper import Refusal
+from fairy.runtime.video.source import Source, codec_name
 
 _BELONGS_TO_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder", "timecode", "duration"}
 _LOOK_AHEAD_PACKETS = 50
 
 
 class Passengers:
-    """The streams of `source` beside its video `stream`, copied into `output` in step with the pictures.
+    """The streams of `source` beside the edited video, copied into `output` in step with the pictures.
 
     With a `span` (start and stop in seconds of the source) packets that begin inside it are kept, and
     start becomes 0.
@@ -26,17 +27,16 @@ class Passengers:
 
     def __init__(
         self,
-        source: InputContainer,
-        video: Stream,
+        source: Source,
         output: OutputContainer,
         into: formats.Output,
         span: tuple[Fraction, Fraction] | None,
     ) -> None:
         self.notes: list[str] = []
-        self._video, self._output, self._into, self._span = video, output, into, span
-        self._copies = {s.index: copy for s in source.streams if (copy := self._add(s)) is not None}
-        self._name(source)
-        self._packets = self._look_ahead(source.demux())
+        self._video, self._output, self._into, self._span = source.stream, output, into, span
+        self._copies = {s.index: copy for s in source.container.streams if (copy := self._add(s)) is not None}
+        self._name(source.container)
+        self._packets = self._look_ahead(source.container.demux())
 
     def copy_until(self, time_s: Fraction) -> None:
         """Copies on until the source's own pictures have passed `time_s`: as well interleaved as the source was."""
@@ -69,7 +69,7 @@ class Passengers:
         return copy
 
     def _leave(self, stream: Stream) -> None:
-        name = _codec(stream)
+        name = codec_name(stream)
         if stream.type == "audio":
             homes = [e for e in (".mkv", ".mp4", ".mov") if _fits(stream, formats.OUTPUTS[e].muxer)]
             remedy = f"; write {' or '.join(homes[:2])} instead" if homes else "; remove the sound first"
@@ -113,10 +113,6 @@ class Passengers:
         self._output.metadata.update(titles)
         if self._span is None and source.chapters():
             self._output.set_chapters(source.chapters())
-
-
-def _codec(stream: Stream) -> str:
-    return stream.codec_context.codec.canonical_name if stream.codec_context is not None else "unknown codec"
 
 
 def _fits(stream: Stream, muxer: str) -> bool:

@@ -1,10 +1,13 @@
 """Opens a user's file with everything shut that a hostile one could use. Runs in helper processes only."""
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import av
 import numpy as np
@@ -22,6 +25,8 @@ from fairy.runtime.video.info import ColorTags
 DECODER_THREADS = 4
 _ALIGNED = 128
 """FFmpeg holds its max_pixels against sizes that it has rounded up, by at most this much."""
+_BROKEN = re.compile("EBML number|exceeds containing master element|exceeds max length")
+"""What the Matroska demuxer says before it silently leaves out what it cannot follow."""
 _EXACT = (
     Interpolation.BICUBIC
     | Interpolation.ACCURATE_RND
@@ -53,27 +58,121 @@ class FFmpegLog:
         return self._lines
 
 
-def open_source(path: Path, max_pixels: int, log: FFmpegLog) -> InputContainer:
-    """The file, demuxed by one of the listed demuxers; nothing it names is opened."""
-    _check_file(path)
-    whitelist = {
-        "format_whitelist": ",".join(formats.DEMUXERS),
-        "protocol_whitelist": "file,pipe",
-        "codec_whitelist": ",".join([*formats.VIDEO_CODECS, formats.AUDIO_DECODERS, formats.OTHER_DECODERS]),
-        "max_pixels": str(2 * max_pixels + _ALIGNED**2),
-    }
-    try:
-        return av.open(f"file:{path.absolute()}", options=whitelist, metadata_errors="replace")
-    except MemoryError:
-        raise
-    except (av.FFmpegError, ValueError):
-        said = log.text()
-        if "moov atom not found" in said:
-            raise Refusal(f"{path} is cut off: the index at its end is missing; copy or download it again.") from None
-        raise Refusal(f"{path} is not a video that can be read; {formats.READS} files are.") from None
+class Source:
+    """A user's video file; a context manager. Nothing that the file names is opened."""
+
+    def __init__(self, path: Path, max_pixels: int) -> None:
+        check_file(path)
+        self.path, self.max_pixels, self.log = path, max_pixels, FFmpegLog()
+        self.gap_s: float | None = None
+        """When the first packet begins that its transport marks as incomplete: usual where recordings were joined."""
+        self.container = self._open()
+        self.stream = self._pick()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.container.close()
+
+    def decode(self) -> Iterator[tuple[VideoFrame, int]]:
+        """Every frame in the order shown with its time stamp, made strictly increasing; raises at the first damage."""
+        size, last = (0, 0), None
+        zero: int | None = None if self.container.format.name == "avi" else 0
+        for frame in self._frames():
+            if frame.is_corrupt:
+                raise self._damaged(frame.time)
+            size = self._check_frame(frame, size)
+            pts = frame.pts if frame.pts is not None else frame.dts
+            if last is not None and (pts is None or pts <= last):
+                pts = last + max(frame.duration, 1)
+            last = pts or 0
+            # AVI stores no time stamps: what FFmpeg makes up begins at the decoder's delay instead of 0.
+            zero = last if zero is None else zero
+            yield frame, last - zero
+
+    def _open(self) -> InputContainer:
+        decoders = [*formats.VIDEO_CODECS, formats.AUDIO_DECODERS, formats.OTHER_DECODERS]
+        whitelist = {
+            "format_whitelist": ",".join(formats.DEMUXERS),
+            "protocol_whitelist": "file,pipe",
+            "codec_whitelist": ",".join(decoders),
+            "max_pixels": str(2 * self.max_pixels + _ALIGNED**2),
+        }
+        try:
+            return av.open(f"file:{self.path.absolute()}", options=whitelist, metadata_errors="replace")
+        except MemoryError:
+            raise
+        except av.EOFError:
+            raise Refusal(f"{self.path} has 0 frames of video.") from None
+        except (av.FFmpegError, ValueError):
+            raise Refusal(f"{self.path} is not a video that can be read; {formats.READS} files are.") from None
+
+    def _pick(self) -> VideoStream:
+        """The first real video stream, ready to be decoded within the limits."""
+        real = [s for s in self.container.streams.video if not is_cover(s)]
+        if not real:
+            raise Refusal(f"{self.path} has no video stream, so 0 frames to edit.")
+        stream, context = real[0], real[0].codec_context
+        name = context.codec.name if context is not None else "an unknown codec"
+        if name not in formats.VIDEO_CODECS:
+            known = ", ".join(sorted(set(formats.VIDEO_CODECS.values())))
+            raise Refusal(f"{self.path} is coded in {name}, which is not decoded; {known} are.")
+        self._check_size(stream.width, stream.height)
+        # The limit of the open call does not reach this second decoder.
+        room = self.max_pixels + _ALIGNED * (stream.width + stream.height + _ALIGNED)
+        context.options = {"max_pixels": str(room)}
+        context.thread_type, context.thread_count = "AUTO", DECODER_THREADS
+        return stream
+
+    def _frames(self) -> Iterator[VideoFrame]:
+        time_s = 0.0
+        try:
+            for packet in self.container.demux():
+                if packet.stream is self.stream:
+                    if packet.pts is not None:
+                        time_s = float(packet.pts * packet.time_base)
+                    if packet.is_corrupt and self.gap_s is None:
+                        self.gap_s = time_s
+                    if _BROKEN.search(self.log.text()):
+                        raise self._damaged(time_s)
+                    yield from self.stream.decode(packet)
+        except MemoryError:
+            raise
+        except av.FFmpegError:
+            if "specified max pixel count" in self.log.text():
+                raise self._too_large("more pixels") from None
+            raise self._damaged(time_s) from None
+
+    def _check_frame(self, frame: VideoFrame, before: tuple[int, int]) -> tuple[int, int]:
+        size = frame.width, frame.height
+        self._check_size(*size)
+        if before not in ((0, 0), size):
+            raise Refusal(
+                f"{self.path} changes its size from {before[0]}×{before[1]} to {size[0]}×{size[1]} "
+                f"at {frame.time or 0:.2f} s; cut it there into two files."
+            )
+        return size
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > self.max_pixels:
+            raise self._too_large(f"{width}×{height} pixels, more")
+
+    def _too_large(self, count: str) -> Refusal:
+        return Refusal(
+            f"{self.path} has {count} than max_pixels = {self.max_pixels:,} allows; "
+            "make it smaller or raise max_pixels."
+        )
+
+    def _damaged(self, time_s: float | None) -> Refusal:
+        where = f"at {time_s or 0:.2f} s of the video"
+        return Refusal(f"{self.path} is damaged {where}; copy or download it again, or repair it.")
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Refuses what is not a readable regular file."""
     try:
         status = path.stat()
     except OSError as error:
@@ -88,93 +187,20 @@ def _check_file(path: Path) -> None:
         raise Refusal(f"{path} is empty.")
 
 
-def pick_video(container: InputContainer, path: Path, max_pixels: int) -> VideoStream:
-    """The first real video stream, ready to be decoded within `max_pixels`."""
-    real = [s for s in container.streams.video if not is_cover(s)]
-    if not real:
-        raise Refusal(f"{path} has no video stream, so 0 frames to edit.")
-    stream = real[0]
-    context = stream.codec_context
-    name = context.codec.name if context is not None else "an unknown codec"
-    if name not in formats.VIDEO_CODECS:
-        known = ", ".join(sorted(set(formats.VIDEO_CODECS.values())))
-        raise Refusal(f"{path} is coded in {name}, which is not decoded; {known} are.")
-    check_size(path, stream.width, stream.height, max_pixels)
-    # The limit of the open call does not reach this second decoder.
-    room = max_pixels + _ALIGNED * (stream.width + stream.height + _ALIGNED)
-    context.options = {"max_pixels": str(room)}
-    context.thread_type = "AUTO"
-    context.thread_count = DECODER_THREADS
-    return stream
-
-
 def tick(stream: Stream) -> Fraction:
     """Seconds per unit of the stream's time stamps."""
     assert stream.time_base is not None
     return stream.time_base
 
 
+def codec_name(stream: Stream) -> str:
+    """The name of the stream's codec, whichever decoder FFmpeg would take."""
+    return stream.codec_context.codec.canonical_name if stream.codec_context is not None else "unknown codec"
+
+
 def is_cover(stream: Stream) -> bool:
     """An album picture rather than a moving one."""
     return bool(stream.disposition & Disposition.attached_pic)
-
-
-def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise Refusal(
-            f"{path} has {width}×{height} pixels, more than max_pixels = {max_pixels:,} allows; "
-            "make it smaller or raise max_pixels."
-        )
-
-
-def decode(
-    container: InputContainer, stream: VideoStream, path: Path, max_pixels: int, log: FFmpegLog
-) -> Iterator[tuple[VideoFrame, int]]:
-    """Every frame in the order shown with its time stamp, made strictly increasing; raises at the first damage."""
-    size, last = (0, 0), None
-    zero: int | None = None if container.format.name == "avi" else 0
-    for frame in _frames(container, stream, path, max_pixels, log):
-        if frame.is_corrupt:
-            raise damaged(path, frame.time)
-        if size not in ((0, 0), (frame.width, frame.height)):
-            raise Refusal(
-                f"{path} changes its size from {size[0]}×{size[1]} to {frame.width}×{frame.height} "
-                f"at {frame.time or 0:.2f} s; cut it there into two files."
-            )
-        size = frame.width, frame.height
-        check_size(path, *size, max_pixels)
-        pts = frame.pts if frame.pts is not None else frame.dts
-        pts = pts if last is None or (pts is not None and pts > last) else last + max(frame.duration, 1)
-        # AVI stores no time stamps: what FFmpeg makes up begins at the decoder's delay instead of 0.
-        zero = (pts or 0) if zero is None else zero
-        last = pts or 0
-        yield frame, last - zero
-
-
-def _frames(
-    container: InputContainer, stream: VideoStream, path: Path, max_pixels: int, log: FFmpegLog
-) -> Iterator[VideoFrame]:
-    time = 0.0
-    try:
-        for packet in container.demux():
-            if packet.stream is not stream:
-                continue
-            if packet.pts is not None:
-                time = float(packet.pts * packet.time_base)
-            yield from stream.decode(packet)
-    except MemoryError:
-        raise
-    except av.FFmpegError:
-        said = log.text()
-        if "specified max pixel count" in said:
-            raise Refusal(
-                f"{path} has more pixels than max_pixels = {max_pixels:,} allows; make it smaller or raise max_pixels."
-            ) from None
-        raise damaged(path, time) from None
-
-
-def damaged(path: Path, time_s: float | None) -> Refusal:
-    return Refusal(f"{path} is damaged at {time_s or 0:.2f} s of the video; copy or download it again, or repair it.")
 
 
 def rgb(frame: VideoFrame, color: ColorTags, rotation: int, flipped: bool) -> NDArray[np.uint8]:

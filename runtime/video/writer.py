@@ -163,7 +163,7 @@ def _check_numbers(width: int, height: int, crf: int) -> None:
     if width < 1 or height < 1:
         raise InputError(f"A video cannot be {width}×{height} pixels.")
     if not 0 <= crf <= 51:
-        raise InputError(f"Crf {crf} is outside 0 (best) to 51 (smallest).")
+        raise InputError(f"The quality crf = {crf} is outside 0 (best) to 51 (smallest).")
 
 
 def _check_place(path: Path, source: VideoInfo | None) -> None:

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from fairy.runtime.video import VideoWriter, probe, read_frames
+from fairy.runtime.video import VideoInfo, VideoWriter, probe
 
 RED = (200, 60, 40)
 """The colour of the lower half of every picture; YUV (109, 92, 186) in BT.601, (92, 105, 190) in BT.709."""
@@ -123,15 +123,16 @@ def seconds() -> Callable[[Any], list[Fraction]]:
 
 
 @pytest.fixture(scope="session")
-def copy_video() -> Callable[..., Any]:
-    """Reads a clip and writes it again unedited; returns the finished writer."""
+def copy_video() -> Callable[..., VideoWriter]:
+    """Writes other pictures with everything else of `source`, a path or VideoInfo; returns the finished writer."""
 
-    def _copy(source: Path, target: Path, span: tuple[int, int] | None = None, **how: Any) -> VideoWriter:
-        info = probe(source)
+    def _copy(source: Path | VideoInfo, target: Path, span: tuple[int, int] | None = None, **how: Any) -> VideoWriter:
+        info = source if isinstance(source, VideoInfo) else probe(source)
         start, stop = span or (0, info.num_frames)
-        with VideoWriter(target, width=info.width, height=info.height, source=info, source_range=span, **how) as writer:
-            for frame in read_frames(info, start, stop):
-                writer.write(frame)
+        size = {"width": info.width, "height": info.height}
+        with VideoWriter(target, **size, source=info, source_range=span, **how) as writer:
+            for index in range(start, stop):
+                writer.write(picture(index, info.width, info.height))
         return writer
 
     return _copy

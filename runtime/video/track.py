@@ -1,0 +1,100 @@
+"""The pictures of an output file: encoded with their colours, each packet with its exact time and duration."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.container import OutputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from fairy.runtime.video import formats, wire
+from fairy.runtime.video.info import ColorTags
+
+ENCODER_THREADS = 2
+"""A constant: x264's pictures depend on its number of threads, and the same frames shall give the same bytes."""
+_EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP | Interpolation.BITEXACT
+
+
+class VideoTrack:
+    """One video stream of `output`, as the writer's `request` describes it."""
+
+    def __init__(self, output: OutputContainer, request: wire.Message, into: formats.Output) -> None:
+        self._color = ColorTags(**request["color"])
+        self._into = into
+        self._stream = _add_stream(output, request, self._color, into)
+        self._durations: dict[int, int] = {}  # of the pictures that are inside the encoder, by time stamp
+        self._held: Packet[VideoStream] | None = None
+        self._start = self._end = self._first_dts = 0
+
+    def encode(self, picture: NDArray[np.uint8], pts: int, duration: int) -> "Iterator[Packet[VideoStream]]":
+        """The packets that are ready once `picture` [H, W, 3] is known."""
+        if not self._end:
+            self._start = pts
+        self._durations[pts], self._end = duration, pts + duration
+        yield from self._packets(self._frame(picture, pts, duration))
+
+    def finish(self) -> "Iterator[Packet[VideoStream]]":
+        """All packets that are left."""
+        yield from self._packets(None)
+        if self._held is None:
+            return
+        if self._into.muxer in ("mp4", "mov"):
+            # MP4 ends with the packet that is stored last, which is not the picture shown last.
+            assert self._held.dts is not None
+            self._held.duration = self._end - self._start - (self._held.dts - self._first_dts)
+        yield self._held
+
+    def _packets(self, frame: VideoFrame | None) -> "Iterator[Packet[VideoStream]]":
+        """One behind the encoder, so that `finish` has the last."""
+        for packet in self._stream.encode(frame):
+            assert packet.pts is not None
+            assert packet.dts is not None
+            packet.duration = self._durations.pop(packet.pts)
+            if self._held is None:
+                self._first_dts = packet.dts
+            else:
+                yield self._held
+            self._held = packet
+
+    def _frame(self, picture: NDArray[np.uint8], pts: int, duration: int) -> VideoFrame:
+        color, context = self._color, self._stream.codec_context
+        frame = VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+            format=context.pix_fmt,
+            dst_colorspace=formats.MATRICES[color.matrix],
+            dst_color_range=2 if color.full else 1,
+            interpolation=int(_EXACT),
+        )
+        frame.colorspace, frame.color_range = color.matrix, 2 if color.full else 1
+        frame.color_primaries, frame.color_trc = color.primaries, color.transfer
+        frame.pts, frame.time_base, frame.duration = pts, context.time_base, duration
+        return frame
+
+
+def _add_stream(output: OutputContainer, request: wire.Message, color: ColorTags, into: formats.Output) -> VideoStream:
+    stream = output.add_stream(request["encoder"], rate=Fraction(request["rate"]))
+    assert isinstance(stream, VideoStream)
+    context = stream.codec_context
+    stream.time_base = context.time_base = Fraction(request["time_base"])
+    context.width, context.height = request["width"], request["height"]
+    odd = request["width"] % 2 or request["height"] % 2
+    context.pix_fmt = "yuv444p" if odd else "yuv420p"
+    context.colorspace, context.color_range = color.matrix, 2 if color.full else 1
+    context.color_primaries, context.color_trc = color.primaries, color.transfer
+    context.sample_aspect_ratio = Fraction(request["sample_aspect_ratio"])
+    context.thread_count = ENCODER_THREADS
+    context.flags |= av.codec.context.Flags.bitexact
+    context.options = _options(request["encoder"], int(request["crf"]), into)
+    return stream
+
+
+def _options(encoder: str, crf: int, into: formats.Output) -> dict[str, str]:
+    if encoder == "libvpx-vp9":  # its scale runs to 63, x264's to 51
+        return {"crf": str(round(crf * 63 / 51)), "b": "0", "deadline": "good", "cpu-used": "4"}
+    # AVI has no presentation times and MPEG-TS none before 0: pictures are stored in the order shown.
+    in_order = {"bf": "0"} if into.clock in ("rate", "90kHz") else {}
+    return {"crf": str(crf), "preset": "medium"} | in_order
