@@ -74,6 +74,7 @@ class EagerBackend:
     def _checkpoint(self, dtype: torch.dtype) -> Checkpoint:
         if dtype not in self._weights:
             source = self._weights[self._dtype]
-            parts = {name: nn.Module.to(copy.deepcopy(getattr(source, name)), dtype) for name in ("unet", "vae", "text_encoder")}
+            networks = {name: getattr(source, name) for name in ("unet", "vae", "text_encoder")}
+            parts = {name: nn.Module.to(copy.deepcopy(module), dtype) for name, module in networks.items()}
             self._weights[dtype] = replace(source, **parts)
         return self._weights[dtype]

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -192,15 +193,15 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         return _fail(f"The machine failed: {error.strerror or error} ({error.filename or 'no file'}).", 1)
     except Exception as error:
-        return _unexpected(error)
+        return _unexpected(error, arguments)
 
 
-def _unexpected(error: Exception) -> int:
+def _unexpected(error: Exception, arguments: list[str]) -> int:
     if type(error).__name__ == "Abort":
         return _fail("Interrupted; nothing was written.", 130)
     message = getattr(error, "format_message", None)  # the parser's own errors: unknown or missing options
     if message is not None:
-        sentence = str(message()).strip().replace("\n", " ")
+        sentence = _naming_the_value(str(message()).strip().replace("\n", " "), arguments)
         return _fail(f"{sentence.rstrip('.')}; see `fairy --help`." if sentence else "See `fairy --help`.", 2)
     if type(error).__name__ in ("OutOfMemoryError", "AcceleratorError"):
         return _fail(
@@ -211,6 +212,17 @@ def _unexpected(error: Exception) -> int:
     if os.environ.get("FAIRY_DEBUG"):
         raise error
     return _fail(f"Internal error ({type(error).__name__}: {error}); set FAIRY_DEBUG=1 to see where, and report it.", 1)
+
+
+def _naming_the_value(sentence: str, arguments: list[str]) -> str:
+    """The parser says which option has a wrong value but not always which value; find it among the arguments."""
+    words = [
+        part for argument in arguments for part in (argument.split("=", 1) if argument[:2] == "--" else [argument])
+    ]
+    for option, value in pairwise(words):
+        if option.startswith("-") and f"'{option}'" in sentence and value not in sentence:
+            return sentence.replace("Invalid value for", f"Invalid value {value!r} for")
+    return sentence
 
 
 def _fail(sentence: str, code: int) -> int:

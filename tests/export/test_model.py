@@ -105,7 +105,7 @@ def test_the_bank_equals_concatenation(unet: torch.nn.Module, choice: str) -> No
     frames, _, _ = _inputs(2, seed=9)
     context, joined = [], {}
     for layer in frame_spec.layers:
-        for s in range(len(layer.segments)):
+        if layer.segments:
             k, v = (emitted[name].flatten(1, 2) for name in layer.emitted)
             context += [k.unsqueeze(1), v.unsqueeze(1)]
             joined[layer.name] = (k, v)
@@ -144,12 +144,6 @@ def test_a_graph_can_leave_own_tokens_out_and_read_segments_per_frame(unet: torc
     sample, timestep, text = _inputs(2)
     emit_graph = UNetGraph(unet, _spec("emit", emitting))
     results = dict(zip([t.name for t in emit_graph.spec.outputs], emit_graph(sample, timestep, text), strict=True))
-    context = []
-    for layer in rule:
-        if layer.segments:
-            for name in layer.emitted:
-                first = results[name][:, :1]  # frame 0, shared
-                context.append((layer.name, name, first))
     spec = _spec("pair", rule)
     values = {}
     for layer in rule:

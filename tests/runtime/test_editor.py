@@ -271,7 +271,7 @@ def test_cancelling_at_any_step_leaves_nothing(editor: Editor, clip: Path, tmp_p
         if told[-1] == at:
             cancel.set()
 
-    with pytest.raises(Cancelled, match="[Cc]ancelled"):
+    with pytest.raises(Cancelled, match=r"[Cc]ancelled"):
         editor.edit_file(
             clip,
             tmp_path / "out.mp4",
