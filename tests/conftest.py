@@ -23,7 +23,7 @@ def _make_importable(name: str) -> None:
     spec.loader.exec_module(module)
 
 
-for _folder in ("training", "examples"):
+for _folder in ("training", "examples", "benchmarks"):
     if (ROOT / _folder / "__init__.py").exists() and _folder not in sys.modules:
         _make_importable(_folder)
 

@@ -82,6 +82,11 @@ class VideoWriter:
             self._part.unlink(missing_ok=True)
             raise
 
+    @property
+    def pid(self) -> int | None:
+        """The helper's process, None once it has ended."""
+        return None if self._worker is None else self._worker.pid
+
     def write(self, frames: NDArray[np.uint8]) -> None:
         """The next frames, uint8 RGB [N, H, W, 3] or one [H, W, 3]."""
         frames = frames[None] if frames.ndim == 3 else frames

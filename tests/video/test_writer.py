@@ -15,22 +15,25 @@ NTSC = {"rate": Fraction(30000, 1001), "time_base": Fraction(1001, 30000), "pts"
 UNEVEN = (0, 700, 1000, 1001, 4000, 4100, 4200, 9000, 9512, 20000, 20100)
 
 
-@pytest.mark.parametrize("to", ["o.mp4", "o.mov", "o.m4v"])
 @pytest.mark.parametrize(
-    ("name", "how"),
+    ("name", "to", "how"),
     [
-        ("s.mp4", {}),
-        ("s.mp4", NTSC),
-        ("s.mp4", {"pts": UNEVEN}),
-        ("s.mp4", {"pts": (512, 1024, 1536, 2048), "muxer": {"movie_timescale": "15360"}}),
-        ("s.mkv", NTSC),
-        ("s.mkv", {"time_base": MS, "pts": (40, 73, 107, 500, 501, 900)}),
-        ("s.ts", {"time_base": Fraction(1, 90000), "pts": tuple(range(9000, 99000, 3003))}),
-        ("s.avi", {"codec": "mpeg4", "time_base": Fraction(1, 25), "rate": Fraction(25), "pts": tuple(range(30))}),
+        ("s.mp4", "o.m4v", {}),
+        ("s.mp4", "o.mp4", NTSC),
+        ("s.mp4", "o.mp4", {"pts": UNEVEN}),
+        ("s.mp4", "o.mov", {"pts": (512, 1024, 1536, 2048), "muxer": {"movie_timescale": "15360"}}),
+        ("s.mkv", "o.mp4", NTSC),
+        ("s.mkv", "o.mov", {"time_base": MS, "pts": (40, 73, 107, 500, 501, 900)}),
+        ("s.ts", "o.mp4", {"time_base": Fraction(1, 90000), "pts": tuple(range(9000, 99000, 3003))}),
+        (
+            "s.avi",
+            "o.mp4",
+            {"codec": "mpeg4", "time_base": Fraction(1, 25), "rate": Fraction(25), "pts": tuple(range(30))},
+        ),
     ],
     ids=["constant", "ntsc", "variable", "late-start", "ntsc-mkv", "variable-mkv", "ts", "avi"],
 )
-def test_every_time_stamp_survives_exactly(make, copy_video, seconds, tmp_path, name, how, to):
+def test_every_time_stamp_survives_exactly(make, copy_video, seconds, tmp_path, name, to, how):
     source = probe(make(name, **how))
     writer = copy_video(source, tmp_path / to)
     copy = probe(writer.path)
@@ -190,11 +193,19 @@ def test_titles_and_chapters_are_kept(make, copy_video, tmp_path, to):
 
 
 @pytest.mark.parametrize(
-    "tags",
-    [ColorTags(6, 6, 6), ColorTags(1, 1, 1), ColorTags(1, 1, 1, full=True), ColorTags(9, 9, 14), ColorTags(5, 5, 5)],
-    ids=["601", "709", "709-full", "2020", "601-pal"],
+    ("to", "tags"),
+    [
+        ("o.mp4", ColorTags(6, 6, 6)),
+        ("o.mp4", ColorTags(5, 5, 5)),
+        ("o.mp4", ColorTags(1, 1, 1)),
+        ("o.mp4", ColorTags(1, 1, 1, full=True)),
+        ("o.mp4", ColorTags(9, 9, 14)),
+        ("o.mkv", ColorTags(1, 1, 1)),
+        ("o.webm", ColorTags(1, 1, 1)),
+        ("o.webm", ColorTags(6, 6, 6, full=True)),
+    ],
+    ids=["601", "601-pal", "709", "709-full", "2020", "mkv-709", "webm-709", "webm-601-full"],
 )
-@pytest.mark.parametrize("to", ["o.mp4", "o.mkv", "o.webm"])
 def test_colours_and_their_tags_survive(tmp_path, tags, to):
     frames = np.empty((3, 64, 96, 3), np.uint8)
     colours = [(200, 60, 40), (30, 180, 90), (20, 40, 220), (255, 255, 255), (0, 0, 0), (128, 128, 128)]
@@ -215,8 +226,11 @@ def test_an_untagged_source_is_written_with_the_tags_that_were_assumed(make, cop
     assert not copy.color_assumed
 
 
-@pytest.mark.parametrize("size", [(97, 64), (96, 65), (33, 31), (1, 1), (2, 2)])
-@pytest.mark.parametrize("to", ["o.mp4", "o.webm", "o.avi"])
+@pytest.mark.parametrize(
+    ("to", "size"),
+    [("o.mp4", (97, 64)), ("o.mp4", (96, 65)), ("o.mp4", (33, 31)), ("o.mp4", (1, 1)), ("o.mp4", (2, 2)),
+     ("o.webm", (33, 31)), ("o.avi", (33, 31)), ("o.mkv", (97, 64)), ("o.ts", (97, 65))],
+)  # fmt: skip
 def test_odd_sizes_lose_nothing(tmp_path, size, to):
     width, height = size
     with VideoWriter(tmp_path / to, width=width, height=height, fps=25) as writer:

@@ -1,0 +1,1 @@
+"""What is measured: quality and speed, always side by side in one run."""
