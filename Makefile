@@ -1,6 +1,7 @@
 # make demo    edit a clip with the embedded model        make test       everything that can be checked here
 # make setup   only build .venv/                          make test-fast  what one runs while working
-# make lint    style and types                            make clean      remove what these commands made
+# make lint    style and types                            make quality    measure the edits, half an hour
+# make clean   remove what these commands made
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +12,7 @@ INSTRUCTION ?= make it sepia
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-fast lint format typecheck clean
+.PHONY: setup demo test test-fast lint format typecheck quality clean
 
 setup: $(STAMP)
 
@@ -46,6 +47,9 @@ typecheck: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+quality: setup
+	$(BIN)/python -m benchmarks.quality --out benchmarks/results/quality
 
 clean:
 	rm -rf $(VENV) build demo dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

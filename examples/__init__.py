@@ -1,0 +1,1 @@
+"""Small programs that show fairy at work."""
