@@ -3,6 +3,7 @@
 Only classes named here are ever made, only safetensors files are read, and no code comes from the checkpoint.
 """
 
+import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fairy.kernels.errors import InputError
+from fairy.kernels.errors import InputError, MachineError
 
 _COMPONENTS = {
     "unet": "UNet2DConditionModel",
@@ -21,7 +22,7 @@ _COMPONENTS = {
     "tokenizer": "CLIPTokenizer",
 }
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
-_HUB_FILES = ["model_index.json", "fairy.json", "*/*.json", "*/*.safetensors", "*/*.txt"]
+_LONGEST_TEXT = 4096  # tokens; a tokenizer without a limit of its own claims 10³⁰
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def load_checkpoint(
     Raises:
         InputError: the model is missing, of another kind, or holds no safetensors files.
     """
-    folder = _folder(model, revision, token, cache_dir, local_files_only)
+    folder = _folder(model, revision, variant, token, cache_dir, local_files_only)
     _check_index(folder)
     with _quiet():
         parts: dict[str, Any] = {name: _load(folder, name, dtype, variant) for name in _COMPONENTS}
@@ -97,9 +98,10 @@ def check_is_editor(checkpoint: Checkpoint) -> None:
             f"{checkpoint.name} is not an InstructPix2Pix-type editor: its UNet takes {unet.in_channels} channels, "
             f"not the {2 * vae.latent_channels} of noisy and image latents; choose an instruction-editing checkpoint."
         )
-    if unet.addition_embed_type is not None or unet.class_embed_type is not None:
+    extra = unet.addition_embed_type or unet.class_embed_type or (unet.num_class_embeds and "classes")
+    if extra:
         raise InputError(
-            f"{checkpoint.name} needs additional embeddings ({unet.addition_embed_type or unet.class_embed_type}), "
+            f"{checkpoint.name} needs additional embeddings ({extra}), "
             "which are not supported; choose a checkpoint of the Stable Diffusion 1.5 class."
         )
 
@@ -119,7 +121,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _folder(
-    model: str | Path, revision: str | None, token: str | bool | None, cache_dir: str | Path | None, local: bool
+    model: str | Path,
+    revision: str | None,
+    variant: str | None,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+    local: bool,
 ) -> Path:
     path = Path(model).expanduser()
     if path.is_dir():
@@ -128,11 +135,16 @@ def _folder(
         raise InputError(
             f"The model {str(model)!r} is neither a folder in diffusers' format nor a hub id such as owner/name."
         )
-    return _download(str(model), revision, token, cache_dir, local)
+    return _download(str(model), revision, variant, token, cache_dir, local)
 
 
 def _download(
-    model: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None, local: bool
+    model: str,
+    revision: str | None,
+    variant: str | None,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+    local: bool,
 ) -> Path:
     from huggingface_hub import snapshot_download
 
@@ -144,14 +156,27 @@ def _download(
                 token=token,
                 cache_dir=cache_dir,
                 local_files_only=local,
-                allow_patterns=_HUB_FILES,
+                allow_patterns=hub_patterns(variant),
             )
         )
     except Exception as error:  # the hub client raises a dozen kinds; each means the model is not to be had
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise MachineError(f"The disk is full: {model} could not be stored; free some space.") from error
         raise InputError(
             f"The model {model!r} could not be fetched from the hub ({type(error).__name__}); check the name and the "
             "network, or give a folder in diffusers' format."
         ) from error
+
+
+def hub_patterns(variant: str | None = None) -> list[str]:
+    """The files of a hub repository that are needed and nothing else: one precision of each component's weights."""
+    dot = "" if variant is None else f".{variant}"
+    weights = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    patterns = ["model_index.json", "fairy.json", "scheduler/*.json", "tokenizer/*.json", "tokenizer/*.txt"]
+    for part, name in weights.items():
+        patterns += [f"{part}/config.json", f"{part}/{name}{dot}.safetensors"]
+        patterns += [f"{part}/{name}{dot}-*-of-*.safetensors", f"{part}/{name}.safetensors.index{dot}.json"]
+    return patterns
 
 
 def _check_index(folder: Path) -> None:
@@ -160,7 +185,8 @@ def _check_index(folder: Path) -> None:
         raise InputError(f"{folder} is not a model in diffusers' format: it has no model_index.json.")
     index = _read_json(index_file)
     for name, expected in _COMPONENTS.items():
-        found = (index.get(name) or [None, None])[1]
+        entry = index.get(name)
+        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
         if found != expected and not (name == "tokenizer" and found in _TOKENIZERS):
             raise InputError(f"{folder} has the {name} {found}, but only {expected} can be run.")
     if not (folder / "scheduler" / "scheduler_config.json").is_file():
@@ -172,23 +198,40 @@ def _load(folder: Path, name: str, dtype: torch.dtype, variant: str | None) -> A
     if not where.is_dir():
         raise InputError(f"{folder} has no folder {name}; the model is not complete.")
     try:
-        if name == "tokenizer":
-            from transformers import CLIPTokenizer
+        return _load_tokenizer(where) if name == "tokenizer" else _load_network(where, name, dtype, variant)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # what the libraries raise for a broken file is not theirs to promise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        kind = "tokenizer files" if name == "tokenizer" else "a config.json and whole safetensors files"
+        raise InputError(f"The {name} in {where} cannot be loaded ({reason}); it must hold {kind}.") from error
 
-            return CLIPTokenizer.from_pretrained(where)
-        if name == "text_encoder":
-            from transformers import CLIPTextModel
 
-            return CLIPTextModel.from_pretrained(where, dtype=dtype, use_safetensors=True, variant=variant)
-        import diffusers
+def _load_tokenizer(where: Path) -> Any:
+    from transformers import CLIPTokenizer
 
+    if not any((where / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise InputError(f"The tokenizer in {where} has no tokenizer.json or vocab.json; the model is not complete.")
+    tokenizer = CLIPTokenizer.from_pretrained(where)
+    if not 1 < tokenizer.model_max_length <= _LONGEST_TEXT:
+        raise InputError(f"The tokenizer in {where} lacks model_max_length in its tokenizer_config.json.")
+    return tokenizer
+
+
+def _load_network(where: Path, name: str, dtype: torch.dtype, variant: str | None) -> Any:
+    import diffusers
+    import transformers
+
+    options = {"use_safetensors": True, "variant": variant, "output_loading_info": True}
+    if name == "text_encoder":
+        module, info = transformers.CLIPTextModel.from_pretrained(where, dtype=dtype, **options)
+    else:
         cls = getattr(diffusers, _COMPONENTS[name])
-        return cls.from_pretrained(where, torch_dtype=dtype, use_safetensors=True, variant=variant)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InputError(
-            f"The {name} in {where} cannot be loaded ({str(error).splitlines()[0][:200]}); "
-            "only whole safetensors files in diffusers' format are read."
-        ) from error
+        module, info = cls.from_pretrained(where, torch_dtype=dtype, **options)
+    if info["missing_keys"]:  # they would be left at random values
+        first = sorted(info["missing_keys"])[0]
+        raise InputError(f"The {name} in {where} lacks weights, {first} among them; get the model's files anew.")
+    return module
 
 
 def _read_json(path: Path) -> dict[str, Any]:

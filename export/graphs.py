@@ -54,10 +54,9 @@ class SelfAttention:
     emits: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.segments) > MAX_SEGMENTS:
-            raise InputError(
-                f"{self.name} has {len(self.segments)} context segments; at most {MAX_SEGMENTS} are served."
-            )
+        served = MAX_SEGMENTS - (self.own == "batch")  # the batch's own tokens are read as a segment too
+        if len(self.segments) > served:
+            raise InputError(f"{self.name} has {len(self.segments)} context segments; at most {served} are served.")
         if self.own == "none" and not self.segments:
             raise InputError(f"{self.name} would attend to nothing: switch its own tokens on or give it a segment.")
 

@@ -31,7 +31,6 @@ from fairy.kernels.errors import FairyError, InputError
 
 app = typer.Typer(
     help="Edit a whole video from one written instruction, consistently.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -40,12 +39,18 @@ _STAGES = {"probe": "reading the video", "anchors": "editing the anchors", "fram
 
 
 @app.callback(invoke_without_command=True)
-def _root(show_version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def _root(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
     if show_version:
         from importlib.metadata import version
 
         typer.echo(f"fairy {version('fairy-runtime')}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -90,8 +95,8 @@ def edit(
 ) -> None:
     """Edit a video from an instruction."""
     from fairy.runtime.editor import Editor
-    from fairy.runtime.files import check_can_write
     from fairy.runtime.params import EditParams
+    from fairy.runtime.request import FileRequest
     from fairy.runtime.video import MAX_PIXELS
 
     params = EditParams(
@@ -113,11 +118,9 @@ def edit(
         micro_batch=micro_batch,
         max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
     )
+    # Whatever cannot be written is refused before the model is loaded.
     rate = _parse_rate(fps)
-    if not video.exists():
-        raise InputError(f"{video} does not exist; check the path.")
-    for path in (out, *(extra for extra in (compare, preview, report) if extra is not None)):
-        check_can_write(path)
+    request = FileRequest.checked(video, out, compare=compare, preview=preview, report=report, fps=rate, crf=crf)
     with (
         Editor.from_pretrained(
             model, device=device, dtype=dtype, backend=backend, gpus=gpus, threads=threads
@@ -125,10 +128,16 @@ def edit(
         _progress_bar(quiet) as on_progress,
     ):
         done = editor.edit_file(
-            video, out, params, compare=compare, preview=preview, fps=rate, crf=crf, on_progress=on_progress
+            request.video,
+            request.out,
+            params,
+            compare=request.compare,
+            preview=request.preview,
+            report=request.report,
+            fps=request.fps,
+            crf=request.crf,
+            on_progress=on_progress,
         )
-    if report is not None:
-        done.save(report)
     _tell(done, out, compare, preview, report)
 
 
@@ -167,7 +176,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         for finding in findings:
             typer.echo(f"{'ok' if finding.works else '--':>3}  {finding.what:<22} {finding.found}")
             if finding.remedy:
-                typer.echo(f"{'':>28}→ {finding.remedy}")
+                typer.echo(f"{'':>28}{finding.remedy}")
+            if finding.remark:
+                typer.echo(f"{'':>28}({finding.remark})")
     if any(finding.required and not finding.works for finding in findings):
         raise typer.Exit(1)
 
@@ -187,7 +198,7 @@ def run(arguments: list[str]) -> int:
     except FairyError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("Interrupted; nothing was written.", 130)
+        return _fail("Interrupted; no video was written.", 130)
     except MemoryError:
         return _fail("The machine ran out of memory; choose a smaller --long-side, --micro-batch or --anchors.", 1)
     except OSError as error:
@@ -198,7 +209,7 @@ def run(arguments: list[str]) -> int:
 
 def _unexpected(error: Exception, arguments: list[str]) -> int:
     if type(error).__name__ == "Abort":
-        return _fail("Interrupted; nothing was written.", 130)
+        return _fail("Interrupted; no video was written.", 130)
     message = getattr(error, "format_message", None)  # the parser's own errors: unknown or missing options
     if message is not None:
         sentence = _naming_the_value(str(message()).strip().replace("\n", " "), arguments)

@@ -1,18 +1,28 @@
 """What works on this machine, and the exact command that mends what does not."""
 
 import os
+import re
+import shlex
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-_FLOORS = {"torch": "2.11", "diffusers": "0.42.1", "transformers": "5.0", "av": "17", "numpy": "2.0"}
+_DISTRIBUTION = "fairy-runtime"
 _CODECS = ("libx264", "libvpx-vp9", "aac")
+_MODEL_FILES = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+    "tokenizer/tokenizer_config.json",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +33,8 @@ class Finding:
         what: the thing.
         works: whether it can be used.
         found: what was found, in a few words.
-        remedy: the command or step that mends it; empty where nothing is to be done.
+        remedy: the command that mends it, to be typed as it stands; empty where there is none.
+        remark: what else there is to say.
         required: whether editing is impossible without it.
     """
 
@@ -31,6 +42,7 @@ class Finding:
     works: bool
     found: str
     remedy: str = ""
+    remark: str = ""
     required: bool = True
 
     def to_json(self) -> dict[str, Any]:
@@ -45,7 +57,6 @@ def examine() -> list[Finding]:
         _packages,
         _codecs,
         _gpu,
-        _triton,
         _optional,
         _model,
         _room,
@@ -56,17 +67,23 @@ def examine() -> list[Finding]:
 def _python() -> list[Finding]:
     found = ".".join(map(str, sys.version_info[:3]))
     old = sys.version_info < (3, 11)
-    return [Finding("Python", not old, found, "install Python 3.11 or later" if old else "")]
+    return [Finding("Python", not old, found, remark="install Python 3.11 or later" if old else "")]
 
 
 def _packages() -> list[Finding]:
     findings = []
-    for name, floor in _FLOORS.items():
+    for name, floor in floors().items():
         found = _installed(name)
         works = found is not None and _numbers(found) >= _numbers(floor)
-        remedy = "" if works else f'{_pip()} install "{name}>={floor}"'
-        findings.append(Finding(name, works, found or "not installed", remedy))
+        remedy = "" if works else f"{_pip()} install {shlex.quote(f'{name}>={floor}')}"
+        findings.append(Finding(name, works, found or "not installed", remedy, required=name != "triton"))
     return findings
+
+
+def floors() -> dict[str, str]:
+    """The oldest version of every package that fairy needs, by name, as its own metadata says."""
+    wanted = (re.match(r"([\w.-]+)\s*>=\s*([\d.]+)(.*)", text) for text in requires(_DISTRIBUTION) or [])
+    return {match[1]: match[2] for match in wanted if match and "extra ==" not in match[3]}
 
 
 def _codecs() -> list[Finding]:
@@ -76,7 +93,7 @@ def _codecs() -> list[Finding]:
         missing = [name for name in _CODECS if name not in av.codecs_available]
     except ImportError:
         missing = list(_CODECS)
-    remedy = f'{_pip()} install --force-reinstall --only-binary=av "av>=17"' if missing else ""
+    remedy = f"{_pip()} install --force-reinstall --only-binary=av {shlex.quote('av>=17')}" if missing else ""
     found = f"missing: {', '.join(missing)}" if missing else ", ".join(_CODECS)
     return [Finding("video encoders", not missing, found, remedy)]
 
@@ -90,27 +107,20 @@ def _gpu() -> list[Finding]:
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
         return [Finding("CUDA GPU", True, f"{torch.cuda.device_count()} × {', '.join(sorted(names))}", required=False)]
     if torch.version.cuda is None:
-        remedy = f"with an NVIDIA GPU: {_pip()} install --force-reinstall torch (a build with CUDA)"
-        return [Finding("CUDA GPU", False, "this PyTorch is built for the CPU only", remedy, required=False)]
-    remedy = "with an NVIDIA GPU: install its driver (nvidia-smi must list the GPU)"
-    return [Finding("CUDA GPU", False, "none found", remedy, required=False)]
-
-
-def _triton() -> list[Finding]:
-    found = _installed("triton")
-    remedy = "" if found else f'{_pip()} install "triton>=3.6" (used on CUDA only)'
-    return [Finding("triton", found is not None, found or "not installed", remedy, required=False)]
+        remark = "only worth it with an NVIDIA GPU; installs PyTorch's build with CUDA"
+        remedy = f"{_pip()} install --force-reinstall torch"
+        return [Finding("CUDA GPU", False, "this PyTorch is built for the CPU only", remedy, remark, required=False)]
+    remark = "where there is an NVIDIA GPU, install its driver until this command lists it"
+    return [Finding("CUDA GPU", False, "none found", "nvidia-smi", remark, required=False)]
 
 
 def _optional() -> list[Finding]:
     findings = []
-    for module, extra in (
-        ("onnxruntime", f'{_pip()} install "fairy-runtime[onnxruntime]" (or [onnxruntime-gpu])'),
-        ("tensorrt", f"{_pip()} install tensorrt (from NVIDIA's package index)"),
-    ):
+    for module, remark in (("onnxruntime", "or onnxruntime-gpu, never both"), ("tensorrt", "from NVIDIA's own index")):
         there = find_spec(module) is not None
         found = (_installed(module) or _installed(f"{module}-gpu") or "installed") if there else "not installed"
-        findings.append(Finding(module, there, found, "" if there else extra, required=False))
+        remedy = "" if there else f"{_pip()} install {module}"
+        findings.append(Finding(module, there, found, remedy, "" if there else remark, required=False))
     return findings
 
 
@@ -118,19 +128,25 @@ def _model() -> list[Finding]:
     from fairy.runtime.models import embedded_model
 
     folder = embedded_model()
-    whole = all((folder / part).exists() for part in ("model_index.json", "unet", "vae", "text_encoder", "tokenizer"))
-    remedy = "" if whole else f"{_pip()} install --force-reinstall --no-deps fairy-runtime"
-    return [Finding("embedded model", whole, "whole" if whole else f"incomplete in {folder}", remedy)]
+    missing = [name for name in _MODEL_FILES if not (folder / name).is_file() or not (folder / name).stat().st_size]
+    if not missing:
+        return [Finding("embedded model", True, "whole")]
+    checkout = next((parent for parent in folder.parents if (parent / ".git").exists()), None)
+    if checkout is not None:
+        remedy = f"git -C {shlex.quote(str(checkout))} checkout -- {folder.relative_to(checkout)}"
+    else:
+        remedy = f"{_pip()} install --force-reinstall --no-deps {_DISTRIBUTION}=={_installed(_DISTRIBUTION)}"
+    return [Finding("embedded model", False, f"{missing[0]} is missing in {folder}", remedy)]
 
 
 def _room() -> list[Finding]:
     folder = Path(tempfile.gettempdir())
     free_gib = shutil.disk_usage(folder).free / 2**30
     enough = free_gib > 1
-    remedy = "" if enough else f"free some space in {folder}, or set TMPDIR to a larger disk"
+    remark = "" if enough else f"free some space in {folder}, or set TMPDIR to a larger disk"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return [
-        Finding("temporary space", enough, f"{free_gib:.1f} GiB free in {folder}", remedy, required=False),
+        Finding("temporary space", enough, f"{free_gib:.1f} GiB free in {folder}", remark=remark, required=False),
         Finding("CPU cores", True, str(cores), required=False),
     ]
 
@@ -148,4 +164,4 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _pip() -> str:
-    return f"{Path(sys.executable).name} -m pip"
+    return f"{shlex.quote(sys.executable)} -m pip"

@@ -6,12 +6,14 @@ and then takes the other frames in micro-batches: read, encode, denoise against 
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -23,14 +25,14 @@ from fairy.kernels.errors import FairyError, InputError, MachineError
 from fairy.runtime.anchors import AnchorBank
 from fairy.runtime.batches import Part
 from fairy.runtime.device import cpu_threads, resolve_device, resolve_dtype
-from fairy.runtime.files import check_can_write, write_picture
+from fairy.runtime.files import check_outputs, user_path, write_picture
 from fairy.runtime.job import Job, plan_job, report_job
 from fairy.runtime.models import embedded_model
 from fairy.runtime.networks import Networks
 from fairy.runtime.params import EditParams
 from fairy.runtime.progress import Monitor, Progress
+from fairy.runtime.request import DEFAULT_CRF, FileRequest
 from fairy.runtime.result import (
-    DEFAULT_CRF,
     EditPart,
     EditReport,
     EditResult,
@@ -42,7 +44,6 @@ from fairy.runtime.result import (
 from fairy.runtime.source import Frames, VideoInput
 
 OnProgress = Callable[[Progress], object]
-_PICTURES = (".png", ".jpg", ".jpeg")
 
 
 class Editor:
@@ -60,6 +61,7 @@ class Editor:
         self._lock = threading.Lock()
         self._owner: int | None = None
         self._closed = False
+        self._streams: WeakSet[Generator[EditPart, None, None]] = WeakSet()
 
     @classmethod
     def from_pretrained(
@@ -138,8 +140,10 @@ class Editor:
             InputError, MachineError, NumericalError, Cancelled: each says in a sentence what to do.
         """
         with self._one_job():
-            job = self._open(video, params, Monitor(on_progress, cancel), latents, preview)
-            frames = np.concatenate([part.frames for part, _ in self._run(job, preview)])
+            job = self._open(video, params, Monitor(on_progress, cancel), latents, _preview_path(preview))
+            frames = np.empty((job.source.num_frames, *job.result_size, 3), np.uint8)
+            for part, _ in self._run(job, _preview_path(preview)):
+                frames[part.start : part.start + len(part.frames)] = part.frames
             return EditResult(frames, self._report(job), job.source)
 
     def stream(
@@ -156,10 +160,19 @@ class Editor:
 
         The Editor is busy from the first part taken until the last one was, or until the iterator is closed.
         """
+        monitor = Monitor(on_progress, cancel)
+        parts = self._stream(video, params, monitor, latents, _preview_path(preview))
+        self._streams.add(parts)
+        return parts
+
+    def _stream(
+        self, video: VideoInput, params: EditParams, monitor: Monitor, latents: Tensor | None, preview: Path | None
+    ) -> Generator[EditPart, None, None]:
         with self._one_job():
-            job = self._open(video, params, Monitor(on_progress, cancel), latents, preview)
+            job = self._open(video, params, monitor, latents, preview)
             for part, _ in self._run(job, preview):
                 yield part
+                self._owner = threading.get_ident()  # whoever took the last part drives the job now
 
     def edit_file(
         self,
@@ -169,6 +182,7 @@ class Editor:
         *,
         compare: str | Path | None = None,
         preview: str | Path | None = None,
+        report: str | Path | None = None,
         fps: float | Fraction | None = None,
         crf: int = DEFAULT_CRF,
         on_progress: OnProgress | None = None,
@@ -181,48 +195,62 @@ class Editor:
             video: a video file or a folder of images.
             out: the file to write; its ending says the container.
             compare: a second file, with source and result side by side.
+            report: a JSON file for the report.
             fps: frames per second, where the source is a folder of images.
             crf: constant rate factor of the encoder, 0 (best) to 51.
             params, preview, on_progress, cancel, latents: as in `edit`.
         """
-        with self._one_job(), ExitStack() as stack:
-            _check_outputs(out, compare, preview)
-            job = self._open(video, params, Monitor(on_progress, cancel), latents, preview)
-            height, width = job.result_size
-            writer = stack.enter_context(
-                open_writer(out, job.source, width=width, height=height, fps=fps, crf=crf, cancel=cancel)
-            )
+        request = FileRequest.checked(video, out, compare=compare, preview=preview, report=report, fps=fps, crf=crf)
+        with self._one_job():
+            job = self._open(request.video, params, Monitor(on_progress, cancel), latents, request.preview)
+            self._write(job, request)
+            done = self._report(job)
+        if request.report is not None:
+            done.save(request.report)
+        return done
+
+    def _write(self, job: Job, request: FileRequest) -> None:
+        """Run a job into its files. They get their names when all is done, the edited video first."""
+        height, width = job.result_size
+        make = partial(
+            open_writer, source=job.source, height=height, fps=request.fps, crf=request.crf, cancel=job.monitor.cancel
+        )
+        with ExitStack() as stack:
             beside = None
-            if compare is not None:
-                wide = side_by_side_width(width)
-                beside = stack.enter_context(
-                    open_writer(compare, job.source, width=wide, height=height, fps=fps, crf=crf, cancel=cancel)
-                )
-            for part, source in self._run(job, preview):
+            if request.compare is not None:
+                beside = stack.enter_context(make(request.compare, width=side_by_side_width(width)))
+            writer = stack.enter_context(make(request.out, width=width))
+            for part, pictures in self._run(job, request.preview):
                 with job.monitor.timed("write"):
                     writer.write(part.frames)
                     if beside is not None:
-                        beside.write(side_by_side(source, part.frames))
+                        beside.write(side_by_side(self._networks.source_like_result(job, pictures), part.frames))
             with job.monitor.timed("write"):
                 stack.close()
             job.notes += writer.notes
-            return self._report(job)
 
     def warm_up(self, height: int, width: int, params: EditParams | None = None) -> None:
         """Run a one-step edit of gray frames of this size, so that the first real one pays for no first use."""
         asked = params or EditParams("warm up")
-        frames = np.full((5, height, width, 3), 127, np.uint8)
-        anchors = min(asked.anchors, 4) if isinstance(asked.anchors, int) else None
-        self.edit(frames, replace(asked, num_inference_steps=1, anchors=anchors, start=None, end=None))
+        count = asked.anchors if isinstance(asked.anchors, int) else len(asked.anchors or range(3))
+        frames = np.full((count + 1, height, width, 3), 127, np.uint8)
+        self.edit(frames, replace(asked, num_inference_steps=1, anchors=count, start=None, end=None))
 
     def close(self) -> None:
-        """Give back the model's memory; waits for a running job. The Editor cannot be used afterwards."""
-        if self._closed:
-            return
-        with self._one_job():
-            self._closed = True
-            self._networks.backend.close()
-            del self._networks
+        """Give back the model's memory; ends streams that were left open and waits for a running job.
+
+        The Editor cannot be used afterwards; closing it again does nothing.
+        """
+        for stream in list(self._streams):
+            with suppress(ValueError):  # it is running in another thread, whose job is waited for below
+                stream.close()
+        if self._owner == threading.get_ident():
+            raise FairyError("An Editor cannot be closed from within its own job; cancel the job first.")
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._networks.backend.close()
+                del self._networks
 
     def __enter__(self) -> "Editor":
         return self
@@ -231,49 +259,40 @@ class Editor:
         self.close()
 
     def _open(
-        self,
-        video: VideoInput,
-        params: EditParams,
-        monitor: Monitor,
-        latents: Tensor | None,
-        preview: str | Path | None,
+        self, video: VideoInput, params: EditParams, monitor: Monitor, latents: Tensor | None, preview: Path | None
     ) -> Job:
         """Look at the input and decide everything that follows; whatever is impossible is refused here."""
         if not isinstance(params, EditParams):
             raise InputError(f"params must be EditParams, not {type(params).__name__}.")
-        job = plan_job(self._networks.checkpoint, video, params, monitor, latents=latents, precision=self._dtype)
-        if preview is not None:
-            check_can_write(Path(preview), endings=_PICTURES)
-            if not job.anchors:
-                raise InputError(
-                    "A preview shows the edited anchors, but anchors = 0 asks for none; choose at least one."
-                )
-        return job
+        if preview is not None and params.anchors in (0, ()):
+            raise InputError("A preview shows the edited anchors, but anchors = 0 asks for none; choose at least one.")
+        return plan_job(self._networks.checkpoint, video, params, monitor, latents=latents, precision=self._dtype)
 
-    def _run(self, job: Job, preview: str | Path | None) -> Iterator[tuple[EditPart, Frames]]:
-        """The edit itself. Yields parts in order, each with its source frames at the size of the result."""
+    def _run(self, job: Job, preview: Path | None) -> Iterator[tuple[EditPart, list[Frames]]]:
+        """The edit itself. Yields parts in order, each with its source frames as they were read."""
         with cpu_threads(self._threads):
             text = self._networks.encode_text(job)
         anchor_frames, bank = self._edit_anchors(job, text)
         if preview is not None:
-            write_picture(Path(preview), contact_sheet([anchor_frames[a] for a in job.anchors]))
-        reader = job.source.read()
-        for part in job.parts:
-            with job.monitor.timed("read"):
-                pictures = _take(reader, part.stop - part.start)
-            edited = {**anchor_frames, **self._edit_part(job, part, pictures, text, bank)}
-            frames = np.stack([edited[i] for i in range(part.start, part.stop)])
-            job.sha256.update(frames.tobytes())
-            job.note_first_frame()
-            pts = None if job.source.clock is None else tuple(map(int, job.source.clock.pts[part.start : part.stop]))
-            yield EditPart(part.start, frames, pts), self._networks.source_like_result(job, pictures)
+            write_picture(preview, contact_sheet([anchor_frames[a] for a in job.anchors]))
+        with closing(job.source.read()) as reader:
+            for part in job.parts:
+                with job.monitor.timed("read"):
+                    pictures = _take(reader, part.stop - part.start)
+                edited = {**anchor_frames, **self._edit_part(job, part, pictures, text, bank)}
+                frames = np.stack([edited[i] for i in range(part.start, part.stop)])
+                job.sha256.update(frames.tobytes())
+                job.note_first_frame()
+                clock = job.source.clock
+                pts = None if clock is None else tuple(map(int, clock.pts[part.start : part.stop]))
+                yield EditPart(part.start, frames, pts), pictures
 
     def _edit_anchors(self, job: Job, text: Tensor) -> tuple[dict[int, Frames], AnchorBank | None]:
         """Phase A: the edited anchors by frame number, and the bank that the other frames attend to."""
         if not job.anchors:
             return {}, None
-        with job.monitor.timed("read"):
-            pictures = _take(job.source.read(job.anchors), len(job.anchors))
+        with job.monitor.timed("read"), closing(job.source.read(job.anchors)) as reader:
+            pictures = _take(reader, len(job.anchors))
         with cpu_threads(self._threads), torch.inference_mode():
             image_latents = self._networks.encode(job, pictures)
             latents, bank = self._networks.denoise_anchors(job, image_latents, text)
@@ -322,10 +341,9 @@ def _take(reader: Iterator[Frames], count: int) -> list[Frames]:
     return pictures
 
 
-def _check_outputs(out: str | Path, compare: str | Path | None, preview: str | Path | None) -> None:
-    given = [Path(path).expanduser().absolute() for path in (out, compare, preview) if path is not None]
-    twice = next((path for path in given if given.count(path) > 1), None)
-    if twice is not None:
-        raise InputError(f"{twice} is named for two outputs; give each its own file.")
-    for path in given:
-        check_can_write(path)
+def _preview_path(preview: str | Path | None) -> Path | None:
+    if preview is None:
+        return None
+    path = user_path(preview)
+    check_outputs({"preview": path}, None)
+    return path

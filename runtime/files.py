@@ -1,7 +1,8 @@
-"""Small files that appear under their name only when they are whole."""
+"""Paths a user gave, and small files that appear under their name only when they are whole."""
 
 import os
-import tempfile
+import secrets
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,45 @@ import numpy as np
 
 from fairy.kernels.errors import InputError, MachineError
 
+PICTURES = (".png", ".jpg", ".jpeg")
 
-def check_can_write(path: Path, *, endings: tuple[str, ...] = ()) -> None:
-    """Refuse, before anything is computed, a path that no file can be written to.
+
+def user_path(path: str | Path) -> Path:
+    """A path as the user meant it: `~` expanded, and absolute, so that it outlives a change of folder.
 
     Raises:
-        InputError: the folder is missing or not writable, the path is a folder, or its ending is none of `endings`.
+        InputError: it is empty or not a path.
+    """
+    if not isinstance(path, str | Path) or not str(path).strip():
+        raise InputError(f"{path!r} is not a path; name a file or a folder.")
+    return Path(path).expanduser().absolute()
+
+
+def check_outputs(outputs: Mapping[str, Path | None], source: Path | None) -> None:
+    """Refuse, before anything is computed, outputs that would meet each other, the input, or cannot be written.
+
+    Args:
+        outputs: what each is ("out", "compare", "preview", "report") and its path, None where it is not asked for.
+        source: the input file or folder.
+    """
+    given = {name: path for name, path in outputs.items() if path is not None}
+    seen: dict[Path, str] = {}
+    for name, path in given.items():
+        real = path.resolve()
+        if real in seen:
+            raise InputError(f"{path} is named for two outputs, {seen[real]} and {name}; give each its own file.")
+        seen[real] = name
+        if source is not None and (real == source.resolve() or source.resolve() in real.parents):
+            raise InputError(f"{path} is the input itself or lies in it; name another file for {name}.")
+        check_can_write(path, endings={"preview": PICTURES, "report": (".json",)}.get(name, ()))
+
+
+def check_can_write(path: Path, *, endings: tuple[str, ...] = ()) -> None:
+    """Refuse a path that no file can be written to.
+
+    Raises:
+        InputError: the folder is missing or not writable, something other than a file has that name, or the ending
+            is none of `endings`.
     """
     folder = path.parent
     if endings and path.suffix.lower() not in endings:
@@ -24,6 +58,8 @@ def check_can_write(path: Path, *, endings: tuple[str, ...] = ()) -> None:
         raise InputError(f"{path} cannot be written: the folder {folder} does not exist; create it first.")
     if path.is_dir():
         raise InputError(f"{path} cannot be written: it is a folder; name a file.")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} cannot be written: it is not an ordinary file; name another one.")
     if not os.access(folder, os.W_OK):
         raise InputError(f"{path} cannot be written: you may not write into {folder}.")
 
@@ -35,31 +71,25 @@ def write_atomically(path: Path, data: bytes) -> None:
         InputError: see `check_can_write`; MachineError: the disk failed or is full.
     """
     check_can_write(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    part = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        # 0o666 less the user's own mask, as an ordinary file would get.
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        os.replace(part, path)
     except OSError as error:
         raise MachineError(f"{path} could not be written ({error.strerror}); free some space and try again.") from error
     finally:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def write_picture(path: Path, picture: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     """Write uint8 [H, W, 3] as a PNG or JPEG file, whole or not at all."""
     from PIL import Image
 
-    check_can_write(path, endings=(".png", ".jpg", ".jpeg"))
+    check_can_write(path, endings=PICTURES)
     buffer = BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG" if path.suffix.lower() == ".png" else "JPEG")
     write_atomically(path, buffer.getvalue())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,8 +1,7 @@
 """One job: everything that is decided before anything is computed, and what the report says afterwards."""
 
 import hashlib
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -51,12 +50,14 @@ class Job:
     monitor: Monitor
     precision: torch.dtype
 
+    batches: int
     batches_done: int = 0
+    steps_told: int = 0
+    shared_noise: dict[int, Tensor] = field(default_factory=dict)
     bank_bytes: int = 0
     fallbacks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sha256: Any = field(default_factory=hashlib.sha256)
-    started: float = field(default_factory=time.perf_counter)
 
     @property
     def result_size(self) -> tuple[int, int]:
@@ -69,12 +70,13 @@ class Job:
         if stage == "anchors":
             self.monitor.tell("anchors", step + 1, steps)
         else:
-            batches = sum(1 for part in self.parts if part.frames)
-            self.monitor.tell("frames", self.batches_done * steps + step + 1, batches * steps)
+            # A batch that is computed again in float32 does not make the progress run backwards.
+            self.steps_told = max(self.steps_told, self.batches_done * steps + step + 1)
+            self.monitor.tell("frames", self.steps_told, self.batches * steps)
 
     def note_first_frame(self) -> None:
         """Remember when the first edited frames were ready."""
-        self.monitor.times_ms.setdefault("first_frame", (time.perf_counter() - self.started) * 1e3)
+        self.monitor.times_ms.setdefault("first_frame", self.monitor.elapsed_ms())
 
 
 def plan_job(
@@ -87,10 +89,13 @@ def plan_job(
     precision: torch.dtype,
 ) -> Job:
     """Look at the input and decide everything that follows. Raises InputError for whatever is impossible."""
+    recommended_anchors = params.anchors is None and checkpoint.recommended.get("anchors") is not None
     params = params.resolved(checkpoint.recommended)
     schedule = make_schedule(str(params.sampler), checkpoint.scheduler_config, int(params.num_inference_steps or 0))
     with monitor.timed("probe"):
         source = open_source(video, params, monitor)
+    if recommended_anchors and isinstance(params.anchors, int):  # a recommendation must suit short videos too
+        params = replace(params, anchors=min(params.anchors, source.num_frames))
     anchors = choose_anchors(params.anchors, source.num_frames)
     geometry = make_geometry(
         *source.size,
@@ -99,6 +104,7 @@ def plan_job(
         multiple=checkpoint.size_multiple,
     )
     micro_batch = params.micro_batch or default_micro_batch(len(anchors))
+    parts = cut_into_parts(source.num_frames, frozenset(anchors), micro_batch)
     latent_shape = (checkpoint.vae.config.latent_channels, *geometry.latent(checkpoint.vae_factor))
     return Job(
         params=params,
@@ -108,7 +114,8 @@ def plan_job(
         guidance=make_guidance(float(params.guidance_scale or 0), float(params.image_guidance_scale or 0)),
         anchors=anchors,
         micro_batch=micro_batch,
-        parts=cut_into_parts(source.num_frames, frozenset(anchors), micro_batch),
+        parts=parts,
+        batches=sum(1 for part in parts if part.frames),
         graphs=graph_specs(checkpoint, layers=params.layers),
         latent_shape=latent_shape,
         initial=_initial_noise(latents, source.num_frames, latent_shape),
@@ -123,10 +130,11 @@ def report_job(
 ) -> EditReport:
     """The report of a job that is done; `precision` is the one that was asked for."""
     height, width = job.result_size
-    times = {**job.monitor.times_ms, "total": (time.perf_counter() - job.started) * 1e3}
+    times = {**job.monitor.times_ms, "total": job.monitor.elapsed_ms()}
+    used = replace(job.params, anchors=job.anchors, micro_batch=job.micro_batch)
     return EditReport(
         source=job.source.describe(),
-        params=job.params.to_json(),
+        params=used.to_json() | {"latents": "given" if job.initial is not None else "from the seed"},
         model=model,
         backend=backend,
         device=str(device),
@@ -157,6 +165,8 @@ def _initial_noise(latents: Tensor | None, num_frames: int, shape: tuple[int, in
             f"latents are {given}, but this job needs a tensor of shape {list(shape)} for all frames "
             f"or {[num_frames, *shape]} for each."
         )
+    if not bool(torch.isfinite(latents).all()):
+        raise InputError("latents hold NaN or infinite values; give unit normal noise.")
     return latents.detach().float().reshape(-1, *shape)
 
 

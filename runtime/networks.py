@@ -34,8 +34,9 @@ class Networks:
         """Text features of every guidance branch: [branches, tokens, channels]."""
         tokenizer = self.checkpoint.tokenizer
         length = tokenizer.model_max_length
-        if len(tokenizer(job.params.prompt).input_ids) > length:
-            job.notes.append(f"The instruction is longer than the model's {length} tokens; its end was not used.")
+        for name, text in (("instruction", job.params.prompt), ("negative prompt", job.params.negative_prompt)):
+            if len(tokenizer(text).input_ids) > length:
+                job.notes.append(f"The {name} is longer than the model's {length} tokens; its end was not used.")
         ids = tokenizer(
             [job.params.prompt, job.params.negative_prompt],
             padding="max_length",
@@ -55,6 +56,8 @@ class Networks:
         """Frames [H, W, 3] to image latents [n, c, h, w]; one at a time, so that a batch's shape never varies."""
 
         def encode_one(image: Tensor) -> Tensor:
+            job.monitor.check()
+
             def run(precision: torch.dtype) -> Tensor:
                 return self._engine(job, "vae_encoder", precision)({"image": image.to(precision)})["image_latents"]
 
@@ -67,6 +70,8 @@ class Networks:
         """Latents [n, c, h, w] to frames [height, width, 3] at the size of the result, one at a time."""
 
         def decode_one(latent: Tensor) -> Frames:
+            job.monitor.check()
+
             def run(precision: torch.dtype) -> Tensor:
                 return self._engine(job, "vae_decoder", precision)({"latents": latent.to(precision)})["image"]
 
@@ -175,8 +180,12 @@ class Networks:
 
     def _noise(self, job: Job, step: int, frames: Sequence[int]) -> Tensor:
         """Unit noise of one step: float32 [1 or frames, c, h, w]."""
-        per_frame = job.params.noise == "per-frame"
-        return draw_noise(job.params.seed, step, frames, job.latent_shape, per_frame=per_frame).to(self.device)
+        if job.params.noise == "per-frame":
+            return draw_noise(job.params.seed, step, frames, job.latent_shape, per_frame=True).to(self.device)
+        if step not in job.shared_noise:
+            drawn = draw_noise(job.params.seed, step, frames, job.latent_shape, per_frame=False)
+            job.shared_noise[step] = drawn.to(self.device)
+        return job.shared_noise[step]
 
     def _network_input(self, job: Job, picture: Frames) -> Tensor:
         """A frame [H, W, 3] as the VAE takes it: float32 [1, 3, padded height, padded width] in −1…1."""

@@ -1,8 +1,10 @@
 """What the user asks for: one frozen, validated value."""
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from fairy.export.graphs import LAYER_CHOICES
@@ -47,7 +49,8 @@ class EditParams:
         negative_prompt: the text of both branches that do not see the instruction.
         num_inference_steps: denoising steps (10).
         guidance_scale, image_guidance_scale: how strongly the text (7.5) and the source picture (1.5) pull.
-        anchors: how many anchor frames, or their numbers in the video; None = min(3, frames), 0 = none.
+        anchors: how many anchor frames, or their numbers, counted from the first edited frame; None = min(3, frames),
+            0 = none.
         sampler: "euler_ancestral", "euler", "ddim" or "lcm".
         noise: "shared", one sample for all frames, or "per-frame".
         seed: of all noise; the same seed gives the same result on any number of workers.
@@ -87,12 +90,14 @@ class EditParams:
             raise InputError('The instruction is empty; say what to do, for example "make it a watercolour painting".')
         if not isinstance(self.negative_prompt, str):
             raise InputError(f"negative_prompt must be text, not {self.negative_prompt!r}.")
+        for name in ("prompt", "negative_prompt"):
+            _check_text(name, getattr(self, name))
         if not isinstance(self.upscale, bool):
             raise InputError(f"upscale must be True or False, not {self.upscale!r}.")
         for name, choices in _CHOICES.items():
             _check_choice(name, getattr(self, name), choices)
         for name, (low, high) in _RANGES.items():
-            _check_number(name, getattr(self, name), low, high)
+            object.__setattr__(self, name, _number(name, getattr(self, name), low, high))
         if self.start is not None and self.end is not None and self.end <= self.start:
             raise InputError(f"end = {self.end:g} s must be later than start = {self.start:g} s.")
         object.__setattr__(self, "anchors", _normal_anchors(self.anchors))
@@ -106,6 +111,8 @@ class EditParams:
         unknown = sorted(set(recommended) - set(_RECOMMENDABLE))
         if unknown:
             raise InputError(f"fairy.json recommends {unknown[0]!r}, which is none of {', '.join(_RECOMMENDABLE)}.")
+        if not isinstance(recommended.get("anchors", 0), int):
+            raise InputError(f"fairy.json recommends anchors = {recommended['anchors']!r}; it may only say how many.")
         values = {**DEFAULTS, **recommended}
         missing = {name: value for name, value in values.items() if getattr(self, name) is None}
         return replace(self, **missing)
@@ -122,27 +129,39 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise InputError(f"{name} = {value!r} is not known; choose one of {', '.join(choices)}.")
 
 
-def _check_number(name: str, value: Any, low: float, high: float) -> None:
+def _number(name: str, value: Any, low: float, high: float) -> int | float | None:
+    """The value as a plain int or float; NumPy's numbers are taken too."""
     if value is None and name not in ("seed", "max_pixels"):
-        return
+        return None
     whole = isinstance(low, int)
-    kind = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high or math.isnan(value):
-        bounds = f"at least {low:g}" if high in (math.inf, 2**31 - 1, 2**63 - 1) else f"from {low:g} to {high:g}"
-        raise InputError(
-            f"{name} = {value!r} is not possible; it must be a {'whole ' if whole else ''}number {bounds}."
-        )
+    if not isinstance(value, bool) and isinstance(value, Integral if whole else Real):
+        number: int | float = operator.index(value) if whole else float(value)  # type: ignore[arg-type]
+        if low <= number <= high:
+            return number
+    bounds = f"at least {low:g}" if high in (math.inf, 2**31 - 1, 2**63 - 1) else f"from {low:g} to {high:g}"
+    raise InputError(f"{name} = {value!r} is not possible; it must be a {'whole ' if whole else ''}number {bounds}.")
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} = {text!r} is not valid Unicode text; type it again.") from error
 
 
 def _normal_anchors(anchors: Any) -> Any:
     if anchors is None:
         return None
-    if isinstance(anchors, int) and not isinstance(anchors, bool):
+    if _is_whole(anchors):
         if anchors < 0:
             raise InputError(f"anchors = {anchors} is not possible; give 0 for none, or a positive number.")
-        return anchors
-    if isinstance(anchors, (list, tuple)) and all(isinstance(a, int) and not isinstance(a, bool) for a in anchors):
+        return int(anchors)
+    if isinstance(anchors, list | tuple) and all(map(_is_whole, anchors)):
         if len(set(anchors)) != len(anchors):
             raise InputError(f"anchors = {list(anchors)} names a frame twice; name every anchor once.")
-        return tuple(sorted(anchors))
+        return tuple(sorted(map(int, anchors)))
     raise InputError(f"anchors = {anchors!r} is neither a number of anchors nor a list of frame numbers.")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -28,11 +28,12 @@ class Progress:
 
 @dataclass(slots=True)
 class Monitor:
-    """Progress, cancellation and stage times of one job."""
+    """Progress, cancellation and stage times of one job; `started` is when it was asked for."""
 
     on_progress: Callable[[Progress], object] | None = None
     cancel: threading.Event | None = None
     times_ms: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
 
     def tell(self, stage: Stage, done: int, total: int) -> None:
         """Report progress, after looking whether the job shall stop. Raises Cancelled."""
@@ -43,7 +44,11 @@ class Monitor:
     def check(self) -> None:
         """Raise Cancelled where the caller asked to stop."""
         if self.cancel is not None and self.cancel.is_set():
-            raise Cancelled("The edit was cancelled; nothing was written.")
+            raise Cancelled("The edit was cancelled; no video was written.")
+
+    def elapsed_ms(self) -> float:
+        """Wall time since the job was asked for."""
+        return (time.perf_counter() - self.started) * 1e3
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

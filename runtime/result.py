@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from fairy.kernels.errors import InputError
-from fairy.runtime.files import write_atomically
+from fairy.runtime.files import check_outputs, user_path, write_atomically
+from fairy.runtime.request import DEFAULT_CRF, check_clock, check_crf, check_fps
 from fairy.runtime.source import Frames, Source
 from fairy.runtime.video import Clock, VideoWriter
 
-DEFAULT_CRF = 18
 _GAP = 4  # pixels of the line between pictures beside each other
 
 
@@ -42,7 +41,7 @@ class EditReport:
         source: what the input was found to be.
         params: every parameter as it was really used.
         model, backend, device, precision, threads: what ran, where and how; threads are those of the CPU.
-        anchors: frame numbers of the anchors.
+        anchors: frame numbers of the anchors, counted from the first edited frame.
         micro_batch: frames denoised at once.
         num_frames, width, height: of the result, in pixels.
         times_ms: wall time by stage; "first_frame" is the time until the first edited frame was ready.
@@ -81,7 +80,7 @@ class EditReport:
     def save(self, path: str | Path) -> None:
         """Write the report as a JSON file, whole or not at all."""
         text = json.dumps(self.to_json(), indent=2, default=str) + "\n"
-        write_atomically(Path(path), text.encode())
+        write_atomically(user_path(path), text.encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,30 +108,28 @@ class EditResult:
         Raises:
             InputError: the file cannot be written as asked; MachineError: the disk is full. No partial file is left.
         """
+        target, rate = user_path(path), check_fps(fps)
+        check_clock(has_clock=self.source.clock is not None, fps=rate)
+        video = self.source.video
+        check_outputs({"out": target}, None if video is None else video.path)
         height, width = self.frames.shape[1:3]
-        with open_writer(path, self.source, width=width, height=height, fps=fps, crf=crf) as writer:
+        with open_writer(target, self.source, width=width, height=height, fps=rate, crf=check_crf(crf)) as writer:
             for start in range(0, len(self.frames), 16):
                 writer.write(self.frames[start : start + 16])
-        return Path(path)
+        return target
 
 
 def open_writer(
-    path: str | Path,
+    path: Path,
     source: Source,
     *,
     width: int,
     height: int,
-    fps: float | Fraction | None,
+    fps: Fraction | None,
     crf: int,
     cancel: threading.Event | None = None,
 ) -> VideoWriter:
     """A writer for the edited frames of `source`; refuses, before anything is computed, what cannot be written."""
-    if source.clock is None and fps is None:
-        raise InputError("A folder of images or an array has no clock; say how many frames a second (fps, --fps).")
-    if source.clock is not None and fps is not None:
-        raise InputError(f"fps = {fps} cannot be used: the video has its own time stamps, which are kept.")
-    if fps is not None and not 0 < fps <= 1000:
-        raise InputError(f"fps = {fps} is not possible; it must be above 0 and at most 1000.")
     video = source.video
     return VideoWriter(
         path,
@@ -142,6 +139,7 @@ def open_writer(
         source=video,
         source_range=None if video is None else (source.first, source.first + source.num_frames),
         crf=crf,
+        max_pixels=source.max_pixels,
         cancel=cancel,
     )
 

@@ -8,6 +8,7 @@ Sources: Euler and Euler ancestral, Karras et al. (arXiv 2206.00364) as in k-dif
 2010.02502), η = 0; LCM, Luo et al. (arXiv 2310.04378).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -165,8 +166,8 @@ def _original_from_sigma(schedule: Schedule, i: int, x: Tensor, output: Tensor) 
     if schedule.prediction_type == "epsilon":
         return x - output * sigma
     if schedule.prediction_type == "v_prediction":
-        variance = sigma**2 + 1
-        return x / variance - output * (sigma / variance**0.5)
+        norm = math.hypot(sigma, 1.0)
+        return x / (norm * norm) - output * (sigma / norm)
     return output
 
 
@@ -183,9 +184,16 @@ def _original_from_alpha(schedule: Schedule, i: int, x: Tensor, output: Tensor) 
 def _scheduler(sampler: str, config: Mapping[str, Any]) -> Any:
     import diffusers
 
-    # The names of the checkpoint's own class would only make diffusers warn about options of another class.
-    plain = {key: value for key, value in config.items() if not key.startswith("_")}
-    return getattr(diffusers, _SCHEDULERS[sampler]).from_config(plain)
+    trained = str(config.get("_class_name", ""))
+    if "Flow" in trained or config.get("timestep_type", "discrete") != "discrete":
+        raise InputError(
+            f"The checkpoint was trained for {trained or 'continuous time steps'}, which {sampler} cannot sample; "
+            "choose a checkpoint with a discrete noise schedule."
+        )
+    try:
+        return getattr(diffusers, _SCHEDULERS[sampler]).from_config(dict(config))
+    except (NotImplementedError, ValueError, TypeError) as error:
+        raise InputError(f"The checkpoint's scheduler configuration is not possible: {error}.") from error
 
 
 def _alphas(sampler: str, scheduler: Any) -> tuple[tuple[float, float], ...]:

@@ -1,6 +1,7 @@
 """Where frames come from: a video file, a folder of images, or an array."""
 
-from collections.abc import Collection, Iterator
+import threading
+from collections.abc import Collection, Generator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,9 +9,11 @@ import numpy as np
 import torch
 
 from fairy.kernels.errors import InputError
+from fairy.runtime.files import user_path
 from fairy.runtime.params import EditParams
 from fairy.runtime.progress import Monitor
 from fairy.runtime.video import (
+    MAX_PIXELS,
     Clock,
     ImageFolderInfo,
     VideoInfo,
@@ -57,8 +60,13 @@ class Source(Protocol):
         """Sentences for the report."""
         ...
 
-    def read(self, indices: Collection[int] | None = None) -> Iterator[Frames]:
-        """All frames, or those of the given numbers, in order: uint8 [height, width, 3], RGB."""
+    @property
+    def max_pixels(self) -> int:
+        """The largest picture that is read, width times height."""
+        ...
+
+    def read(self, indices: Collection[int] | None = None) -> Generator[Frames, None, None]:
+        """All frames, or those of the given numbers, in order: uint8 [height, width, 3], RGB. Close it when done."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -73,9 +81,10 @@ def open_source(video: VideoInput, params: EditParams, monitor: Monitor) -> Sour
         InputError: it is none of the three kinds, cannot be read, or has no frames in the asked-for range.
     """
     if isinstance(video, (str, Path)):
-        path = Path(video).expanduser()
+        path = user_path(video)
         if path.is_dir():
-            return _without_range(_FolderSource(probe_images(path, max_pixels=params.max_pixels)), params)
+            images = probe_images(path, max_pixels=params.max_pixels, cancel=monitor.cancel)
+            return _without_range(_FolderSource(images, params.max_pixels, monitor.cancel), params)
         info = probe(
             path,
             max_pixels=params.max_pixels,
@@ -83,8 +92,10 @@ def open_source(video: VideoInput, params: EditParams, monitor: Monitor) -> Sour
             on_progress=lambda done: monitor.tell("probe", done, 0),
         )
         monitor.tell("probe", info.num_frames, info.num_frames)
-        return _FileSource(info, _frame_range(info, params), params.max_pixels)
+        return _FileSource(info, _frame_range(info, params), params.max_pixels, monitor.cancel)
     if isinstance(video, torch.Tensor):
+        if video.dtype != torch.uint8:
+            raise InputError(f"Frames must be uint8 [T, H, W, 3], not {video.dtype} {list(video.shape)}.")
         video = video.detach().cpu().numpy()
     if not isinstance(video, np.ndarray):
         raise InputError(f"The video must be a path or uint8 frames [T, H, W, 3], not {type(video).__name__}.")
@@ -94,18 +105,19 @@ def open_source(video: VideoInput, params: EditParams, monitor: Monitor) -> Sour
 class _FileSource:
     """The frames of a video file, or some consecutive ones of them."""
 
-    def __init__(self, info: VideoInfo, kept: range, max_pixels: int) -> None:
+    def __init__(self, info: VideoInfo, kept: range, max_pixels: int, cancel: threading.Event | None) -> None:
         self.video = info
         self.num_frames, self.size, self.first = len(kept), (info.height, info.width), kept.start
         clock = info.clock.cut(kept.start, kept.stop)
         self.clock = clock if len(kept) == info.num_frames else clock.shifted()
         self.notes = info.notes
-        self._max_pixels = max_pixels
+        self.max_pixels, self._cancel = max_pixels, cancel
 
-    def read(self, indices: Collection[int] | None = None) -> Iterator[Frames]:
+    def read(self, indices: Collection[int] | None = None) -> Generator[Frames, None, None]:
         stop = self.first + self.num_frames
         shifted = None if indices is None else [self.first + i for i in indices]
-        return read_frames(self.video, self.first, stop, indices=shifted, max_pixels=self._max_pixels)
+        limits = {"max_pixels": self.max_pixels, "cancel": self._cancel}
+        yield from read_frames(self.video, self.first, stop, indices=shifted, **limits)  # type: ignore[arg-type]
 
     def describe(self) -> dict[str, Any]:
         return self.video.to_json() | {"first_frame": self.first}
@@ -118,6 +130,7 @@ class _ClocklessSource:
     video = None
     first = 0
     notes: tuple[str, ...] = ()
+    max_pixels = MAX_PIXELS
 
     def __init__(self, path: Path | None, num_frames: int, size: tuple[int, int]) -> None:
         self.path, self.num_frames, self.size = path, num_frames, size
@@ -128,12 +141,12 @@ class _ClocklessSource:
 
 
 class _FolderSource(_ClocklessSource):
-    def __init__(self, info: ImageFolderInfo) -> None:
+    def __init__(self, info: ImageFolderInfo, max_pixels: int, cancel: threading.Event | None) -> None:
         super().__init__(info.path, info.num_frames, (info.height, info.width))
-        self._info = info
+        self._info, self.max_pixels, self._cancel = info, max_pixels, cancel
 
-    def read(self, indices: Collection[int] | None = None) -> Iterator[Frames]:
-        return read_images(self._info, indices=indices)
+    def read(self, indices: Collection[int] | None = None) -> Generator[Frames, None, None]:
+        yield from read_images(self._info, indices=indices, max_pixels=self.max_pixels, cancel=self._cancel)
 
 
 class _ArraySource(_ClocklessSource):
@@ -145,8 +158,8 @@ class _ArraySource(_ClocklessSource):
         super().__init__(None, len(frames), (frames.shape[1], frames.shape[2]))
         self._frames = frames
 
-    def read(self, indices: Collection[int] | None = None) -> Iterator[Frames]:
-        return iter(self._frames if indices is None else self._frames[sorted(indices)])
+    def read(self, indices: Collection[int] | None = None) -> Generator[Frames, None, None]:
+        yield from self._frames if indices is None else self._frames[sorted(indices)]
 
 
 def _frame_range(info: VideoInfo, params: EditParams) -> range:

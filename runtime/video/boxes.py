@@ -7,6 +7,9 @@ from typing import BinaryIO
 _PAYLOAD_BOXES = (b"mdat", b"moov", b"moof", b"ftyp")
 _SEGMENT_ID = 0x18538067
 _EBML_ID = 0x1A45DFA3
+_MOST_BOXES, _MOST_ELEMENTS = 1 << 20, 64
+_SKIP_LIMIT_BYTES = 1 << 40
+"""Farther than any file reaches: a made-up length must not overflow the seek."""
 
 
 def is_cut_off(path: Path) -> bool:
@@ -27,7 +30,9 @@ def is_cut_off(path: Path) -> bool:
 def _mp4_end(file: BinaryIO, size_bytes: int) -> int:
     """The end of the last top-level box that carries pictures, sound or the index."""
     at = end = 0
-    while at + 8 <= size_bytes:
+    for _ in range(_MOST_BOXES):
+        if at + 8 > size_bytes:
+            break
         file.seek(at)
         length, kind = struct.unpack(">I4s", file.read(8))
         if length == 1:
@@ -41,13 +46,13 @@ def _mp4_end(file: BinaryIO, size_bytes: int) -> int:
 
 def _matroska_end(file: BinaryIO) -> int:
     """The end of the first segment; 0 where its size is unknown, as in a live recording."""
-    while (identity := _vint(file, keep_marker=True)) is not None:
-        length = _vint(file, keep_marker=False)
-        if length is None:
-            return 0
+    for _ in range(_MOST_ELEMENTS):
+        identity, length = _vint(file, keep_marker=True), _vint(file, keep_marker=False)
+        if identity is None or length is None:
+            break
         if identity == _SEGMENT_ID:
             return file.tell() + length
-        file.seek(length, 1)
+        file.seek(min(length, _SKIP_LIMIT_BYTES), 1)
     return 0
 
 

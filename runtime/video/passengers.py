@@ -4,11 +4,12 @@ import io
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import chain, islice
+from typing import cast
 
 import av
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
-from av.stream import Stream
+from av.stream import Disposition, Stream
 
 from fairy.runtime.video import formats
 from fairy.runtime.video.helper import Refusal
@@ -16,6 +17,8 @@ from fairy.runtime.video.source import Source, codec_name
 
 _BELONGS_TO_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder", "timecode", "duration"}
 _LOOK_AHEAD_PACKETS = 50
+_LATE_SOUND_S = 30
+"""No player copes with sound that is stored farther behind its pictures."""
 
 
 class Passengers:
@@ -34,8 +37,8 @@ class Passengers:
     ) -> None:
         self.notes: list[str] = []
         self._video, self._output, self._into, self._span = source.stream, output, into, span
-        self._copies = {s.index: copy for s in source.container.streams if (copy := self._add(s)) is not None}
         self._name(source.container)
+        self._copies = {s.index: copy for s in source.container.streams if (copy := self._add(s)) is not None}
         self._packets = self._look_ahead(source.container.demux())
 
     def copy_until(self, time_s: Fraction) -> None:
@@ -52,10 +55,8 @@ class Passengers:
                 return
 
     def finish(self) -> None:
-        """Copies all that is left."""
-        for packet in self._packets:
-            if packet.stream_index in self._copies:
-                self._copy(packet)
+        """Copies all that is left, up to the end of the span."""
+        self.copy_until((self._span[1] - self._span[0] if self._span else Fraction(10**9)) + _LATE_SOUND_S)
 
     def _add(self, stream: Stream) -> Stream | None:
         if stream.index == self._video.index:
@@ -65,7 +66,7 @@ class Passengers:
             return None
         copy = self._output.add_stream_from_template(stream)
         copy.metadata.update({k: v for k, v in stream.metadata.items() if k not in _BELONGS_TO_THE_FILE})
-        copy.disposition = stream.disposition
+        copy.disposition = cast(Disposition, stream.disposition.value)  # PyAV 17 takes the number only
         return copy
 
     def _leave(self, stream: Stream) -> None:
@@ -74,9 +75,11 @@ class Passengers:
             homes = [e for e in (".mkv", ".mp4", ".mov") if _fits(stream, formats.OUTPUTS[e].muxer)]
             remedy = f"; write {' or '.join(homes[:2])} instead" if homes else "; remove the sound first"
             raise Refusal(f"Sound stream {stream.index} ({name}) cannot be kept in {self._into.title}{remedy}.")
+        if stream.type == "data" and self._output.chapters():
+            return  # MP4's own track of chapter titles, which the muxer writes anew
         kind = "second video" if stream.type == "video" else stream.type
         self.notes.append(
-            f"{kind} stream {stream.index} ({name}) cannot be kept in {self._into.title} and is left out."
+            f"{kind.capitalize()} stream {stream.index} ({name}) cannot be kept in {self._into.title} and is left out."
         )
 
     def _copy(self, packet: "Packet[Stream]") -> None:

@@ -14,48 +14,19 @@ import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from fairy.runtime.video import formats
 from fairy.runtime.video.helper import Refusal
 from fairy.runtime.video.info import ColorTags
+from fairy.runtime.video.log import FFmpegLog
 
 DECODER_THREADS = 4
 _ALIGNED = 128
 """FFmpeg holds its max_pixels against sizes that it has rounded up, by at most this much."""
 _BROKEN = re.compile("EBML number|exceeds containing master element|exceeds max length")
 """What the Matroska demuxer says before it silently leaves out what it cannot follow."""
-_EXACT = (
-    Interpolation.BICUBIC
-    | Interpolation.ACCURATE_RND
-    | Interpolation.FULL_CHR_H_INT
-    | Interpolation.FULL_CHR_H_INP
-    | Interpolation.BITEXACT
-)
-
-
-class FFmpegLog:
-    """FFmpeg's error lines, in a pipe that is read now and then and never blocks the writer."""
-
-    def __init__(self) -> None:
-        self._read, write = os.pipe()
-        for fd in (self._read, write):
-            os.set_blocking(fd, False)
-        os.dup2(write, 2)
-        av.logging.restore_default_callback()
-        av.logging.set_libav_level(av.logging.ERROR)
-        self._lines = ""
-
-    def text(self) -> str:
-        """The last 64 KiB of what was said so far."""
-        try:
-            while chunk := os.read(self._read, 1 << 16):
-                self._lines = (self._lines + chunk.decode(errors="replace"))[-(1 << 16) :]
-        except BlockingIOError:
-            pass
-        return self._lines
 
 
 class Source:
@@ -208,6 +179,6 @@ def rgb(frame: VideoFrame, color: ColorTags, rotation: int, flipped: bool) -> ND
     if not frame.format.is_rgb:
         frame.colorspace = color.matrix
         frame.color_range = 2 if color.full else 1
-    picture = frame.reformat(format="rgb24", interpolation=int(_EXACT)).to_ndarray()
+    picture = frame.reformat(format="rgb24", interpolation=formats.TO_RGB, threads=1).to_ndarray()
     picture = picture[:, ::-1] if flipped else picture
     return np.ascontiguousarray(np.rot90(picture, k=rotation // 90))

@@ -8,7 +8,6 @@ import numpy as np
 from av.container import OutputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -17,7 +16,6 @@ from fairy.runtime.video.info import ColorTags
 
 ENCODER_THREADS = 2
 """A constant: x264's pictures depend on its number of threads, and the same frames shall give the same bytes."""
-_EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP | Interpolation.BITEXACT
 
 
 class VideoTrack:
@@ -44,9 +42,9 @@ class VideoTrack:
         if self._held is None:
             return
         if self._into.muxer in ("mp4", "mov"):
-            # MP4 ends with the packet that is stored last, which is not the picture shown last.
+            # MP4 ends with the packet that is stored last, which need not be the picture shown last.
             assert self._held.dts is not None
-            self._held.duration = self._end - self._start - (self._held.dts - self._first_dts)
+            self._held.duration = max(1, self._end - self._start - (self._held.dts - self._first_dts))
         yield self._held
 
     def _packets(self, frame: VideoFrame | None) -> "Iterator[Packet[VideoStream]]":
@@ -67,7 +65,8 @@ class VideoTrack:
             format=context.pix_fmt,
             dst_colorspace=formats.MATRICES[color.matrix],
             dst_color_range=2 if color.full else 1,
-            interpolation=int(_EXACT),
+            interpolation=formats.TO_YUV,
+            threads=1,
         )
         frame.colorspace, frame.color_range = color.matrix, 2 if color.full else 1
         frame.color_primaries, frame.color_trc = color.primaries, color.transfer
@@ -88,15 +87,17 @@ def _add_stream(output: OutputContainer, request: wire.Message, color: ColorTags
     context.sample_aspect_ratio = Fraction(request["sample_aspect_ratio"])
     context.thread_count = ENCODER_THREADS
     context.flags |= av.codec.context.Flags.bitexact
-    context.options = _options(request["encoder"], int(request["crf"]), into)
+    context.options = _options(request, into)
     return stream
 
 
-def _options(encoder: str, crf: int, into: formats.Output) -> dict[str, str]:
-    if encoder == "libvpx-vp9":  # its scale runs to 63, x264's to 51
+def _options(request: wire.Message, into: formats.Output) -> dict[str, str]:
+    crf = int(request["crf"])
+    if request["encoder"] == "libvpx-vp9":  # its scale runs to 63, x264's to 51
         return {"crf": str(round(crf * 63 / 51)), "b": "0", "deadline": "good", "cpu-used": "4"}
-    # AVI has no presentation times and MPEG-TS none before 0: pictures are stored in the order shown.
-    in_order = {"bf": "0"} if into.clock in ("rate", "90kHz") else {}
+    # Pictures are stored in the order shown where another order would cost time stamps: AVI has none but the
+    # order, MPEG-TS none before 0, and MP4 says how long a picture stays by when the next one is decoded.
+    in_order = {"bf": "0"} if into.clock in ("rate", "90kHz") or not request["steady"] else {}
     # Without cpu-independent the macroblock-tree code of x264 core 165 reads memory that nobody wrote, and the
     # same small pictures give other bytes in one run of ten; with it they are also equal on every processor.
     return {"crf": str(crf), "preset": "medium", "x264-params": "cpu-independent=1"} | in_order

@@ -32,8 +32,8 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            # Every allocation arena of glibc takes address space, which RLIMIT_AS counts.
-            env=os.environ | {"MALLOC_ARENA_MAX": "2"},
+            # Arenas of glibc and threads of numpy's OpenBLAS take address space, which RLIMIT_AS counts.
+            env=os.environ | {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"},
             # Ctrl-C is the parent's to handle: it ends the helper and removes what it left.
             start_new_session=True,
         )
@@ -91,10 +91,12 @@ class Worker:
     def _wait(self, fd: int, event: int) -> None:
         poll = select.poll()
         poll.register(fd, event)
-        while not poll.poll(_POLL_S * 1000):
+        while True:
             if self._cancel is not None and self._cancel.is_set():
                 self.kill()
                 raise Cancelled(f"Cancelled while {self.stage}.")
+            if poll.poll(_POLL_S * 1000):
+                return
             if time.monotonic() > self._deadline:
                 self.kill()
                 raise MachineError(

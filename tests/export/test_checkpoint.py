@@ -101,17 +101,61 @@ def _no_scheduler(folder: Path) -> Path:
     return folder
 
 
+def _missing_weight(part: str):
+    def spoil(folder: Path) -> Path:
+        from safetensors.torch import load_file, save_file
+
+        (path,) = (folder / part).glob("*.safetensors")
+        weights = load_file(path)
+        weights.pop(sorted(weights)[0])
+        save_file(weights, path, {"format": "pt"})
+        return folder
+
+    return spoil
+
+
+def _empty(name: str):
+    def spoil(folder: Path) -> Path:
+        (folder / name).write_bytes(b"")
+        return folder
+
+    return spoil
+
+
+def _no_tokenizer_files(folder: Path) -> Path:
+    for path in (folder / "tokenizer").iterdir():
+        path.unlink()
+    return folder
+
+
+def _index_entry(value: object):
+    def spoil(folder: Path) -> Path:
+        index = json.loads((folder / "model_index.json").read_text())
+        (folder / "model_index.json").write_text(json.dumps({**index, "unet": value}))
+        return folder
+
+    return spoil
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
+        (_missing_weight("text_encoder"), "text_encoder .* lacks weights"),
+        (_missing_weight("unet"), "unet .* lacks weights|unet .* cannot be loaded"),
+        (_missing_weight("vae"), "vae .* lacks weights|vae .* cannot be loaded"),
+        (_empty("text_encoder/model.safetensors"), "text_encoder .* cannot be loaded"),
+        (_empty("vae/config.json"), "vae .* cannot be loaded"),
+        (_no_tokenizer_files, "no tokenizer.json or vocab.json"),
+        (_index_entry(["x"]), "only UNet2DConditionModel"),
+        (_index_entry("none"), "only UNet2DConditionModel"),
         (_missing, "neither a folder .* nor a hub id"),
         (_no_index, "no model_index.json"),
         (_broken_index, "not a readable JSON"),
         (_other_class, "SomeOtherModel, but only UNet2DConditionModel"),
         (_remote_code, "only UNet2DConditionModel can be run"),
         (_no_vae, "no folder vae"),
-        (_pickle_only, "only whole safetensors"),
-        (_truncated, "only whole safetensors"),
+        (_pickle_only, "whole safetensors"),
+        (_truncated, "whole safetensors"),
         (_four_channels, "takes 4 channels, not the 8"),
         (_no_scheduler, "scheduler_config.json"),
     ],
@@ -120,6 +164,24 @@ def test_a_spoilt_model_is_refused_in_a_sentence(folder: Path, spoil, words: str
     with pytest.raises(InputError, match=words) as caught:
         load_checkpoint(str(spoil(folder)))
     assert "\n" not in str(caught.value)
+
+
+def test_only_one_precision_of_each_network_is_fetched() -> None:
+    from fnmatch import fnmatch
+
+    from fairy.export.checkpoint import hub_patterns
+
+    files = [
+        "model_index.json", "unet/config.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json",
+        "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.bin", "safety_checker/model.safetensors", "text_encoder/model.safetensors",
+        "text_encoder/model.fp16.safetensors", "vae/diffusion_pytorch_model.safetensors", "v1-5-pruned.safetensors",
+    ]  # fmt: skip
+    chosen = {name for name in files if any(fnmatch(name, pattern) for pattern in hub_patterns())}
+    assert chosen == {name for name in files if ".fp16" not in name and "safety" not in name} - {
+        "unet/diffusion_pytorch_model.bin", "v1-5-pruned.safetensors"}  # fmt: skip
+    half = {name for name in files if any(fnmatch(name, pattern) for pattern in hub_patterns("fp16"))}
+    assert {name for name in half if "safetensors" in name} == {name for name in files if ".fp16." in name}
 
 
 def test_a_hub_model_that_is_not_at_hand_is_one_sentence(tmp_path: Path) -> None:

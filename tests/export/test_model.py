@@ -203,6 +203,8 @@ def test_impossible_layers_are_refused(unet: torch.nn.Module) -> None:
         replace(layer, own="none")
     with pytest.raises(InputError, match="at most 4"):
         replace(layer, segments=("shared",) * 5)
+    with pytest.raises(InputError, match="at most 3"):
+        replace(layer, own="batch", segments=("shared",) * 4)
     with pytest.raises(InputError, match="choose one of all, decoder"):
         anchor_layers((layer,), "encoder")
 

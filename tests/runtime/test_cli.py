@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from fairy.runtime import cli
+from fairy.runtime.networks import Networks
 from fairy.runtime.video import probe
 from tests.runtime.conftest import make_frames, write_clip
 
@@ -100,6 +102,8 @@ def test_the_progress_bar_goes_to_stderr(checkpoint_folder: Path, clip: Path, tm
         (["--guidance-scale", "nan"], "guidance_scale = nan"),
         (["--anchors", "0", "--preview", "{tmp}/a.png"], "anchors = 0"),
         (["--preview", "{tmp}/a.gif"], "must end in .png"),
+        (["--report", "{tmp}/out.mp4"], "two outputs"),
+        (["--report", "{tmp}/r.txt"], "must end in .json"),
         (["--compare", "{tmp}/out.mp4"], "two outputs"),
         (["--compare", "{tmp}/nowhere/side.mp4"], "does not exist"),
         (["--report", "{tmp}/nowhere/r.json"], "does not exist"),
@@ -182,21 +186,22 @@ def _empty_folder(folder: Path) -> Path:
     ("make", "words"),
     [
         (_missing, "does not exist"),
-        (_text, "in.mp4"),
-        (_concat, "in.mp4"),
-        (_truncated(".mp4"), "in.mp4"),
-        (_truncated(".mkv"), "truncated|incomplete|ends|cut"),
-        (_no_frames, "no .*frame|0 frames|frame"),
-        (_hdr, "HDR|PQ"),
+        (_text, "in.mp4 is not a video|cannot be (read|opened)|no video"),
+        (_concat, "is not a video|cannot be (read|opened)|no video"),
+        (_truncated(".mp4"), "cut off|damaged"),
+        (_truncated(".mkv"), "cut off|damaged"),
+        (_no_frames, "0 frames"),
+        (_hdr, "high dynamic range"),
         (_odd_codec, "ffv1"),
-        (_empty_folder, "image|picture"),
+        (_empty_folder, "no (image|picture)"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_bad_videos_are_one_sentence(run, tmp_path: Path, make, words: str) -> None:
     (tmp_path / "source").mkdir()
     video = make(tmp_path / "source")
-    code, told, error = run("edit", video, "make it red", "-o", tmp_path / "out.mp4")
+    rate = ["--fps", 25] if video.is_dir() else []
+    code, told, error = run("edit", video, "make it red", "-o", tmp_path / "out.mp4", *rate)
     assert code == 2, error
     assert re.search(words, _one_sentence(error), re.IGNORECASE), error
     assert told == ""
@@ -207,20 +212,27 @@ def test_bad_videos_are_one_sentence(run, tmp_path: Path, make, words: str) -> N
     ("out", "words"),
     [
         ("nowhere/out.mp4", "does not exist"),
-        ("out.xyz", "out.xyz|.xyz"),
-        ("out", "out"),
-        (".", "folder"),
-        ("clip.mp4", "input|source|itself"),
-        ("out.webm", "aac|webm"),
+        ("out.xyz", "extension '.xyz'"),
+        ("out", "no extension"),
+        (".", "is a folder"),
+        ("clip.mp4", "is the input itself"),
+        ("link.mp4", "is the input itself"),
+        ("out.webm", "aac"),
     ],
 )
-def test_bad_outputs_are_refused_before_anything_is_computed(run, tmp_path: Path, out: str, words: str) -> None:
+def test_bad_outputs_are_refused_before_anything_is_computed(
+    run, tmp_path: Path, out: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     video = write_clip(tmp_path / "clip.mp4", make_frames(2))
     before = video.read_bytes()
+    (tmp_path / "link.mp4").symlink_to(video)
+    computed = []
+    monkeypatch.setattr(Networks, "encode_text", lambda self, job: computed.append(job))
     code, _, error = run("edit", video, "make it red", "-o", tmp_path / out)
     assert code == 2, error
     assert re.search(words, _one_sentence(error)), error
-    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+    assert not computed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "link.mp4"]
     assert video.read_bytes() == before
 
 
@@ -268,6 +280,27 @@ def test_an_image_folder_is_edited(run, tmp_path: Path) -> None:
     assert abs(float(probe(out).frame_rate) - 29.97) < 0.01
 
 
+def test_no_output_may_replace_the_input(run, tmp_path: Path) -> None:
+    video = write_clip(tmp_path / "clip.mp4", make_frames(2))
+    before = video.read_bytes()
+    for option, name in (("--compare", "clip.mp4"), ("--report", "clip.json"), ("--preview", "clip.png")):
+        target = tmp_path / name
+        if name != "clip.mp4":
+            target.symlink_to(video)
+        code, _, error = run("edit", video, "x", "-o", tmp_path / "out.mp4", option, target)
+        assert code == 2
+        assert "is the input itself" in _one_sentence(error)
+    assert video.read_bytes() == before
+
+
+def test_fairy_alone_shows_its_help(run) -> None:
+    code, told, error = run()
+    assert code == 2
+    assert error == ""
+    assert "edit" in told
+    assert "doctor" in told
+
+
 def test_probe_prints_facts_and_json(run, clip: Path) -> None:
     code, told, _ = run("probe", clip)
     assert code == 0
@@ -287,9 +320,9 @@ def test_doctor_names_what_is_missing_and_the_command(run, monkeypatch: pytest.M
     monkeypatch.setattr(doctor, "_installed", lambda name: None if name == "diffusers" else "999")
     code, told, _ = run("doctor")
     assert code == 1
-    assert 'pip install "diffusers>=0.42.1"' in told
+    assert f"{shlex.quote(sys.executable)} -m pip install 'diffusers>=0.42.1'" in told
     code, told, _ = run("doctor", "--json")
-    assert {"what", "works", "found", "remedy", "required"} == set(json.loads(told)[0])
+    assert {"what", "works", "found", "remedy", "remark", "required"} == set(json.loads(told)[0])
 
 
 def test_version_and_help(run) -> None:

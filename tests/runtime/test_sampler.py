@@ -105,6 +105,8 @@ def test_steps_are_pure() -> None:
         ("euler", {"prediction_type": "flow"}, 4, "'flow' is not known"),
         ("ddim", {"thresholding": True}, 4, "Thresholding"),
         ("ddim", {}, 2000, "2000 steps are not possible with ddim"),
+        ("euler", {"beta_schedule": "odd"}, 4, "scheduler configuration is not possible"),
+        ("euler", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, 4, "FlowMatchEulerDiscreteScheduler"),
         ("lcm", {}, 51, "51 steps are not possible with lcm"),
     ],
 )

@@ -45,12 +45,14 @@ class Clip:
     """swscale's number of the matrix that is really used."""
     aspect: Fraction | None = None
     audio_start_s: Fraction = Fraction(0)
-    subtitle: bool = False
     metadata: dict[str, str] = field(default_factory=dict)
+    chapters: tuple[tuple[int, int, str], ...] = ()
+    """(start, end in milliseconds, title)."""
 
     def write(self, path: Path) -> Path:
         with av.open(str(path), "w", options=self.muxer) as output:
             output.metadata.update(self.metadata)
+            output.set_chapters([self._chapter(*chapter) for chapter in self.chapters])
             video = self._add_video(output)
             sound = [output.add_stream(name, rate=48000) for name in self.audio]
             output.start_encoding()
@@ -59,6 +61,11 @@ class Clip:
             for number, stream in enumerate(sound):
                 self._sing(output, stream, 220 * (number + 1))
         return path
+
+    @staticmethod
+    def _chapter(start: int, end: int, title: str) -> dict[str, Any]:
+        time_base = Fraction(1, 1000)
+        return {"id": start + 1, "start": start, "end": end, "time_base": time_base, "metadata": {"title": title}}
 
     def _add_video(self, output: Any) -> Any:
         stream = output.add_stream(self.codec, rate=self.rate, options=self.options)

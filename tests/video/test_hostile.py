@@ -82,7 +82,7 @@ def test_a_url_is_a_missing_file(name):
     assert "no such file" in refusal(Path(name))
 
 
-@pytest.mark.parametrize("part", [0.3, 0.6, 0.95, 0.999])
+@pytest.mark.parametrize("part", [0.5, 0.95, 0.999])
 @pytest.mark.parametrize("faststart", [True, False], ids=["index-first", "index-last"])
 def test_truncated_mp4(make, tmp_path, faststart, part):
     whole = make("t.mp4", muxer={"movflags": "+faststart"} if faststart else {})
@@ -90,7 +90,7 @@ def test_truncated_mp4(make, tmp_path, faststart, part):
     assert "cut off" in sentence or "damaged" in sentence
 
 
-@pytest.mark.parametrize("part", [0.5, 0.95, 0.99, 0.999])
+@pytest.mark.parametrize("part", [0.5, 0.95, 0.999])
 @pytest.mark.parametrize("name", ["t.mkv", "t.webm"])
 def test_truncated_matroska_does_not_just_end_early(make, tmp_path, name, part):
     how = (
@@ -261,10 +261,11 @@ def test_a_change_of_size_on_the_way_is_refused(make, tmp_path):
     assert "96×64 to 128×64" in refusal(tmp_path / "two.ts")
 
 
+@pytest.mark.slow
 def test_random_bytes_never_crash_the_parent(make, tmp_path):
     """Every outcome is a video or a sentence."""
     data, rng, sentences = make("b.mp4").read_bytes(), np.random.default_rng(0), []
-    for turn in range(12):
+    for turn in range(9):
         bad = np.frombuffer(data, np.uint8).copy()
         where = rng.integers(0, len(bad), 40)
         bad[where] = rng.integers(0, 256, 40)

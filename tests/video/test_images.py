@@ -1,5 +1,9 @@
 """A folder of pictures is read in natural order, upright, and refused where it is not one size."""
 
+import struct
+import threading
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -31,7 +35,7 @@ def test_every_format_is_read(tmp_path, suffix):
     frame = next(read_images(probe_images(tmp_path)))
     assert frame.shape == (30, 40, 3)
     assert frame.dtype == np.uint8
-    assert np.abs(frame.astype(int) - (50, 100, 200)).max() <= 4
+    assert np.abs(frame.astype(int) - (50, 100, 200)).max() <= 8
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK"])
@@ -82,14 +86,15 @@ def test_large_pictures_are_refused_before_they_are_decoded(tmp_path):
     with pytest.raises(InputError, match="max_pixels = 1,199 allows"):
         probe_images(tmp_path, max_pixels=1199)
     assert probe_images(tmp_path, max_pixels=1200).num_frames == 1
-    Image.new("1", (30000, 30000)).save(tmp_path / "b.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    struct.pack_into(">II", data, 16, 30000, 30000)
+    struct.pack_into(">I", data, 29, zlib.crc32(data[12:29]))
+    (tmp_path / "b.png").write_bytes(data)
     with pytest.raises(InputError, match=r"b\.png has"):
         probe_images(tmp_path)
 
 
 def test_progress_and_cancelling(tmp_path):
-    import threading
-
     for number in range(3):
         paint(tmp_path / f"{number}.png")
     told, cancel = [], threading.Event()

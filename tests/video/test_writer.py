@@ -11,6 +11,7 @@ from fairy.kernels.errors import InputError
 from fairy.runtime.video import Clock, ColorTags, VideoWriter, probe, read_frames
 
 MS = Fraction(1, 1000)
+SMALL_MKV = {"time_base": MS, "pts": tuple(range(0, 400, 40)), "options": {"bf": "0"}}
 NTSC = {"rate": Fraction(30000, 1001), "time_base": Fraction(1001, 30000), "pts": tuple(range(40))}
 UNEVEN = (0, 700, 1000, 1001, 4000, 4100, 4200, 9000, 9512, 20000, 20100)
 
@@ -107,6 +108,15 @@ def test_sound_is_copied_packet_by_packet(make, copy_video, packets, tmp_path, n
         assert all(abs(a - b - late) <= MS for (a, _), (b, _) in zip(after, before, strict=True))
 
 
+def test_sound_of_mpeg_ts_changes_only_its_wrapping(make, copy_video, packets, tmp_path):
+    """AAC carries a header of 7 bytes on each packet there, and none in MP4."""
+    there = copy_video(make("s.mp4", audio=("aac",)), tmp_path / "o.ts").path
+    back = copy_video(there, tmp_path / "o.mp4").path
+    plain = [data for _, data in packets(make("s.mp4", audio=("aac",)))[0]]
+    assert [data[7:] for _, data in packets(there)[0]] == plain
+    assert [data for _, data in packets(back)[0]] == plain
+
+
 def test_sound_keeps_its_exact_start_in_mp4(make, copy_video, packets, tmp_path):
     source = make("s.mp4", audio=("aac",), audio_start_s=Fraction(1, 3), pts=tuple(range(777, 20000, 512)))
     result = copy_video(source, tmp_path / "o.mp4").path
@@ -172,7 +182,7 @@ def test_subtitles_go_where_they_fit_and_are_reported_elsewhere(copy_video, pack
     assert packets(kept.path, "subtitle") == packets(source, "subtitle") != [[]]
     assert kept.notes == []
     lost = copy_video(source, tmp_path / "o.avi")
-    assert lost.notes == ["subtitle stream 1 (subrip) cannot be kept in AVI and is left out."]
+    assert lost.notes == ["Subtitle stream 1 (subrip) cannot be kept in AVI and is left out."]
 
 
 def _subtitles(folder):
@@ -183,13 +193,32 @@ def _subtitles(folder):
 
 @pytest.mark.parametrize("to", ["o.mp4", "o.mkv"])
 def test_titles_and_chapters_are_kept(make, copy_video, tmp_path, to):
-    source = tmp_path / "s.mkv"
-    source.write_bytes(
-        make("s.mkv", time_base=MS, pts=tuple(range(0, 900, 40)), metadata={"title": "A day"}).read_bytes()
-    )
-    result = copy_video(source, tmp_path / to).path
-    with av.open(str(result)) as container:
+    how = {"time_base": MS, "pts": tuple(range(0, 900, 40)), "metadata": {"title": "A day"}}
+    source = make("s.mkv", **how, chapters=((0, 400, "Morning"), (400, 880, "Evening")))
+    writer = copy_video(source, tmp_path / to)
+    with av.open(str(writer.path)) as container:
         assert container.metadata["title"] == "A day"
+        found = [(c["start"] * c["time_base"], c["metadata"]["title"]) for c in container.chapters()]
+    assert found == [(0, "Morning"), (Fraction(2, 5), "Evening")]
+    again = copy_video(writer.path, tmp_path / f"again_{to}")
+    assert again.notes == writer.notes == []
+
+
+def test_a_second_video_is_left_out_and_reported(make, copy_video, tmp_path):
+    path = tmp_path / "two.mkv"
+    with av.open(str(path), "w") as output, av.open(str(make("s.mkv", **SMALL_MKV))) as source:
+        copies = [output.add_stream_from_template(source.streams.video[0], opaque=True) for _ in range(2)]
+        for packet in source.demux():
+            for copy in copies:
+                if packet.pts is not None:
+                    twin = av.Packet(bytes(packet))
+                    twin.pts, twin.dts, twin.time_base = packet.pts, packet.pts, packet.time_base
+                    twin.is_keyframe, twin.stream = packet.is_keyframe, copy
+                    output.mux(twin)
+    assert probe(path).other == ("video:h264",)
+    writer = copy_video(path, tmp_path / "o.mp4")
+    assert writer.notes == ["Second video stream 1 (h264) cannot be kept in MP4 and is left out."]
+    assert probe(writer.path).num_frames == probe(path).num_frames
 
 
 @pytest.mark.parametrize(
@@ -234,9 +263,9 @@ def test_an_untagged_source_is_written_with_the_tags_that_were_assumed(make, cop
 def test_odd_sizes_lose_nothing(tmp_path, size, to):
     width, height = size
     with VideoWriter(tmp_path / to, width=width, height=height, fps=25) as writer:
-        writer.write(np.full((3, height, width, 3), (200, 60, 40), np.uint8))
+        writer.write(np.full((12, height, width, 3), (200, 60, 40), np.uint8))
     info = probe(tmp_path / to)
-    assert (info.width, info.height, info.num_frames) == (width, height, 3)
+    assert (info.width, info.height, info.num_frames) == (width, height, 12)
     assert info.pix_fmt == ("yuv420p" if size == (2, 2) else "yuv444p")
     assert np.abs(next(read_frames(info)).astype(int) - (200, 60, 40)).max() < 6
 
