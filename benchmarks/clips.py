@@ -10,10 +10,12 @@ from itertools import pairwise
 import numpy as np
 
 from benchmarks.measures import Flow, Frames, Mask
+from training.flow import backward_flow
 from training.instructions import make_edit
 from training.photographs import HELD_OUT
 from training.pictures import to_bytes
-from training.scenes import Motion, Photo, Scene, backward_flow, random_scene, random_sprite, render
+from training.random_scenes import random_scene, random_sprite
+from training.scenes import Motion, Photo, Scene, render
 
 HELD_OUT_SEED = 910_000_000
 STREAM = 21  # of random numbers

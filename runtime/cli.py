@@ -6,6 +6,7 @@ machine failed; 130 interrupted. A user's mistake never shows a traceback.
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -196,7 +197,7 @@ def run(arguments: list[str]) -> int:
             code = app(arguments, prog_name="fairy", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except FairyError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(_as_option(str(error)), error.exit_code)
     except KeyboardInterrupt:
         return _fail("Interrupted; no video was written.", 130)
     except MemoryError:
@@ -234,6 +235,15 @@ def _naming_the_value(sentence: str, arguments: list[str]) -> str:
         if option.startswith("-") and f"'{option}'" in sentence and value not in sentence:
             return sentence.replace("Invalid value for", f"Invalid value {value!r} for")
     return sentence
+
+
+def _as_option(sentence: str) -> str:
+    """Speak of the option that was typed where the library speaks of its parameter: "crf = 99" is "--crf 99" here."""
+    match = re.match(r"(\w+) = ", sentence)
+    if match is None:
+        return sentence
+    name = {"num_inference_steps": "steps"}.get(match[1], match[1].replace("_", "-"))
+    return f"--{name} {sentence[match.end() :]}"
 
 
 def _fail(sentence: str, code: int) -> int:
