@@ -384,6 +384,7 @@ def test_a_signal_ends_it_without_traces(checkpoint_folder: Path, tmp_path: Path
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     try:
         deadline = time.monotonic() + 90
