@@ -1,0 +1,80 @@
+"""Targets are exact, masks are right, words are known to the tokenizer."""
+
+import numpy as np
+import pytest
+
+from training.instructions import INSTRUCTIONS, corpus, edit_mask, make_edit, plural
+from training.latents import PairsPlan, scene_pairs
+from training.looks import LOOKS, apply_look
+from training.random_scenes import random_scene
+from training.scenes import render
+from training.shapes import SHAPES
+from training.text import LENGTH, build_tokenizer, token_ids
+from training.textures import NAMED_COLOURS
+
+
+def test_there_are_enough_instructions_of_each_kind() -> None:
+    kinds = [instruction.kind for instruction in INSTRUCTIONS.values()]
+    assert len(INSTRUCTIONS) >= 16
+    assert {kind: kinds.count(kind) >= 3 for kind in kinds} == {"global": True, "local": True, "free": True}
+    assert all(len(instruction.wordings) >= 4 for instruction in INSTRUCTIONS.values())
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_a_look_is_a_pure_function_within_range(name: str) -> None:
+    image = render(random_scene(3, 64, 64)).image
+    kept = image.copy()
+    first, second = apply_look(name, image), apply_look(name, image)
+    np.testing.assert_array_equal(image, kept)
+    np.testing.assert_array_equal(first, second)
+    assert (first.shape, first.dtype) == (image.shape, np.float32)
+    assert 0 <= first.min() <= first.max() <= 1
+    assert np.abs(first - image).mean() > 0.02
+
+
+def test_global_targets_follow_the_moving_scene() -> None:
+    scene = random_scene(4, 64, 64)
+    edit = make_edit("sepia", scene, np.random.default_rng(0))
+    expected = apply_look("sepia", render(scene, 2.0).image)
+    np.testing.assert_array_equal(edit.target(2.0), expected)
+
+
+@pytest.mark.parametrize("seed", [2, 5, 9])
+def test_recolouring_changes_the_named_shape_only(seed: int) -> None:
+    scene = random_scene(seed, 96, 96, photos=0)
+    edit = make_edit("recolour", scene, np.random.default_rng(seed), wording=0)
+    _, _, shapes, colour = edit.text.split()
+    shape = {plural(shape): shape for shape in SHAPES}[shapes]
+    frame = render(scene)
+    changed = edit_mask(frame, edit.target())
+    touched = {scene.sprites[label - 1].shape for label in np.unique(frame.labels[changed]) if label}
+    named = [sprite for sprite in edit.scene.sprites if sprite.shape == shape]
+    assert named
+    assert all(sprite.texture.light == NAMED_COLOURS[colour] for sprite in named)
+    inside = np.isin(frame.labels, [i + 1 for i, s in enumerate(scene.sprites) if s.shape == shape])
+    assert touched
+    stray = (changed & ~_grown(inside)).sum()
+    assert stray <= 0.01 * changed.sum(), "more than the thin tips of stars"
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """The mask and its four neighbours: outlines are blended."""
+    padded = np.pad(mask, 1)
+    return mask | padded[2:, 1:-1] | padded[:-2, 1:-1] | padded[1:-1, 2:] | padded[1:-1, :-2]
+
+
+def test_every_sentence_fits_and_differs_from_nothing() -> None:
+    tokenizer = build_tokenizer()
+    sentences = sorted(set(corpus()))
+    ids = token_ids(tokenizer, ["", *sentences])
+    assert ids.shape == (len(sentences) + 1, LENGTH)
+    assert (ids[:, -1] == tokenizer.eos_token_id).all(), "a sentence was cut"
+    assert len({tuple(row) for row in ids.tolist()}) == len(ids)
+
+
+def test_pairs_are_a_function_of_the_seed() -> None:
+    plan = PairsPlan(edits=3, affine=True)
+    (first, words), (second, again) = scene_pairs(plan, 11), scene_pairs(plan, 11)
+    assert words == again
+    assert first.equal(second)
+    assert len(first) == 1 + len(words)

@@ -1,0 +1,45 @@
+"""The one command runs every stage, writes its record and the models, and never overwrites by accident."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from training import train
+from training.autoencoder import AutoencoderPlan, DecoderPlan
+from training.editor import EditorPlan
+from training.latents import PairsPlan
+
+
+@pytest.fixture(autouse=True)
+def tiny_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    def editor_plan(stage: str, quick: bool, steps: int | None) -> EditorPlan:
+        pairs = PairsPlan(scenes=1, edits=2, affine=stage == "equivariant")
+        return EditorPlan(steps=steps or 1, crops=((8, 1),), pairs=pairs)
+
+    plan = AutoencoderPlan(steps=1, crops=((32, 1),), pictures=2)
+    monkeypatch.setattr(train, "autoencoder_plan", lambda quick, steps: plan)
+    decoder = DecoderPlan(steps=1, crops=((32, 2),), pictures=2)
+    monkeypatch.setattr(train, "decoder_plan", lambda quick, steps: decoder)
+    monkeypatch.setattr(train, "editor_plan", editor_plan)
+
+
+def test_all_stages_then_a_longer_editor(tmp_path: Path) -> None:
+    train.main(["--out", str(tmp_path)])
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert [run["stage"] for run in record["runs"]] == list(train.STAGES)
+    assert all(run["steps_done"] == 1 and run["seconds"] > 0 for run in record["runs"])
+    assert {"torch", "diffusers", "python"} <= record["versions"].keys()
+    for model in ("model", "model_equivariant"):
+        assert (tmp_path / model / "model_index.json").exists()
+
+    with pytest.raises(SystemExit, match="--resume"):
+        train.main(["--out", str(tmp_path), "--stage", "editor"])
+    train.main(["--out", str(tmp_path), "--stage", "editor", "--steps", "2", "--resume"])
+    runs = json.loads((tmp_path / "record.json").read_text())["runs"]
+    assert (runs[-1]["stage"], runs[-1]["steps_done"], len(runs)) == ("editor", 2, 5)
+
+
+def test_the_editor_needs_an_autoencoder(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="autoencoder"):
+        train.main(["--out", str(tmp_path), "--stage", "editor"])

@@ -1,0 +1,174 @@
+"""Stage 1: a small KL autoencoder, 8x down to 4 channels, narrow at full resolution."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import nn
+
+from training.checkpoint import Trainee, learning_rate, load_average
+from training.compute import Compute
+from training.pictures import Bytes, picture_pool
+
+FACTOR = 8
+STREAM = 21  # of random numbers
+
+
+@dataclass(frozen=True, slots=True)
+class AutoencoderPlan:
+    """What the stage does; ``crops``: (side in pixels, batch) taken in turn; ``pictures`` of 256x256 in the pool."""
+
+    steps: int = 30_000
+    crops: tuple[tuple[int, int], ...] = ((32, 8), (32, 8), (64, 4))
+    pictures: int = 1000
+    learning_rate: float = 1.5e-3
+    kl_weight: float = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderPlan:
+    """The stage after: ``noise`` is the standard deviation of what is added to the latents, in units of theirs."""
+
+    steps: int = 20_000
+    crops: tuple[tuple[int, int], ...] = ((64, 4),)
+    pictures: int = 1000
+    learning_rate: float = 1e-3
+    noise: float = 0.15
+
+
+def build_autoencoder() -> AutoencoderKL:
+    """1.6 million parameters, no attention, fresh weights."""
+    model = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 96),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=256,
+        mid_block_add_attention=False,
+    )
+    initialise(model)
+    return model
+
+
+@torch.no_grad()
+def initialise(model: AutoencoderKL) -> None:
+    """First weights under which signals keep their size; learns several times faster than PyTorch's own.
+
+    Residual branches start at zero. Alternating biases keep the groups' statistics, and with them the picture's
+    absolute colours, from being normalised away. The posterior starts narrow.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        if name.endswith("conv2"):
+            module.weight.zero_()
+        else:
+            module.weight.mul_(3**0.5)
+        if module.bias is not None:
+            module.bias.zero_()
+            if module.out_channels >= 16 and not name.endswith("conv2"):
+                module.bias[0::2], module.bias[1::2] = 0.25, -0.25
+    bias = model.quant_conv.bias
+    bias[bias.shape[0] // 2 :] = -5.0
+
+
+def train_autoencoder(plan: AutoencoderPlan, out: Path, compute: Compute, *, seed: int, deadline: float) -> Trainee:
+    """Trains until the plan's steps are done or ``deadline`` (time.monotonic) has passed; resumable."""
+    torch.manual_seed(seed)
+    model = build_autoencoder().to(compute.device, memory_format=torch.channels_last)
+    trainee = Trainee.start(model, plan.learning_rate)
+    path = out / "autoencoder.safetensors"
+    trainee.resume(path)
+    pool = picture_pool(out / "pictures.npy", plan.pictures, seed)
+    while trainee.step < plan.steps and time.monotonic() < deadline:
+        x_BCHW = crops(pool, plan, seed, trainee.step).to(compute.device)
+        generator = torch.Generator(compute.device).manual_seed(seed * 1_000_003 + trainee.step)
+        with compute.autocast():
+            loss = autoencoder_loss(model, x_BCHW, plan.kl_weight, generator)
+        trainee.update(loss, learning_rate(plan.learning_rate, trainee.step, plan.steps))
+        trainee.log(float(loss.detach()), path)
+    trainee.save(path)
+    return trainee
+
+
+def train_decoder(plan: DecoderPlan, out: Path, compute: Compute, *, seed: int, deadline: float) -> Trainee:
+    """Goes on with the decoder alone, so that latents, and with them a trained editor, keep their meaning; resumable.
+
+    It learns to decode what an editor makes: latents that are not quite those of a picture.
+    """
+    model = build_autoencoder().to(compute.device, memory_format=torch.channels_last)
+    load_average(model, out / "autoencoder.safetensors")
+    model.encoder.requires_grad_(False)
+    model.quant_conv.requires_grad_(False)
+    trainee = Trainee.start(model, plan.learning_rate)
+    path = out / "decoder.safetensors"
+    trainee.resume(path)
+    pool = picture_pool(out / "pictures.npy", plan.pictures, seed)
+    while trainee.step < plan.steps and time.monotonic() < deadline:
+        x_BCHW = crops(pool, plan, seed + 1, trainee.step).to(compute.device)
+        generator = torch.Generator(compute.device).manual_seed(seed * 1_000_003 + trainee.step)
+        with compute.autocast():
+            loss = decoder_loss(model, x_BCHW, plan.noise, generator)
+        trainee.update(loss, learning_rate(plan.learning_rate, trainee.step, plan.steps))
+        trainee.log(float(loss.detach()), path)
+    trainee.save(path)
+    return trainee
+
+
+def decoder_loss(model: AutoencoderKL, x_BCHW: torch.Tensor, noise: float, generator: torch.Generator) -> torch.Tensor:
+    """Squared and some absolute error of what is restored from noisy latents, half of the batch from clean ones."""
+    with torch.no_grad():
+        z_BCHW = model.encode(x_BCHW).latent_dist.mode()
+        spread = torch.randn(z_BCHW.shape, generator=generator, device=z_BCHW.device) * noise * z_BCHW.float().std()
+        spread[::2] = 0
+    error_BCHW = model.decode(z_BCHW + spread).sample.float() - x_BCHW
+    fine = error_BCHW.square().mean() + 0.1 * error_BCHW.abs().mean()
+    return torch.as_tensor(fine + 0.2 * coarse_error(error_BCHW))
+
+
+def autoencoder_loss(
+    model: AutoencoderKL, x_BCHW: torch.Tensor, kl_weight: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Squared error, some absolute error, the error of the coarse colours, and the latents' divergence."""
+    posterior = model.encode(x_BCHW).latent_dist
+    restored_BCHW = model.decode(posterior.sample(generator)).sample
+    error_BCHW = restored_BCHW.float() - x_BCHW
+    fine = error_BCHW.square().mean() + 0.1 * error_BCHW.abs().mean()
+    divergence = posterior.kl().mean() / posterior.mean[0].numel()
+    return torch.as_tensor(fine + coarse_error(error_BCHW) + kl_weight * divergence)
+
+
+def coarse_error(error_BCHW: torch.Tensor) -> torch.Tensor:
+    """Weighted squared error of the 8x8 means, and once more along green against magenta.
+
+    Photographs hardly vary along that axis; without a push the four channels all go to brightness and texture, and
+    it stays lost for thousands of steps.
+    """
+    coarse_BCHW = F.avg_pool2d(error_BCHW, FACTOR)
+    red, green, blue = coarse_BCHW.unbind(dim=1)
+    return 10 * coarse_BCHW.square().mean() + 3 * (green - (red + blue) / 2).square().mean()
+
+
+def crops(pool: Bytes, plan: AutoencoderPlan | DecoderPlan, seed: int, step: int) -> torch.Tensor:
+    """The batch of one step, a function of (seed, step): [B, 3, side, side] in [-1, 1]."""
+    rng = np.random.default_rng((STREAM, seed, step))
+    side, batch = plan.crops[step % len(plan.crops)]
+    parts = [_crop(pool[rng.integers(len(pool))], side, rng) for _ in range(batch)]
+    x_BCHW = torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return x_BCHW.contiguous(memory_format=torch.channels_last)
+
+
+def _crop(picture: Bytes, size: int, rng: np.random.Generator) -> Bytes:
+    """A random part, mirrored and turned at random."""
+    top, left = (int(rng.integers(n - size + 1)) for n in picture.shape[:2])
+    part = picture[top : top + size, left : left + size]
+    part = np.rot90(part, int(rng.integers(4)))
+    return part[:, ::-1] if rng.random() < 0.5 else part

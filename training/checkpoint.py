@@ -1,0 +1,132 @@
+"""Training state on disk: written whole or not at all, resumed to the same weights as an uninterrupted run."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(slots=True)
+class Trainee:
+    """A module in training: its optimiser, the moving average of its weights, and the steps done so far."""
+
+    module: nn.Module  # on its device
+    optimiser: torch.optim.Optimizer
+    average: Tensors
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, module: nn.Module, learning_rate: float) -> "Trainee":
+        """AdamW without weight decay worth mentioning; the average starts at the present weights."""
+        optimiser = torch.optim.AdamW(module.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=1e-3)
+        return cls(module, optimiser, {k: v.detach().clone() for k, v in module.state_dict().items()})
+
+    def update(self, loss: torch.Tensor, learning_rate: float, decay: float = 0.999) -> None:
+        """One optimiser step with clipped gradients, then the moving average of the weights."""
+        self.optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+        self.optimiser.step()
+        self.step += 1
+        self._average(min(decay, (1 + self.step) / (10 + self.step)))
+
+    @torch.no_grad()
+    def _average(self, decay: float) -> None:
+        for name, value in self.module.state_dict().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - decay)
+
+    def log(self, loss: float, path: Path) -> None:
+        """Keeps the mean loss of every 100 steps, prints it, and saves every 500 steps."""
+        self.recent.append(loss)
+        if len(self.recent) == 100:
+            self.losses.append(sum(self.recent) / 100)
+            self.recent.clear()
+            print(f"{path.stem} step {self.step} loss {self.losses[-1]:.5f}", flush=True)
+        if self.step % 500 == 0:
+            self.save(path)
+
+    def save(self, path: Path) -> None:
+        """Weights, average and optimiser state in one safetensors file."""
+        tensors = {f"weights/{k}": v for k, v in self.module.state_dict().items()}
+        tensors |= {f"average/{k}": v for k, v in self.average.items()}
+        for index, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser/{index}/{k}": v for k, v in state.items()}
+        notes = {"step": str(self.step), "losses": json.dumps(self.losses), "recent": json.dumps(self.recent)}
+        save_tensors(path, tensors, notes)
+
+    def load(self, path: Path) -> None:
+        """Continues where ``save`` left off."""
+        tensors, notes = load_file(path), read_notes(path)
+        self.module.load_state_dict(_part(tensors, "weights/"))
+        self.average = {k: v.to(self.average[k].device) for k, v in _part(tensors, "average/").items()}
+        self.step, self.losses = int(notes["step"]), json.loads(notes["losses"])
+        self.recent = json.loads(notes.get("recent", "[]"))
+        self._load_optimiser(_part(tensors, "optimiser/"))
+
+    def resume(self, path: Path) -> None:
+        """``load`` if there is something to continue."""
+        if path.exists():
+            self.load(path)
+
+    def _load_optimiser(self, tensors: Tensors) -> None:
+        states: dict[int, Tensors] = {}
+        for name, value in tensors.items():
+            index, key = name.split("/")
+            states.setdefault(int(index), {})[key] = value
+        groups: list[Any] = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": states, "param_groups": groups})
+
+
+def _part(tensors: Tensors, prefix: str) -> Tensors:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def save_tensors(path: Path, tensors: Tensors, notes: dict[str, str] | None = None) -> None:
+    """A safetensors file that appears under its name only when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, partial, notes)
+    os.replace(partial, path)
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """The text notes in a safetensors file."""
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
+
+
+def load_average(module: nn.Module, path: Path) -> None:
+    """Loads the averaged weights of a checkpoint."""
+    module.load_state_dict(_part(load_file(path), "average/"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file with an object in it."""
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def save_json(path: Path, content: object) -> None:
+    """A JSON file that appears under its name only when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def learning_rate(peak: float, step: int, steps: int, warm_up: int = 50) -> float:
+    """Linear warm-up, a plateau, and a straight line to zero over the last 40 % of the steps."""
+    left = (steps - step) / (0.4 * steps)
+    return peak * min(1.0, (step + 1) / warm_up, max(left, 0.02))

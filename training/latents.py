@@ -1,0 +1,104 @@
+"""Source and target pictures of many edits, encoded once by the finished autoencoder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+
+from training.checkpoint import read_notes, save_tensors
+from training.equivariant import apply_affine, random_affine
+from training.instructions import INSTRUCTIONS, make_edit
+from training.random_scenes import random_scene
+from training.scenes import render
+from training.text import build_tokenizer, token_ids
+from training.textures import Array
+
+STREAM = 13  # of random numbers
+
+
+@dataclass(frozen=True, slots=True)
+class PairsPlan:
+    """Which pairs: ``scenes`` of 256x256, ``edits`` of each, out of ``names`` (all when empty)."""
+
+    scenes: int = 900
+    edits: int = 8
+    names: tuple[str, ...] = ()
+    affine: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Latents (means, not scaled) source [S, 4, h, w], target [N, 4, h, w]; origin [N] names each target's source.
+
+    ``scaling_factor`` gives the target latents unit variance.
+    """
+
+    source: torch.Tensor
+    target: torch.Tensor
+    origin: torch.Tensor
+    tokens: torch.Tensor
+    scaling_factor: float
+
+
+def to_tensor(image: Array) -> torch.Tensor:
+    """[H, W, 3] in [0, 1] to [1, 3, H, W] in [-1, 1]."""
+    return (torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None] * 2 - 1).float()
+
+
+def load_pairs(
+    cache: Path, plan: PairsPlan, model: AutoencoderKL, seed: int, weights: str, *, scaled_like: Path | None = None
+) -> Pairs:
+    """The pairs of ``plan``; kept in ``cache`` together with what they were made from (``weights``: a digest).
+
+    ``scaled_like`` is an earlier stage's cache whose scaling factor its editor was trained with.
+    """
+    identity = f"{plan} seed={seed} autoencoder={weights}"
+    if not cache.exists() or read_notes(cache).get("identity") != identity:
+        tensors = _encode_all(plan, model, seed)
+        factor = f"{1 / float(tensors['target'].float().std()):.5f}"
+        save_tensors(cache, tensors, {"identity": identity, "scaling_factor": factor})
+    return Pairs(**load_file(cache), scaling_factor=float(read_notes(scaled_like or cache)["scaling_factor"]))
+
+
+def _encode_all(plan: PairsPlan, model: AutoencoderKL, seed: int) -> dict[str, torch.Tensor]:
+    sources, targets, origins, texts = [], [], [], []
+    for index in range(plan.scenes):
+        pictures, words = scene_pairs(plan, seed * 1_000_000 + index)
+        latents = encode(model, pictures).half()
+        sources.append(latents[:1])
+        targets.append(latents[1:])
+        origins += [index] * len(words)
+        texts += words
+        if index % 100 == 99:
+            print(f"encoded {index + 1} of {plan.scenes} scenes", flush=True)
+    tokens = token_ids(build_tokenizer(), texts)
+    return {
+        "source": torch.cat(sources),
+        "target": torch.cat(targets),
+        "origin": torch.tensor(origins),
+        "tokens": tokens,
+    }
+
+
+def scene_pairs(plan: PairsPlan, seed: int) -> tuple[torch.Tensor, list[str]]:
+    """The source and its targets [1 + edits, 3, 256, 256] in [-1, 1], and the edits' words."""
+    rng = np.random.default_rng((STREAM, seed))
+    scene = random_scene(seed)
+    names = list(plan.names or INSTRUCTIONS)
+    if not scene.sprites:
+        names = [name for name in names if INSTRUCTIONS[name].kind == "global"]
+    chosen = rng.permutation(names)[: plan.edits]
+    edits = [make_edit(str(name), scene, rng) for name in chosen]
+    pictures = torch.cat([to_tensor(render(scene).image), *(to_tensor(e.target()) for e in edits)])
+    if plan.affine:
+        pictures = apply_affine(pictures, random_affine(rng))
+    return pictures, [e.text for e in edits]
+
+
+@torch.no_grad()
+def encode(model: AutoencoderKL, x_BCHW: torch.Tensor) -> torch.Tensor:
+    """Means of the latents [B, 4, H/8, W/8], on the CPU."""
+    return torch.as_tensor(model.encode(x_BCHW.to(model.device)).latent_dist.mode().cpu())

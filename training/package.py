@@ -1,0 +1,95 @@
+"""Writes a finished model as a directory that diffusers' InstructPix2Pix pipeline and fairy load."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    EulerAncestralDiscreteScheduler,
+    StableDiffusionInstructPix2PixPipeline,
+)
+
+from training.checkpoint import load_average, save_json
+from training.editor import TRAIN_STEPS, TextEditor
+
+RECOMMENDED = {
+    "long_side": 256,
+    "num_inference_steps": 10,
+    "guidance_scale": 1.5,
+    "image_guidance_scale": 1.0,
+    "sampler": "euler_ancestral",
+}
+
+
+def build_scheduler() -> EulerAncestralDiscreteScheduler:
+    """Stable Diffusion's noise schedule; the network predicts v."""
+    return EulerAncestralDiscreteScheduler(
+        num_train_timesteps=TRAIN_STEPS,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+    )
+
+
+def build_pipeline(vae: AutoencoderKL, editor: TextEditor) -> StableDiffusionInstructPix2PixPipeline:
+    """diffusers' own pipeline around the trained parts."""
+    return StableDiffusionInstructPix2PixPipeline(
+        vae=vae,
+        text_encoder=editor.text_encoder,
+        tokenizer=editor.tokenizer,
+        unet=editor.unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def write_model(directory: Path, vae: AutoencoderKL, editor: TextEditor, scaling_factor: float) -> None:
+    """Replaces ``directory`` by the model in float16; a model card that is there stays.
+
+    The new directory is complete before it takes the old one's name.
+    """
+    vae.register_to_config(scaling_factor=scaling_factor)
+    fresh, old = directory.with_name(directory.name + ".new"), directory.with_name(directory.name + ".old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    build_pipeline(vae.half(), editor.half()).save_pretrained(fresh, safe_serialization=True)
+    save_json(fresh / "fairy.json", RECOMMENDED)
+    _load_as_float32(fresh / "text_encoder" / "config.json")
+    for file in fresh.rglob("*.*"):
+        file.chmod(0o644)
+    if (directory / "README.md").exists():
+        shutil.copy2(directory / "README.md", fresh)
+    if directory.exists():
+        os.rename(directory, old)
+    os.rename(fresh, directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _load_as_float32(path: Path) -> None:
+    """transformers loads in the precision that the config names; float16 is only how the file is stored."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["dtype"] = "float32"
+    save_json(path, config)
+
+
+def write_from_checkpoints(directory: Path, autoencoder: Path, editor: Path, scaling_factor: float) -> None:
+    """Packages the averaged weights of two checkpoints."""
+    from training.autoencoder import build_autoencoder
+
+    vae, text_editor = build_autoencoder(), TextEditor()
+    load_average(vae, autoencoder)
+    load_average(text_editor, editor)
+    write_model(directory, vae, text_editor, scaling_factor)
+
+
+def load_pipeline(directory: Path) -> StableDiffusionInstructPix2PixPipeline:
+    """The packaged model in float32, without progress bar."""
+    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(directory, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
