@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 FPS = 24
 RATE_HZ = 44100
 TONE_HZ = 330.0
+SMPTE_170M, VIDEO_RANGE = 6, 1  # of H.273 and of FFmpeg
 
 
 def main() -> None:
@@ -37,6 +38,10 @@ def write_clip(out: Path, num_frames: int, width: int, height: int) -> None:
     with av.open(str(out), "w") as container:
         video = container.add_stream("libx264", rate=FPS, options={"crf": "12"})
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        # Say what the conversion from RGB does: BT.601 (SMPTE 170M), video range.
+        context = video.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = SMPTE_170M
+        context.color_range = VIDEO_RANGE
         sound = container.add_stream("aac", rate=RATE_HZ, layout="mono")
         for picture in render(num_frames, width, height):
             container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

@@ -16,6 +16,7 @@ def test_the_clip_is_playable_and_has_sound(tmp_path: Path) -> None:
     assert info.codec == "h264"
     assert info.audio == ("aac",)
     assert info.frame_rate == 24
+    assert not info.color_assumed
     frames = np.stack(list(read_frames(info))).astype(int)
     rendered = np.stack(list(render(12, 128, 96))).astype(int)
     assert np.abs(frames - rendered).mean() < 4
