@@ -18,7 +18,7 @@ from training.editor import TRAIN_STEPS, TextEditor
 RECOMMENDED = {
     "long_side": 256,
     "num_inference_steps": 10,
-    "guidance_scale": 1.5,
+    "guidance_scale": 1.25,
     "image_guidance_scale": 1.0,
     "sampler": "euler_ancestral",
 }

@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=100.0, help="at most, for each stage")
     parser.add_argument("--steps", type=int, help="of the stage, instead of the plan's")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoints in --out")
-    parser.add_argument("--quick", action="store_true", help="eight looks, few scenes, 20 minutes on two cores")
+    parser.add_argument("--quick", action="store_true", help="eight looks, few scenes, fewer steps: a trial")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     return parser
