@@ -9,6 +9,8 @@ from PIL import Image
 
 from fairy.runtime import Editor, EditParams, embedded_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def photograph() -> np.ndarray:

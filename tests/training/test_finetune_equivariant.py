@@ -18,6 +18,9 @@ from training.pictures import to_bytes
 from training.random_scenes import random_scene
 from training.scenes import render
 
+pytestmark = pytest.mark.slow
+
+
 PLAN = FinetunePlan(steps=3, batch=1, size=64, learning_rate=1e-3)
 
 

@@ -14,6 +14,9 @@ from training.package import RECOMMENDED, build_scheduler, load_pipeline, write_
 from training.random_scenes import random_scene
 from training.scenes import render
 
+pytestmark = pytest.mark.slow
+
+
 EMBEDDED = Path(__file__).parents[2] / "runtime" / "models" / "embedded"
 
 

@@ -18,6 +18,9 @@ from training.compute import Compute
 from training.editor import EditorPlan, train_editor
 from training.latents import Pairs, PairsPlan, load_pairs
 
+pytestmark = pytest.mark.slow
+
+
 CPU = Compute()
 
 

@@ -10,6 +10,8 @@ from training.autoencoder import AutoencoderPlan, DecoderPlan
 from training.editor import EditorPlan
 from training.latents import PairsPlan
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def tiny_plans(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,9 @@ import pytest
 from fairy.kernels.errors import InputError, MachineError
 from fairy.runtime.video import Clock, VideoWriter, probe, read_frames, worker
 
+pytestmark = pytest.mark.slow
+
+
 NOISE = np.random.default_rng(0).integers(0, 255, (4, 128, 128, 3), np.uint8)
 SIZE = {"width": 128, "height": 128}
 

@@ -10,6 +10,9 @@ import pytest
 from fairy.kernels.errors import InputError
 from fairy.runtime.video import Clock, ColorTags, VideoWriter, probe, read_frames
 
+pytestmark = pytest.mark.slow
+
+
 MS = Fraction(1, 1000)
 SMALL_MKV = {"time_base": MS, "pts": tuple(range(0, 400, 40)), "options": {"bf": "0"}}
 NTSC = {"rate": Fraction(30000, 1001), "time_base": Fraction(1001, 30000), "pts": tuple(range(40))}
