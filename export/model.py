@@ -98,6 +98,7 @@ class UNetGraph(nn.Module):
         unet.set_attn_processor({f"{name}.processor": _AttentionProcessor(name) for name in names})
 
     def forward(self, sample: Tensor, timestep: Tensor, text: Tensor, *context: Tensor) -> tuple[Tensor, ...]:
+        """One call of the graph; tensors as in the class's description and in the order of `spec`."""
         groups, frames = sample.shape[:2]
         call = _Call(
             groups,
