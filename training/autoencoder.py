@@ -22,7 +22,7 @@ STREAM = 21  # of random numbers
 class AutoencoderPlan:
     """What the stage does; ``crops``: (side in pixels, batch) taken in turn; ``pictures`` of 256x256 in the pool."""
 
-    steps: int = 30_000
+    steps: int = 17_000
     crops: tuple[tuple[int, int], ...] = ((32, 8), (32, 8), (64, 4))
     pictures: int = 1000
     learning_rate: float = 1.5e-3

@@ -90,12 +90,18 @@ def scene_pairs(plan: PairsPlan, seed: int) -> tuple[torch.Tensor, list[str]]:
     names = list(plan.names or INSTRUCTIONS)
     if not scene.sprites:
         names = [name for name in names if INSTRUCTIONS[name].kind == "global"]
-    chosen = rng.permutation(names)[: plan.edits]
+    chosen = rng.choice(names, size=plan.edits, p=_shares(names))
     edits = [make_edit(str(name), scene, rng) for name in chosen]
     pictures = torch.cat([to_tensor(render(scene).image), *(to_tensor(e.target()) for e in edits)])
     if plan.affine:
         pictures = apply_affine(pictures, random_affine(rng))
     return pictures, [e.text for e in edits]
+
+
+def _shares(names: list[str]) -> np.ndarray:
+    """How often each instruction is drawn: those about objects twice as often, for they take longest to learn."""
+    weights = np.array([1.0 if INSTRUCTIONS[name].kind == "global" else 2.0 for name in names])
+    return np.asarray(weights / weights.sum())
 
 
 @torch.no_grad()

@@ -17,9 +17,9 @@ def random_motion(rng: np.random.Generator, speed: float) -> Motion:
 
 
 def random_sprite(rng: np.random.Generator, height: int, width: int) -> Sprite:
-    """An object of 6-20 % of the picture's short side."""
+    """An object whose radius is 10-22 % of the picture's short side: at least six latents across."""
     centre = (float(rng.uniform(0, width)), float(rng.uniform(0, height)))
-    radius = float(rng.uniform(0.06, 0.2) * min(height, width))
+    radius = float(rng.uniform(0.1, 0.22) * min(height, width))
     shape = str(rng.choice(SHAPES))
     return Sprite(shape, random_texture(rng), centre, radius, float(rng.uniform(0, 6.3)), random_motion(rng, 2.5))
 
