@@ -5,6 +5,7 @@ A backend makes engines out of graphs. Each backend is a file of its own, import
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
 from fairy.kernels.errors import InputError
+
+Range = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,97 @@ class EngineSpec:
     backend: str
     device: str
     precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """What an engine must serve; ranges are (min, opt, max), opt being the size it is tuned for.
+
+    Attributes:
+        height, width: of a picture after padding, in pixels.
+        frames: pictures in a micro-batch of the UNet. The autoencoder's graphs take one picture at a time.
+        anchors: the largest number of anchor frames; fewer are served too.
+        groups: the largest number of guidance branches; fewer are served too.
+        tokens: of the text, the tokenizer's `model_max_length`.
+    """
+
+    height: Range
+    width: Range
+    frames: Range
+    anchors: int
+    groups: int = 3
+    tokens: int = 77
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "frames"):
+            low, best, high = getattr(self, name)
+            if not 1 <= low <= best <= high:
+                raise InputError(f"{name} = {low}:{best}:{high} is not a range MIN:OPT:MAX of whole numbers from 1 up.")
+        for name in ("anchors", "groups", "tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} = {getattr(self, name)} is not possible; it must be at least 1.")
+
+    def ranges(
+        self, graph: GraphSpec, vae_factor: int
+    ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+        """Smallest, best and largest shape of every input of a graph, by name.
+
+        Args:
+            vae_factor: pixels that a latent stands for along one side; see `Checkpoint.vae_factor`.
+
+        Raises:
+            InputError: a size is not a multiple of what the networks can halve.
+        """
+        dims = tuple(self._dims(graph, vae_factor, end) for end in range(3))
+        return {
+            tensor.name: (
+                _shape(tensor.dims, dims[0]),
+                _shape(tensor.dims, dims[1]),
+                _shape(tensor.dims, dims[2]),
+            )
+            for tensor in graph.inputs
+        }
+
+    def _dims(self, graph: GraphSpec, vae_factor: int, end: int) -> dict[str, int]:
+        """Every symbolic dimension of a graph at one end of the ranges: 0 = min, 1 = opt, 2 = max."""
+        levels = max((layer.level for layer in graph.layers), default=0)
+        for name, pixels in (("height", self.height[end]), ("width", self.width[end])):
+            if pixels % (vae_factor << levels):
+                raise InputError(f"{name} = {pixels} is not possible; it must be a multiple of {vae_factor << levels}.")
+        height, width = self.height[end] // vae_factor, self.width[end] // vae_factor
+        anchors = self.anchors if end else 1
+        frames = self.frames[end] if graph.layers else 1
+        if any(layer.emits for layer in graph.layers):
+            frames = anchors
+        return {
+            "batch": 2 if end else 1,  # the instruction and the negative prompt
+            "groups": self.groups if end else 1,
+            "frames": frames,
+            "tokens": self.tokens,
+            "height": height,
+            "width": width,
+            "image_height": self.height[end],
+            "image_width": self.width[end],
+            **{f"context_{level}": anchors * (height >> level) * (width >> level) for level in range(levels + 1)},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How an engine is built; None leaves a choice to the backend.
+
+    Attributes:
+        mem_pool_bytes: the most memory that the building may use for trying out kernels.
+        optimization_level: how long the backend may search; TensorRT's 0 to 5.
+        timing_cache: a file of measured kernel times, read where it exists and written afterwards.
+    """
+
+    mem_pool_bytes: int | None = None
+    optimization_level: int | None = None
+    timing_cache: Path | None = None
+
+
+OnBuild = Callable[[str, int, int], bool]
 
 
 class Engine(Protocol):
@@ -60,6 +154,50 @@ class Backend(Protocol):
     def close(self) -> None:
         """Close every engine."""
         ...
+
+
+class Builder(Protocol):
+    """Makes engines of one backend that outlive the process; each is a file in this folder, imported when needed."""
+
+    name: str
+
+    def environment(self, device: torch.device) -> dict[str, str]:
+        """Everything outside the spec that can change an engine's bytes, or whether it loads.
+
+        Versions of the packages and, on CUDA, the GPU's name, compute capability and driver.
+
+        Raises:
+            MachineError: the backend's libraries are not installed or do not work here; says what to install.
+        """
+        ...
+
+    def build(
+        self,
+        checkpoint: Checkpoint,
+        spec: EngineSpec,
+        shapes: Shapes,
+        options: BuildOptions,
+        folder: Path,
+        on_progress: OnBuild,
+    ) -> None:
+        """Build one engine into an empty, private folder.
+
+        Args:
+            folder: where the engine's files go; nothing else is written.
+            on_progress: called with a phase's name, steps done and steps in all; returning False asks to stop.
+
+        Raises:
+            InputError, MachineError, Cancelled: with one sentence.
+        """
+        ...
+
+    def load(self, spec: EngineSpec, folder: Path, device: torch.device) -> Engine:
+        """The engine whose files lie in `folder`; it is called only after every file was checked."""
+        ...
+
+
+def _shape(dims: tuple[str | int, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in dims)
 
 
 def _eager(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Backend:
