@@ -6,8 +6,9 @@ and go out as outputs; nothing of a call is stored on a module, so one UNet serv
 Legend of shape suffixes: G groups (guidance branches), F frames, S tokens, C channels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -26,10 +27,26 @@ from fairy.kernels.anchor_attention import anchor_attention
 from fairy.kernels.errors import InputError
 
 
+class Attend(Protocol):
+    """What computes attention; shapes as in `fairy.kernels.anchor_attention`, which is the one that computes."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        context_k: Sequence[Tensor] = (),
+        context_v: Sequence[Tensor] = (),
+        *,
+        heads: int,
+    ) -> Tensor: ...
+
+
 @dataclass(slots=True)
 class _Call:
     """What one call of a UNet graph hands down to its attention layers and gets back from them."""
 
+    attend: Attend
     groups: int
     frames: int
     layers: dict[str, SelfAttention]
@@ -60,7 +77,7 @@ class _AttentionProcessor:
             # The text is one per group; every frame of the group reads it by reference.
             k_G1SC = attn.to_k(encoder_hidden_states).unsqueeze(1)
             v_G1SC = attn.to_v(encoder_hidden_states).unsqueeze(1)
-            out = anchor_attention(q_GFSC, None, None, [k_G1SC], [v_G1SC], heads=attn.heads)
+            out = fairy_call.attend(q_GFSC, None, None, [k_G1SC], [v_G1SC], heads=attn.heads)
         projected: Tensor = attn.to_out[0](out.flatten(0, 1))
         return projected
 
@@ -77,7 +94,7 @@ class _AttentionProcessor:
             context_k.insert(0, _joined(k_GFSC))
             context_v.insert(0, _joined(v_GFSC))
         own_k, own_v = (k_GFSC, v_GFSC) if layer.own == "frame" else (None, None)
-        return anchor_attention(q_GFSC, own_k, own_v, context_k, context_v, heads=attn.heads)
+        return call.attend(q_GFSC, own_k, own_v, context_k, context_v, heads=attn.heads)
 
 
 class UNetGraph(nn.Module):
@@ -87,12 +104,15 @@ class UNetGraph(nn.Module):
         sample [groups, frames, in_channels, h, w], timestep [frames] float32, text [groups, tokens, channels],
         then keys and values of every context segment [groups, frames or 1, length, heads·dim];
         output [groups, frames, out_channels, h, w], then emitted keys and values [groups, frames, h·w/4^L, heads·dim].
+
+    `attend` computes every attention layer; an exporter passes one that leaves a node in the graph instead.
     """
 
-    def __init__(self, unet: Any, spec: GraphSpec) -> None:
+    def __init__(self, unet: Any, spec: GraphSpec, attend: Attend = anchor_attention) -> None:
         super().__init__()
         self.unet = unet
         self.spec = spec
+        self.attend = attend
         self.context_names = [tensor.name for tensor in spec.inputs[3:]]
         names = [name.removesuffix(".processor") for name in unet.attn_processors]
         unet.set_attn_processor({f"{name}.processor": _AttentionProcessor(name) for name in names})
@@ -101,6 +121,7 @@ class UNetGraph(nn.Module):
         """One call of the graph; tensors as in the class's description and in the order of `spec`."""
         groups, frames = sample.shape[:2]
         call = _Call(
+            self.attend,
             groups,
             frames,
             {layer.name: layer for layer in self.spec.layers},
@@ -176,10 +197,10 @@ def graph_specs(checkpoint: Any, *, layers: str = "all") -> dict[str, GraphSpec]
     return {spec.name: spec for spec in specs}
 
 
-def build_graph(checkpoint: Any, spec: GraphSpec) -> nn.Module:
+def build_graph(checkpoint: Any, spec: GraphSpec, attend: Attend = anchor_attention) -> nn.Module:
     """The module that computes `spec` with the checkpoint's networks; weights are shared, not copied."""
     if spec.layers:
-        return UNetGraph(checkpoint.unet, spec)
+        return UNetGraph(checkpoint.unet, spec, attend)
     if spec.name == "text_encoder":
         return TextEncoderGraph(checkpoint.text_encoder)
     if spec.name == "vae_encoder":
@@ -200,6 +221,7 @@ def _joined(t_GFSC: Tensor) -> Tensor:
 
 
 __all__ = [
+    "Attend",
     "TextEncoderGraph",
     "UNetGraph",
     "VaeDecoderGraph",
