@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -92,9 +93,9 @@ def write_table(table: Table, folder: Path) -> Path:
             os.fsync(file.fileno())
         os.replace(partial_path, path)
     except OSError as error:
+        with suppress(OSError):
+            partial_path.unlink()
         raise MachineError(f"{path} cannot be written ({error}); name a folder of your own with --out.") from error
-    finally:
-        partial_path.unlink(missing_ok=True)
     return path
 
 
