@@ -109,11 +109,13 @@ class BuildOptions:
         mem_pool_bytes: the most memory that the building may use for trying out kernels.
         optimization_level: how long the backend may search; TensorRT's 0 to 5.
         timing_cache: a file of measured kernel times, read where it exists and written afterwards.
+        plugin: TensorRT runs our attention kernel instead of its own, where the kernel serves the graph.
     """
 
     mem_pool_bytes: int | None = None
     optimization_level: int | None = None
     timing_cache: Path | None = None
+    plugin: bool = False
 
 
 OnBuild = Callable[[str, int, int], bool]
