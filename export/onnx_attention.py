@@ -18,7 +18,7 @@ Bodies, exchanged without exporting again
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ Body = Literal["onnxruntime", "portable"]
 BODIES: tuple[Body, ...] = ("onnxruntime", "portable")
 DOMAIN = "fairy"
 OPSET = 20  # the oldest with Gelu; read by onnxruntime 1.17 and TensorRT 10.3 and later
-PLUGIN_ATTRIBUTES = {"plugin_namespace": "fairy", "plugin_version": "1", "aot": 1}
+PLUGIN_ATTRIBUTES: dict[str, Any] = {"plugin_namespace": "fairy", "plugin_version": "1", "aot": 1}
 
 
 def attention_node(
@@ -68,7 +68,7 @@ def replaced_sdpa(
 ) -> Tensor:
     """A decomposition of `scaled_dot_product_attention` [B, H, S, D] into a PlainAttention node where it is plain."""
     if attn_mask is not None or dropout_p or is_causal or scale is not None or enable_gqa:
-        return NotImplemented
+        return cast(Tensor, NotImplemented)  # what a decomposition says to leave the operator as it is
     rows = [t.transpose(1, 2) for t in (q_BHSD, k_BHTD, v_BHTD)]
     return _node("PlainAttention", rows, int(q_BHSD.shape[1])).transpose(1, 2)
 
@@ -95,8 +95,8 @@ def _join(parts: list[Tensor]) -> Tensor:
 
 
 def _node(name: str, inputs: Sequence[Tensor], heads: int) -> Tensor:
-    attributes = {**PLUGIN_ATTRIBUTES, "heads": heads}
     q = inputs[0]
+    attributes = {**PLUGIN_ATTRIBUTES, "heads": heads}
     return torch.onnx.ops.symbolic(f"{DOMAIN}::{name}", inputs, attributes, dtype=q.dtype, shape=q.shape, version=1)
 
 
