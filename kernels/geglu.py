@@ -70,10 +70,10 @@ def _geglu_kernel(
 def geglu_triton(x: Tensor, config: Config | None = None) -> Tensor:
     """One launch; shapes and types as in this file's contract, the config that was tuned unless one is given."""
     channels = x.shape[-1] // 2
-    rows = unit_columns(x.reshape(-1, 2 * channels))
     out = x.new_empty((*x.shape[:-1], channels))
     if out.numel() == 0:
         return out
+    rows = unit_columns(x.reshape(-1, 2 * channels))
     dims = {"rows": rows.shape[0], "channels": channels, "element_bytes": x.element_size()}
     config = config or pick_config("geglu", dims, x.device, DEFAULT)
     grid = (triton.cdiv(rows.shape[0], config["ROWS"]), triton.cdiv(channels, config["COLUMNS"]))

@@ -44,7 +44,7 @@ def group_norm_silu_reference(
 ) -> Tensor:
     """The definition in float32 (float64 for float64), rounded once to x's type; [N, C, H, W] to the same."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    x_NGK = x.to(wide).reshape(x.shape[0], groups, -1)
+    x_NGK = x.to(wide).unflatten(1, (groups, -1)).flatten(2)
     centred = x_NGK - x_NGK.mean(-1, keepdim=True)
     normal = centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
     y = normal.reshape(x.shape) * weight.to(wide)[:, None, None] + bias.to(wide)[:, None, None]

@@ -2,9 +2,9 @@
 
     out = conv3x3(upsample2x(x), weight, padding 1) + bias
 
-The nine taps of an upsampled pixel read only four small pixels: adding the weights that meet leaves 2×2 taps for each of
-the four phases (row and column even or odd), 16 multiplications where there were 36, exact but for the rounding of the
-added weights.
+The nine taps of an upsampled pixel read only four small pixels: adding the weights that meet leaves 2×2 taps for each
+of the four phases (row and column even or odd), 16 multiplications where there were 36, exact but for the rounding of
+the added weights.
 
 Contract
     x       [N, I, H, W], channels-last for speed; any floating type

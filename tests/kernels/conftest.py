@@ -1,0 +1,24 @@
+"""What the kernels' tests share: where they run, and memory that shows what was never written."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """The GPU where there is one; the CPU in Triton's interpreter."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return torch.device("cuda" if torch.cuda.is_available() and not interpreted else "cpu")
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """New tensors are full of NaN, so that an output that is not written shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert bool(torch.ones(3).new_empty(5).isnan().all())
+    yield
+    torch.use_deterministic_algorithms(before)
