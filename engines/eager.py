@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fairy.engines.engine import EngineSpec
+from fairy.engines.engine import EngineSpec, Usage
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
 from fairy.export.model import build_graph
@@ -49,7 +49,11 @@ class EagerBackend:
 
     name = "eager"
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, fallbacks: tuple[str, ...] = ()
+    ) -> None:
+        """`fallbacks`: why this backend runs instead of a better one, in sentences for the report."""
+        self._usage = Usage(fallbacks=fallbacks)
         self._device = device
         self._dtype = dtype
         self._weights = {dtype: checkpoint}
@@ -63,6 +67,10 @@ class EagerBackend:
             spec = EngineSpec(graph, self.name, str(self._device), str(dtype).removeprefix("torch."))
             self._engines[key] = EagerEngine(spec, build_graph(self._checkpoint(dtype), graph))
         return self._engines[key]
+
+    def take_usage(self) -> Usage:
+        """No engine of the store; the reasons that were given for that."""
+        return self._usage
 
     def close(self) -> None:
         """Close every engine and let go of the weights."""

@@ -4,7 +4,7 @@ A backend makes engines out of graphs. Each backend is a file of its own, import
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
+from fairy.export.shapes import shape_of
 from fairy.kernels.errors import InputError
 
 Range = tuple[int, int, int]
@@ -67,18 +68,14 @@ class Shapes:
         Raises:
             InputError: a size is not a multiple of what the networks can halve.
         """
-        dims = tuple(self._dims(graph, vae_factor, end) for end in range(3))
+        low, best, high = (self.sizes(graph, vae_factor, end) for end in range(3))
         return {
-            tensor.name: (
-                _shape(tensor.dims, dims[0]),
-                _shape(tensor.dims, dims[1]),
-                _shape(tensor.dims, dims[2]),
-            )
+            tensor.name: (shape_of(tensor, low), shape_of(tensor, best), shape_of(tensor, high))
             for tensor in graph.inputs
         }
 
-    def _dims(self, graph: GraphSpec, vae_factor: int, end: int) -> dict[str, int]:
-        """Every symbolic dimension of a graph at one end of the ranges: 0 = min, 1 = opt, 2 = max."""
+    def sizes(self, graph: GraphSpec, vae_factor: int, end: int = 1) -> dict[str, int]:
+        """The symbolic dimensions of a graph's inputs at one end of the ranges: 0 = min, 1 = opt, 2 = max."""
         levels = max((layer.level for layer in graph.layers), default=0)
         for name, pixels in (("height", self.height[end]), ("width", self.width[end])):
             if pixels % (vae_factor << levels):
@@ -144,6 +141,19 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a backend ran.
+
+    Attributes:
+        digests: of the stored engines that ran, by graph.
+        fallbacks: what ran otherwise than asked for, and why, in sentences.
+    """
+
+    digests: dict[str, str] = field(default_factory=dict)
+    fallbacks: tuple[str, ...] = ()
+
+
 class Backend(Protocol):
     """A way to run graphs. `name` is what reports and options call it."""
 
@@ -151,6 +161,10 @@ class Backend(Protocol):
 
     def engine(self, graph: GraphSpec, precision: torch.dtype | None = None) -> Engine:
         """An engine for this graph, in the backend's own precision or in another; made once and kept."""
+        ...
+
+    def take_usage(self) -> Usage:
+        """What ran since this was last asked."""
         ...
 
     def close(self) -> None:
@@ -196,36 +210,3 @@ class Builder(Protocol):
     def load(self, spec: EngineSpec, folder: Path, device: torch.device) -> Engine:
         """The engine whose files lie in `folder`; it is called only after every file was checked."""
         ...
-
-
-def _shape(dims: tuple[str | int, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in dims)
-
-
-def _eager(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Backend:
-    from fairy.engines.eager import EagerBackend
-
-    return EagerBackend(checkpoint, device, dtype)
-
-
-_BACKENDS: dict[str, Callable[[Checkpoint, torch.device, torch.dtype], Backend]] = {"eager": _eager}
-BACKENDS = tuple(_BACKENDS)
-
-
-def make_backend(name: str, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Backend:
-    """The backend of that name; "auto" is the best one that is ready to run.
-
-    Raises:
-        InputError: there is no backend of that name.
-    """
-    chosen = resolve_backend(name)
-    return _BACKENDS[chosen](checkpoint, device, dtype)
-
-
-def resolve_backend(name: str) -> str:
-    """The name that "auto" stands for; other names as they are, refused where there is no such backend."""
-    if name == "auto":
-        return "eager"
-    if name not in _BACKENDS:
-        raise InputError(f"Backend {name!r} is not available; choose auto or one of {', '.join(BACKENDS)}.")
-    return name

@@ -33,6 +33,7 @@ class Checkpoint:
         name: what the user called it: a directory or a hub id.
         scheduler_config: the checkpoint's own scheduler configuration, as it stands.
         recommended: values of `fairy.json` beside `model_index.json`; empty without that file.
+        folder, variant: where the files were read from, and which of them; None where the networks were made in code.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Checkpoint:
     tokenizer: Any
     scheduler_config: dict[str, Any]
     recommended: dict[str, Any]
+    folder: Path | None = None
+    variant: str | None = None
 
     @property
     def vae_factor(self) -> int:
@@ -84,6 +87,8 @@ def load_checkpoint(
         name=str(model),
         scheduler_config=_read_json(folder / "scheduler" / "scheduler_config.json"),
         recommended=_read_json(folder / "fairy.json") if (folder / "fairy.json").is_file() else {},
+        folder=folder,
+        variant=variant,
         **parts,
     )
     check_is_editor(checkpoint)

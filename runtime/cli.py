@@ -1,4 +1,4 @@
-"""The command line: `fairy edit`, `fairy probe`, `fairy doctor`.
+"""The command line: `fairy edit`, `fairy probe`, `fairy doctor`; for engines see `cli_build.py`, `cli_engines.py`.
 
 Exit codes: 0 the whole job is done; 2 wrong input, with one sentence that names the value and the remedy; 1 the
 machine failed; 130 interrupted. A user's mistake never shows a traceback.
@@ -29,6 +29,8 @@ from rich.progress import (
 )
 
 from fairy.kernels.errors import FairyError, InputError
+from fairy.runtime.cli_build import build, export
+from fairy.runtime.cli_engines import engines
 
 app = typer.Typer(
     help="Edit a whole video from one written instruction, consistently.",
@@ -86,7 +88,8 @@ def edit(
     crf: Annotated[int, typer.Option(help="Quality of the written video: 0 (best) to 51.")] = 18,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
-    backend: Annotated[str, typer.Option(help="auto or eager.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, eager, onnxruntime, tensorrt or compiled.")] = "auto",
+    store: Annotated[Path | None, typer.Option(help="The store of engines [$FAIRY_STORE, else the cache].")] = None,
     gpus: Annotated[int, typer.Option(help="How many GPUs: 1.")] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads of the computation.")] = 1,
     compare: Annotated[Path | None, typer.Option(help="Also write source and result side by side.")] = None,
@@ -124,7 +127,7 @@ def edit(
     request = FileRequest.checked(video, out, compare=compare, preview=preview, report=report, fps=rate, crf=crf)
     with (
         Editor.from_pretrained(
-            model, device=device, dtype=dtype, backend=backend, gpus=gpus, threads=threads
+            model, device=device, dtype=dtype, backend=backend, store=store, gpus=gpus, threads=threads
         ) as editor,
         _progress_bar(quiet) as on_progress,
     ):
@@ -182,6 +185,11 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
                 typer.echo(f"{'':>28}({finding.remark})")
     if any(finding.required and not finding.works for finding in findings):
         raise typer.Exit(1)
+
+
+app.command()(build)
+app.command()(export)
+app.add_typer(engines, name="engines")
 
 
 def main() -> None:

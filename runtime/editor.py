@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairy.engines.engine import Backend, make_backend, resolve_backend
+from fairy.engines.backends import check_backend, make_backend
+from fairy.engines.engine import Backend
+from fairy.engines.store import EngineStore
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
 from fairy.kernels.errors import FairyError, InputError, MachineError
 from fairy.runtime.anchors import AnchorBank
@@ -72,6 +74,7 @@ class Editor:
         dtype: str | torch.dtype = "auto",
         torch_dtype: str | torch.dtype | None = None,
         backend: str = "auto",
+        store: str | Path | None = None,
         gpus: int = 1,
         threads: int = 1,
         revision: str | None = None,
@@ -87,7 +90,9 @@ class Editor:
             device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
             dtype: "auto" (float16 on CUDA, float32 on the CPU), "float32", "float16" or "bfloat16";
                 `torch_dtype` is another name for it.
-            backend: "auto" or "eager".
+            backend: "auto" (the best one whose engines are in the store, else eager), "eager", "onnxruntime",
+                "tensorrt" or "compiled".
+            store: the folder of built engines; None = `$FAIRY_STORE`, else the user's cache folder.
             gpus: 1.
             threads: CPU threads of the computation; results may differ in rounding between numbers of threads.
             revision, variant, token, cache_dir, local_files_only: as in diffusers, for models from the hub.
@@ -97,7 +102,7 @@ class Editor:
         """
         chosen_device = resolve_device(device)
         chosen_dtype = resolve_dtype(dtype if torch_dtype is None else torch_dtype, chosen_device)
-        resolve_backend(backend)
+        check_backend(backend)
         if gpus != 1:
             raise InputError(f"gpus = {gpus!r} is not possible; this version edits with 1 GPU or the CPU.")
         if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
@@ -112,7 +117,8 @@ class Editor:
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
-        made = make_backend(backend, checkpoint, chosen_device, chosen_dtype)
+        with cpu_threads(threads):  # some engines take the number of threads when they are loaded
+            made = make_backend(backend, checkpoint, chosen_device, chosen_dtype, store=EngineStore(store))
         return cls(checkpoint, made, device=chosen_device, dtype=chosen_dtype, threads=threads)
 
     def edit(
@@ -266,6 +272,7 @@ class Editor:
             raise InputError(f"params must be EditParams, not {type(params).__name__}.")
         if preview is not None and params.anchors in (0, ()):
             raise InputError("A preview shows the edited anchors, but anchors = 0 asks for none; choose at least one.")
+        self._networks.backend.take_usage()  # of a job that failed
         return plan_job(self._networks.checkpoint, video, params, monitor, latents=latents, precision=self._dtype)
 
     def _run(self, job: Job, preview: Path | None) -> Iterator[tuple[EditPart, list[Frames]]]:
@@ -314,6 +321,7 @@ class Editor:
             job,
             model=self._networks.checkpoint.name,
             backend=self._networks.backend.name,
+            usage=self._networks.backend.take_usage(),
             device=self._networks.device,
             precision=self._dtype,
             threads=self._threads,

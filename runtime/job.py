@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairy.engines.engine import Usage
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
 from fairy.export.model import graph_specs
@@ -126,9 +127,9 @@ def plan_job(
 
 
 def report_job(
-    job: Job, *, model: str, backend: str, device: torch.device, precision: torch.dtype, threads: int
+    job: Job, *, model: str, backend: str, usage: Usage, device: torch.device, precision: torch.dtype, threads: int
 ) -> EditReport:
-    """The report of a job that is done; `precision` is the one that was asked for."""
+    """The report of a job that is done; `precision` is the one that was asked for, `usage` what the backend ran."""
     height, width = job.result_size
     times = {**job.monitor.times_ms, "total": job.monitor.elapsed_ms()}
     used = replace(job.params, anchors=job.anchors, micro_batch=job.micro_batch)
@@ -147,9 +148,9 @@ def report_job(
         height=height,
         times_ms={stage: round(ms, 1) for stage, ms in times.items()},
         bank_bytes=job.bank_bytes,
-        fallbacks=tuple(dict.fromkeys(job.fallbacks)),
+        fallbacks=tuple(dict.fromkeys([*job.fallbacks, *usage.fallbacks])),
         notes=tuple(dict.fromkeys(job.notes)),
-        engine_digests={},
+        engine_digests=usage.digests,
         frames_sha256=job.sha256.hexdigest(),
         versions={name: _version(name) for name in ("fairy-runtime", "torch", "diffusers", "av")},
     )

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fairy.engines.engine import Shapes, make_backend
+from fairy.engines.backends import make_backend
+from fairy.engines.engine import Shapes
 from fairy.export.checkpoint import load_checkpoint
 from fairy.export.model import graph_specs
 from fairy.kernels.errors import InputError
@@ -34,6 +35,9 @@ class _Watched:
             return engine(inputs, out)
 
         return call
+
+    def take_usage(self):
+        return self.inner.take_usage()
 
     def close(self) -> None:
         self.inner.close()

@@ -1,0 +1,121 @@
+"""Which backend runs: by name, or the best one that is ready.
+
+Each backend is a file of its own in this folder, imported only when it is asked for.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+
+import torch
+
+from fairy.engines.eager import EagerBackend
+from fairy.engines.engine import Backend, Builder
+from fairy.engines.store import EngineStore
+from fairy.engines.stored import NotBuilt, StoredBackend
+from fairy.export.checkpoint import Checkpoint
+from fairy.export.model import graph_specs
+from fairy.kernels.errors import FairyError, InputError, MachineError
+
+_LOG = logging.getLogger(__name__)
+_HOMES = {
+    "onnxruntime": ("fairy.engines.onnxruntime", "OnnxRuntimeBuilder"),
+    "tensorrt": ("fairy.engines.tensorrt", "TensorRTBuilder"),
+    "compiled": ("fairy.engines.compiled", "CompiledBuilder"),
+}
+# What "auto" looks for in the store, best first; eager is what it ends with.
+_PREFERRED = {"cuda": ("tensorrt", "compiled"), "cpu": ("onnxruntime",)}
+
+BUILDABLE = tuple(_HOMES)
+BACKENDS = ("eager", *BUILDABLE)
+EDIT_GRAPHS = ("text_encoder", "vae_encoder", "vae_decoder", "unet_anchor", "unet_frame")
+
+Builders = Mapping[str, Callable[[], Builder]]
+
+
+def make_builder(name: str) -> Builder:
+    """The builder of a backend.
+
+    Raises:
+        InputError: nothing is built for that name. MachineError: a package that it needs is not installed.
+    """
+    if name not in _HOMES:
+        raise InputError(f"Engines of backend {name!r} are not built; choose one of {', '.join(BUILDABLE)}.")
+    module, builder = _HOMES[name]
+    try:
+        made: Builder = getattr(import_module(module), builder)()
+    except ModuleNotFoundError as error:
+        if error.name == module:
+            raise InputError(f"Backend {name!r} is not part of this version; choose another one.") from error
+        raise MachineError(f"Backend {name!r} needs the package {error.name}, which is not installed.") from error
+    return made
+
+
+_BUILDERS: Builders = {name: partial(make_builder, name) for name in BUILDABLE}
+
+
+def check_backend(name: str) -> str:
+    """The name as it is. Raises InputError where there is no such backend."""
+    if name not in ("auto", *BACKENDS):
+        raise InputError(f"Backend {name!r} is not available; choose auto or one of {', '.join(BACKENDS)}.")
+    return name
+
+
+def make_backend(
+    name: str,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    store: EngineStore | None = None,
+    builders: Builders = _BUILDERS,
+) -> Backend:
+    """The backend of that name, its engines loaded; "auto" is the best one that is ready, decided here and logged once.
+
+    Args:
+        store: where built engines lie; None = the user's own store.
+        builders: how to make the builder of each backend.
+
+    Raises:
+        InputError: there is no backend of that name, or the store lacks its engines; says what to run.
+        MachineError: its libraries or an engine do not work here.
+    """
+    check_backend(name)
+    store = store or EngineStore()
+    if name == "auto":
+        return _best(checkpoint, device, dtype, store, builders)
+    if name == "eager":
+        return EagerBackend(checkpoint, device, dtype)
+    backend = StoredBackend(name, store, checkpoint, device, dtype, builder=builders[name]())
+    return _prepared(backend, checkpoint)
+
+
+def _best(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, store: EngineStore, builders: Builders
+) -> Backend:
+    """The first preferred backend whose engines all load; why a better one was not taken goes into the report."""
+    reasons: list[str] = []
+    for name in _PREFERRED[device.type] if store.engines() else ():
+        try:
+            backend = StoredBackend(name, store, checkpoint, device, dtype, builder=builders[name](), substitute=True)
+            _prepared(backend, checkpoint)
+        except NotBuilt as error:
+            _LOG.debug("%s", error)
+        except FairyError as error:
+            reasons.append(f"{name} was not used: {error}")
+        else:
+            _LOG.info("backend %s, engines of %s", name, store.root)
+            return backend
+    _LOG.info("backend eager%s", "".join(f"; {reason}" for reason in reasons))
+    return EagerBackend(checkpoint, device, dtype, fallbacks=tuple(reasons))
+
+
+def _prepared(backend: StoredBackend, checkpoint: Checkpoint) -> StoredBackend:
+    graphs = graph_specs(checkpoint)
+    try:
+        backend.prepare(graphs[name] for name in EDIT_GRAPHS)
+    except BaseException:
+        backend.close()
+        raise
+    return backend

@@ -1,0 +1,273 @@
+"""A backend whose engines were built beforehand and lie in the store.
+
+An engine is looked for when a graph is first asked for, compared with its manifest, and loaded. Where several serve
+one graph in different ranges of shapes, a call takes the newest that serves its shapes.
+"""
+
+import shlex
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fairy.engines.eager import EagerBackend
+from fairy.engines.engine import Builder, Engine, EngineSpec, Usage
+from fairy.engines.key import full_environment, make_key, request_digest
+from fairy.engines.store import EngineStore, StoredEngine
+from fairy.export.checkpoint import Checkpoint
+from fairy.export.graphs import GraphSpec
+from fairy.kernels.errors import FairyError, InputError, MachineError
+
+_SAME_BUT_FOR_VERSIONS = ("weights", "graph", "backend", "device", "precision")
+
+
+class NotBuilt(InputError):
+    """The store holds nothing of a model for a backend."""
+
+
+@dataclass(slots=True)
+class _Choice:
+    """One engine of the store that may serve a graph; `ranges` None = any shape."""
+
+    entry: StoredEngine
+    ranges: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] | None
+    engine: Engine | None = None
+
+    def serves(self, inputs: Mapping[str, Tensor]) -> bool:
+        return self.ranges is None or all(
+            all(low <= dim <= high for low, dim, high in zip(least, inputs[name].shape, most, strict=True))
+            for name, (least, _, most) in self.ranges.items()
+        )
+
+
+class StoredGraph:
+    """One graph, run by whichever of its engines in the store serves a call's shapes."""
+
+    def __init__(self, spec: EngineSpec, choices: list[_Choice], backend: "StoredBackend") -> None:
+        self.spec = spec
+        self._choices = choices
+        self._backend = backend
+
+    def __call__(self, inputs: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Run the graph; see `Engine`. Raises InputError where no engine serves these shapes."""
+        for choice in tuple(self._choices):
+            if choice.serves(inputs):
+                engine = self._loaded(choice)
+                if engine is not None:
+                    self._backend.note_engine(self.spec, choice.entry.digest)
+                    return engine(inputs, out)
+        return self._backend.instead(self.spec, inputs)(inputs, out)
+
+    def load(self) -> None:
+        """Load the newest engine that can be; `Engine` objects are kept."""
+        while self._choices and self._loaded(self._choices[0]) is None:
+            pass
+        if not self._choices:
+            raise self._backend.missing(self.spec)
+
+    def close(self) -> None:
+        """Close every engine that was loaded."""
+        for choice in self._choices:
+            if choice.engine is not None:
+                choice.engine.close()
+        self._choices.clear()
+
+    def _loaded(self, choice: _Choice) -> Engine | None:
+        """The choice's engine, its files checked before it is loaded; a choice that fails is not made again."""
+        if choice.engine is None:
+            choice.engine = self._backend.load(self.spec, choice.entry)
+            if choice.engine is None:
+                self._choices.remove(choice)
+        return choice.engine
+
+
+class StoredBackend:
+    """Engines of the store by one builder, on one device."""
+
+    def __init__(
+        self,
+        name: str,
+        store: EngineStore,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        builder: Builder,
+        substitute: bool = False,
+    ) -> None:
+        """Find out what engines would have to agree with; nothing is loaded yet.
+
+        Args:
+            substitute: let eager run what the store cannot, and report it. Where the caller asked for this backend by
+                name that is an error, but for precisions it never asked for: float32 after values overflowed.
+
+        Raises:
+            MachineError: the backend's libraries do not work here.
+        """
+        self.name = name
+        self._store = store
+        self._checkpoint = checkpoint
+        self._device = device
+        self._dtype = dtype
+        self._builder = builder
+        self._substitute = substitute
+        self._environment = full_environment(builder.environment(device))
+        self._graphs: dict[tuple[GraphSpec, torch.dtype], Engine] = {}
+        self._eager: EagerBackend | None = None
+        self._digests: dict[str, str] = {}
+        self._fallbacks: dict[str, None] = {}
+        self._failures: dict[GraphSpec, str] = {}
+
+    def prepare(self, graphs: Iterable[GraphSpec]) -> None:
+        """Load an engine for each of these graphs.
+
+        Raises:
+            NotBuilt: the store has none for any of them.
+            InputError, MachineError: it lacks some of them, or one cannot be loaded.
+        """
+        found = {graph: self._choices(self._spec(graph, self._dtype)) for graph in graphs}
+        lacking = [graph for graph, choices in found.items() if not choices]
+        if lacking:
+            spec = self._spec(lacking[0], self._dtype)
+            error = self.missing(spec)
+            raise NotBuilt(str(error)) if len(lacking) == len(found) and not self._stale(spec) else error
+        for graph, choices in found.items():
+            spec = self._spec(graph, self._dtype)
+            stored = StoredGraph(spec, choices, self)
+            stored.load()
+            self._graphs[graph, self._dtype] = stored
+
+    def engine(self, graph: GraphSpec, precision: torch.dtype | None = None) -> Engine:
+        """The stored engine of a graph, in the backend's precision unless another is named.
+
+        Raises:
+            InputError: it is not in the store; says what to run.
+        """
+        dtype = precision or self._dtype
+        if (graph, dtype) not in self._graphs:
+            spec = self._spec(graph, dtype)
+            choices = self._choices(spec)
+            if not choices and not self._may_substitute(spec):
+                raise self.missing(spec)
+            self._graphs[graph, dtype] = StoredGraph(spec, choices, self)
+        return self._graphs[graph, dtype]
+
+    def take_usage(self) -> Usage:
+        """Digests of the engines that ran, and what eager ran instead, since this was last asked."""
+        usage = Usage(dict(self._digests), tuple(self._fallbacks))
+        self._digests.clear()
+        self._fallbacks.clear()
+        return usage
+
+    def close(self) -> None:
+        """Close every engine."""
+        for engine in self._graphs.values():
+            engine.close()
+        self._graphs.clear()
+        if self._eager is not None:
+            self._eager.close()
+
+    def load(self, spec: EngineSpec, entry: StoredEngine) -> Engine | None:
+        """An engine of the store, loaded after all its files were compared; None where it is not to be used.
+
+        Raises:
+            MachineError: it cannot be loaded, and eager may not run instead.
+        """
+        if not self._store.check(entry):
+            return None
+        try:
+            return self._builder.load(spec, entry.folder, self._device)
+        except MemoryError:
+            raise
+        except Exception as error:  # what a library raises for an engine it cannot load is not its to promise
+            reason = str(error).rstrip(".") if isinstance(error, FairyError) else f"{type(error).__name__}: {error}"
+            sentence = f"The engine {entry.digest[:12]} of {spec.graph.name} cannot be loaded ({reason})"
+            if not self._substitute:
+                raise MachineError(f"{sentence}; build it again after `fairy engines prune --all`.") from error
+            self._failures[spec.graph] = sentence
+            return None
+
+    def note_engine(self, spec: EngineSpec, digest: str) -> None:
+        """Remember, for the report, that an engine ran."""
+        usual = spec.precision == _name(self._dtype)
+        self._digests[spec.graph.name if usual else f"{spec.graph.name} in {spec.precision}"] = digest
+
+    def instead(self, spec: EngineSpec, inputs: Mapping[str, Tensor]) -> Engine:
+        """What runs a call that no engine of the store serves: eager, reported.
+
+        Raises:
+            InputError: this backend was asked for by name; says what to run.
+        """
+        error = self.missing(spec, inputs)
+        if not self._may_substitute(spec):
+            raise error
+        if self._eager is None:
+            self._eager = EagerBackend(self._checkpoint, self._device, self._dtype)
+        reason = self._failures.get(spec.graph) or str(error).partition(";")[0]
+        self._fallbacks[f"eager ran {spec.graph.name} in {spec.precision}: {reason}."] = None
+        return self._eager.engine(spec.graph, getattr(torch, spec.precision))
+
+    def missing(self, spec: EngineSpec, inputs: Mapping[str, Tensor] | None = None) -> InputError:
+        """The error for a graph that no engine of the store serves, for these inputs where they are given."""
+        sizes = "" if inputs is None else _sizes(inputs, self._checkpoint.vae_factor)
+        what = f"The store {self._store.root} has no engine of {spec.graph.name} for {self.name} in {spec.precision}"
+        if sizes and self._choices(spec):
+            what += f" that serves {sizes.replace('--', '').strip()}"
+        elif self._stale(spec):
+            what += " that was built by the versions installed now"
+        words = ["fairy", "build", self._checkpoint.name, "--backend", self.name, "--precision", spec.precision]
+        words += ["--device", self._device.type, *sizes.split()]
+        words += [] if spec.graph.name != "unet" else ["--graphs", "unet"]
+        words += ["--layers", "decoder"] if _is_for_decoder(spec.graph) else []
+        command = shlex.join([*words, "--store", str(self._store.root)])
+        return InputError(f"{what}; run `{command}`, or choose the backend eager.")
+
+    def _may_substitute(self, spec: EngineSpec) -> bool:
+        return self._substitute or spec.precision != _name(self._dtype)
+
+    def _spec(self, graph: GraphSpec, dtype: torch.dtype) -> EngineSpec:
+        return EngineSpec(graph, self.name, str(self._device), _name(dtype))
+
+    def _choices(self, spec: EngineSpec) -> list[_Choice]:
+        found: list[_Choice] = []
+        for entry in self._store.serving(request_digest(self._key(spec))):
+            shapes = entry.manifest.shapes
+            with suppress(InputError):  # shapes that the networks cannot have serve no call
+                ranges = None if shapes is None else shapes.ranges(spec.graph, self._checkpoint.vae_factor)
+                found.append(_Choice(entry, ranges))
+        return found
+
+    def _key(self, spec: EngineSpec) -> dict[str, object]:
+        return make_key(self._checkpoint, spec, self._builder, self._environment).to_json()
+
+    def _stale(self, spec: EngineSpec) -> bool:
+        """Whether the store has an engine of this graph that was built by other versions or sources of ours."""
+        key = self._key(spec)
+        return any(
+            request_digest({name: entry.manifest.key.get(name) for name in _SAME_BUT_FOR_VERSIONS})
+            == request_digest({name: key[name] for name in _SAME_BUT_FOR_VERSIONS})
+            for entry in self._store.engines()
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _is_for_decoder(graph: GraphSpec) -> bool:
+    """Whether some but not all self-attention layers see anchors."""
+    return len({bool(layer.segments) or layer.emits for layer in graph.layers}) == 2
+
+
+def _sizes(inputs: Mapping[str, Tensor], vae_factor: int) -> str:
+    """The options of `fairy build` that these inputs of a graph need."""
+    if "sample" in inputs:
+        height, width = (side * vae_factor for side in inputs["sample"].shape[-2:])
+        return f"--height {height} --width {width} --frames {inputs['sample'].shape[1]}"
+    picture = inputs.get("image", inputs.get("latents"))
+    if picture is None:
+        return ""
+    factor = 1 if "image" in inputs else vae_factor
+    return f"--height {picture.shape[-2] * factor} --width {picture.shape[-1] * factor}"
