@@ -24,6 +24,7 @@ from fairy.export.checkpoint import Checkpoint, load_checkpoint
 from fairy.export.graphs import GraphSpec
 from fairy.export.model import build_graph, graph_specs
 from fairy.export.onnx_attention import BODIES, DOMAIN, OPSET, Body, attention_functions, attention_node, replaced_sdpa
+from fairy.export.onnx_files import MODEL, data_file
 from fairy.export.precision import with_network_in
 from fairy.export.shapes import random_inputs
 from fairy.kernels.errors import Cancelled, InputError, MachineError
@@ -90,8 +91,8 @@ def export_onnx(checkpoint: Checkpoint, spec: GraphSpec, path: Path, *, body: Bo
     module = build_graph(with_network_in(checkpoint, spec, dtype), spec, attention_node).eval()
     with _quiet(), torch.no_grad():
         model = _traced(module, spec, _dims(checkpoint, spec), dtype)
-    model.metadata_props[VAE_FACTOR] = str(checkpoint.vae_factor)
     _name_dims(model, spec)
+    model.metadata_props[VAE_FACTOR] = str(checkpoint.vae_factor)
     _put_attention(model, body)
     _save(model, path)
 
@@ -151,14 +152,14 @@ def export_model(
 
 
 def _export_one(checkpoint: Checkpoint, spec: GraphSpec, out: Path, body: Body, precision: str) -> GraphReport:
-    path = out / spec.name / "model.onnx"
+    path = out / spec.name / MODEL
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path.parent} cannot be made ({error.strerror}); choose another folder.") from error
     started = time.perf_counter()
     export_onnx(checkpoint, spec, path, body=body, precision=precision)
-    size = sum(p.stat().st_size for p in (path, _data_file(path)) if p.exists())
+    size = sum(p.stat().st_size for p in (path, data_file(path)) if p.exists())
     return GraphReport(spec.name, path, size, time.perf_counter() - started)
 
 
@@ -265,7 +266,7 @@ def _save(model: Any, path: Path) -> None:
     import onnx_ir as ir
 
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    data = _data_file(path)
+    data = data_file(path)
     folder = Path(tempfile.mkdtemp(prefix=".export-", dir=path.parent))
     try:
         large = weights > _EXTERNAL_BYTES
@@ -281,10 +282,6 @@ def _save(model: Any, path: Path) -> None:
         raise MachineError(f"The disk is full: {path} needs about {weights >> 20} MiB; free some space.") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _data_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.data")
 
 
 def _flush(path: Path) -> None:
