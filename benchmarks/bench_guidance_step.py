@@ -1,0 +1,52 @@
+"""`fairy::guidance_step` beside the runtime's guidance and sampler: ``pytest benchmarks/bench_guidance_step.py``."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.cells import Cell, Row, compiled, measure
+from fairy.kernels.guidance_step import euler_ancestral_coefficients, guidance_step, guidance_step_reference
+from fairy.runtime.guidance import guide, make_guidance
+from fairy.runtime.sampler import Schedule, euler_ancestral_step
+
+TEXT, IMAGE = 7.5, 1.5
+SIGMA, SIGMA_NEXT = 14.6, 5.2
+SCHEDULE = Schedule("euler_ancestral", "epsilon", (999.0,), SIGMA, (SIGMA, SIGMA_NEXT))
+
+
+def make_cell(frames: int, dtype: torch.dtype, device: torch.device, *, compile_too: bool) -> Cell:
+    """One step of `frames` frames of 512×384 with three branches and shared noise."""
+    shape = (frames, 4, 48, 64)
+    outputs = torch.randn(3, *shape, device=device).to(dtype)
+    latents, noise = torch.randn(shape, device=device), torch.randn(1, *shape[1:], device=device)
+    row = euler_ancestral_coefficients(SIGMA, SIGMA_NEXT, "epsilon", (TEXT, IMAGE - TEXT, 1 - IMAGE))
+    coefficients = torch.tensor([row], device=device)
+
+    def plain() -> Tensor:
+        guided = guide(make_guidance(TEXT, IMAGE), outputs)
+        return euler_ancestral_step(SCHEDULE, 0, latents, guided, noise)
+
+    ways: dict[str, Callable[[], Tensor]] = {
+        "fairy": partial(guidance_step, outputs, latents, noise, coefficients),
+        "eager": plain,
+    }
+    if compile_too:
+        ways["compiled"] = compiled(plain)
+
+    def exact() -> Tensor:
+        return guidance_step_reference(outputs[:, :1], latents[:1], noise, coefficients).double()
+
+    num_bytes = outputs.nbytes + 2 * latents.nbytes + noise.nbytes
+    return Cell(f"{frames} frames, {str(dtype).removeprefix('torch.')}", ways, exact, num_bytes)
+
+
+@pytest.mark.parametrize("frames", [3, 15, 120])
+def test_guidance_step(frames: int, device: torch.device, full: bool, report: Callable[[Sequence[Row]], None]) -> None:
+    on_gpu = device.type == "cuda"
+    dtype = torch.float16 if on_gpu else torch.float32
+    rows = measure(make_cell(frames, dtype, device, compile_too=on_gpu or full), device)
+    report(rows)
+    assert all(row.error < 1e-5 for row in rows)

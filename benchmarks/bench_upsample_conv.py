@@ -1,0 +1,55 @@
+"""`fairy::upsample_conv` beside upsampling and convolving: ``pytest benchmarks/bench_upsample_conv.py``."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.cells import Cell, Row, compiled, measure
+from fairy.kernels.upsample_conv import fold_weight, upsample_conv, upsample_conv_plain, upsample_conv_reference
+
+# name: channels, height, width of the small picture at 512×384
+SHAPES = {
+    "level 1 to 0": (640, 24, 32),
+    "level 2 to 1": (1280, 12, 16),
+    "level 3 to 2": (1280, 6, 8),
+    "decoder": (256, 96, 128),
+}
+
+
+def make_cell(name: str, batch: int, dtype: torch.dtype, device: torch.device, *, compile_too: bool) -> Cell:
+    """One upsampler of SD1.5's UNet or of its VAE's decoder, channels-last."""
+    channels, height, width = SHAPES[name]
+    last = torch.channels_last
+    x = torch.randn(batch, channels, height, width, dtype=dtype, device=device).contiguous(memory_format=last)
+    weight = (torch.randn(channels, channels, 3, 3, device=device) / (9 * channels) ** 0.5).to(dtype)
+    weight, bias, folded = weight.contiguous(memory_format=last), weight[:, 0, 0, 0].clone(), fold_weight(weight)
+    plain = partial(upsample_conv_plain, x, weight, bias)
+    ways: dict[str, Callable[[], Tensor]] = {"fairy": partial(upsample_conv, x, folded, bias), "eager": plain}
+    if compile_too:
+        ways["compiled"] = compiled(plain)
+
+    def exact() -> Tensor:
+        return upsample_conv_reference(x[:1].double(), weight.double(), bias.double())
+
+    flops = 32 * x.numel() * channels
+    name = f"{name} × {batch}, {str(dtype).removeprefix('torch.')}"
+    return Cell(name, ways, exact, 5 * x.nbytes + folded.nbytes, flops, dtype)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_upsample_conv(name: str, device: torch.device, full: bool, report: Callable[[Sequence[Row]], None]) -> None:
+    on_gpu = device.type == "cuda"
+    if name == "decoder" and not (on_gpu or full):
+        pytest.skip("takes a CPU several seconds; --full runs it")
+    batches = (9, 45, 180, 360) if on_gpu and full else (9, 180) if on_gpu else (1,)
+    if name == "decoder":
+        batches = batches[:1]
+    dtype = torch.float16 if on_gpu else torch.float32
+    rows = []
+    for batch in batches:
+        rows += measure(make_cell(name, batch, dtype, device, compile_too=on_gpu or full), device)
+    report(rows)
+    assert all(row.error < 5e-3 for row in rows)
