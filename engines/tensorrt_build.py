@@ -59,6 +59,8 @@ def build_plan(trt: Any, request: PlanRequest, progress: Progress) -> Any:
     start = log.mark()
     builder = make(trt, trt.Builder)
     network, parser = _parse(trt, builder, request)
+    # Not before: a parser replaces the recorder it finds by its own, which the network then outlives and crashes on.
+    builder.error_recorder = log.recorder
     _make_attention_decomposable(trt, network)
     config = builder.create_builder_config()
     if config is None:
@@ -81,15 +83,13 @@ def build_plan(trt: Any, request: PlanRequest, progress: Progress) -> Any:
 
 
 def make(trt: Any, kind: Any) -> Any:
-    """A TensorRT `Builder` or `Runtime` whose errors are kept; MachineError where the library makes none here."""
+    """A TensorRT `Builder` or `Runtime`; MachineError where the library makes none on this machine."""
     log = messages(trt)
     start = log.mark()
     try:
-        made = kind(log.logger)
+        return kind(log.logger)
     except (TypeError, RuntimeError) as error:  # how the bindings report that they were given none
         raise log.failure("TensorRT does not work on this machine", start, "run `fairy doctor`") from error
-    made.error_recorder = log.recorder
-    return made
 
 
 def _parse(trt: Any, builder: Any, request: PlanRequest) -> tuple[Any, Any]:
@@ -99,7 +99,6 @@ def _parse(trt: Any, builder: Any, request: PlanRequest) -> tuple[Any, Any]:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     if network is None:
         raise log.failure("TensorRT made no network", start)
-    network.error_recorder = log.recorder
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(request.model)):
         for index in range(parser.num_errors):

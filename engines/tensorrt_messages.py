@@ -1,4 +1,4 @@
-"""What TensorRT says: its errors reach the user in one sentence, its warnings the log.
+"""What TensorRT says: its errors reach the user in one sentence, everything else the log.
 
 TensorRT reports a failure by None or False and puts the reason into a logger and an error recorder. It keeps a
 pointer to the first logger of the process for as long as any of its objects lives, so there is one for all.
@@ -61,7 +61,8 @@ class _Logger:
         super().__init__()
         self._owner = owner
         self._fatal = (severity.INTERNAL_ERROR, severity.ERROR)
-        self._levels = {severity.WARNING: logging.WARNING, severity.INFO: logging.DEBUG}
+        # A build warns dozens of times about things that nobody needs to act on.
+        self._levels = {severity.WARNING: logging.INFO, severity.INFO: logging.DEBUG}
 
     def log(self, severity: Any, msg: str) -> None:
         """Called by TensorRT from any thread."""

@@ -76,7 +76,10 @@ class TensorRTEngine:
         with on_device(place.device):
             self._runtime, self._engine = self._deserialise(plan.read_bytes())
         self._check_engine()
-        self._limits = {name: self._engine.get_tensor_profile_shape(name, _PROFILE) for name in self._inputs}
+        self._limits = {
+            name: tuple(tuple(dims) for dims in self._engine.get_tensor_profile_shape(name, _PROFILE))
+            for name in self._inputs
+        }
 
     def __call__(self, inputs: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Run the graph; see `Engine`.
@@ -108,6 +111,7 @@ class TensorRTEngine:
 
     def _deserialise(self, plan: bytes) -> tuple[Any, Any]:
         runtime = make(self._trt, self._trt.Runtime)
+        runtime.error_recorder = self._log.recorder
         start = self._log.mark()
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
@@ -144,7 +148,7 @@ class TensorRTEngine:
             )
         for name, tensor in inputs.items():
             self._check_tensor(name, tensor)
-            low, _, high = (tuple(dims) for dims in self._limits[name])
+            low, _, high = self._limits[name]
             shape = tuple(tensor.shape)
             fits = len(shape) == len(low) and all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
             if not fits:
