@@ -14,6 +14,7 @@ Legend of shape suffixes: G groups (guidance branches), F frames, S query tokens
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,9 @@ from torch import Tensor
 from fairy.kernels.errors import InputError
 
 MAX_SEGMENTS = 4
+MAX_KERNEL_DIM = 256  # of a head; beyond it the kernel's blocks do not fit
+KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+HAS_TRITON = find_spec("triton") is not None
 
 
 def anchor_attention_reference(
@@ -84,6 +88,10 @@ def _anchor_attention_op(
     heads: int,
 ) -> Tensor:
     _check(q, k, v, context_k, context_v, heads)
+    if _served_by_kernel(q, context_k, heads):
+        from fairy.kernels.anchor_attention_kernel import launch
+
+        return launch(q, _sources(k, context_k), _sources(v, context_v), heads)
     return anchor_attention_sdpa(q, k, v, context_k, context_v, heads).contiguous()
 
 
@@ -125,6 +133,16 @@ def anchor_attention(
     """
     out: Tensor = torch.ops.fairy.anchor_attention(q, k, v, list(context_k), list(context_v), heads)
     return out
+
+
+def _served_by_kernel(q: Tensor, context: Sequence[Tensor], heads: int) -> bool:
+    """Whether the fused kernel runs this call: on CUDA, where there is a segment that SDPA would have to join.
+
+    Plain attention stays with SDPA, which has nothing to join there, until ours is measured to be faster.
+    """
+    if not q.is_cuda or not context or q.numel() == 0 or not HAS_TRITON:
+        return False
+    return q.dtype in KERNEL_DTYPES and q.shape[3] // heads <= MAX_KERNEL_DIM
 
 
 def _sources(own: Tensor | None, context: Sequence[Tensor]) -> list[Tensor]:

@@ -52,7 +52,7 @@ class TunedOp:
 
 
 OPS: Mapping[str, TunedOp] = {
-    "anchor_attention": TunedOp("fairy.kernels.anchor_attention", ("head_dim", "element_bytes")),
+    "anchor_attention": TunedOp("fairy.kernels.anchor_attention_kernel", ("head_dim", "element_bytes")),
     "geglu": TunedOp("fairy.kernels.geglu"),
     "group_norm_silu": TunedOp("fairy.kernels.group_norm_silu"),
     "guidance_step": TunedOp("fairy.kernels.guidance_step"),
