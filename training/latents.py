@@ -23,7 +23,7 @@ STREAM = 13  # of random numbers
 class PairsPlan:
     """Which pairs: ``scenes`` of 256x256, ``edits`` of each, out of ``names`` (all when empty)."""
 
-    scenes: int = 900
+    scenes: int = 600
     edits: int = 8
     names: tuple[str, ...] = ()
     affine: bool = False

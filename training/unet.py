@@ -16,6 +16,7 @@ def build_unet() -> UNet2DConditionModel:
         block_out_channels=(48, 96, 128),
         layers_per_block=1,
         cross_attention_dim=WIDTH,
-        attention_head_dim=(1, 3, 4),  # numbers of heads (SD1.5's misnomer); few, for exponentials are what costs on a CPU
+        # Numbers of heads (SD1.5's misnomer); few, for on a CPU the exponentials are what costs.
+        attention_head_dim=(1, 3, 4),
         norm_num_groups=16,
     )
