@@ -6,18 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
-if os.environ.get("TRITON_INTERPRET") == "1":
-    from fairy.kernels.anchor_attention import anchor_attention_reference, anchor_attention_sdpa
-    from fairy.kernels.anchor_attention_kernel import (
-        CANDIDATES,
-        TUNING_DIMS,
-        _config,
-        default_config,
-        launch,
-        split_dim,
-    )
+from fairy.kernels.anchor_attention import anchor_attention_reference, anchor_attention_sdpa
+from fairy.kernels.anchor_attention_kernel import CANDIDATES, TUNING_DIMS, _config, default_config, launch, split_dim
 
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # name: (groups, frames, tokens, heads, dim, own tokens or None, segments as (shared, length))
 SHAPES = {
