@@ -184,6 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _use_checkout()
     _set_environment(options.out / "triton-cache")
     import triton
+
     from fairy.kernels.errors import InputError
 
     choice = Choice(options.targets, options.head_dims, options.dtypes)
