@@ -5,7 +5,9 @@ never materialises the scores. The CUDA provider has been written to its documen
 """
 
 import importlib.metadata
+import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,16 @@ from fairy.kernels.errors import Cancelled, InputError, MachineError
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _PACKAGES = ("onnx", "onnxscript", "torch", "diffusers", "transformers")
 _ELEMENTS = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64}
+_RECORDINGS = 4  # shapes recorded for each graph; each holds tensors of its own
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
 class OnnxRuntimeBuilder:
     """Exports graphs for ONNX Runtime and loads them again.
+
+    Args:
+        cuda_graph: on CUDA, record each shape's launches once and replay them. Tensors are then copied to addresses that
+            stay and back, keys and values of the anchors among them, which pays where launches cost more than copies.
 
     Raises:
         ModuleNotFoundError: onnxruntime is not installed.
@@ -36,10 +43,11 @@ class OnnxRuntimeBuilder:
 
     name = "onnxruntime"
 
-    def __init__(self) -> None:
+    def __init__(self, *, cuda_graph: bool = False) -> None:
         import onnxruntime
 
         self._ort = onnxruntime
+        self._cuda_graph = cuda_graph
 
     def environment(self, device: torch.device) -> dict[str, str]:
         """What decides about an engine's bytes besides its spec: versions and, on CUDA, the GPU and its driver."""
@@ -73,22 +81,36 @@ class OnnxRuntimeBuilder:
             MachineError: the file refers to others that it must not, or the device's provider does not work here.
         """
         check_references(folder)
-        return OnnxRuntimeEngine(self._ort, spec, folder / MODEL, device)
+        replay = self._cuda_graph and device.type == "cuda"
+        return OnnxRuntimeEngine(self._ort, spec, folder / MODEL, device, replay=replay)
+
+
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    """Tensors at addresses that stay, which a recorded CUDA graph reads and writes."""
+
+    number: int
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
 
 
 class OnnxRuntimeEngine:
-    """One graph in a session of its own. Calls keep nothing and may come from several threads.
+    """One graph in a session of its own. Calls keep no values and may come from several threads.
 
-    On CUDA it runs on a stream of its own that waits for torch's current one, and torch's waits for it.
+    On CUDA it runs on a stream of its own that waits for torch's current one, and torch's waits for it. With `replay`,
+    each of the first few shapes has tensors of its own, between which and the caller's values are copied.
     """
 
-    def __init__(self, ort: Any, spec: EngineSpec, path: Path, device: torch.device) -> None:
+    def __init__(self, ort: Any, spec: EngineSpec, path: Path, device: torch.device, *, replay: bool = False) -> None:
         self.spec = spec
         self._ort = ort
         self._device = device
         self._precision: torch.dtype = getattr(torch, spec.precision)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._session = _open(ort, path, device, self._stream)
+        self._replay = replay
+        self._recordings: dict[tuple[tuple[int, ...], ...], _Recording] = {}
+        self._lock = threading.Lock()
+        self._session = _open(ort, path, device, _cuda_options(device, self._stream, replay))
         notes = self._session.get_modelmeta().custom_metadata_map
         if VAE_FACTOR not in notes:
             raise MachineError(f"{path} was not written by `fairy build` or `fairy export`: it lacks {VAE_FACTOR}.")
@@ -107,7 +129,10 @@ class OnnxRuntimeEngine:
         sizes = sizes_of(graph, inputs, self._vae_factor)
         given = {tensor.name: self._readable(tensor, inputs[tensor.name]) for tensor in graph.inputs}
         results = {tensor.name: self._target(tensor, sizes, out or {}) for tensor in graph.outputs}
-        self._run(given, results)
+        if self._replay:
+            self._run_recorded(given, results)
+        else:
+            self._run(given, results)
         for name, target in (out or {}).items():
             if results[name] is not target:
                 results[name] = target.copy_(results[name])
@@ -116,6 +141,7 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         """Give back the session and its weights."""
         self._session = None
+        self._recordings.clear()
 
     def _readable(self, tensor: TensorSpec, given: Tensor) -> Tensor:
         """An input as ONNX Runtime can read it in place; a copy only where it is strided."""
@@ -138,12 +164,30 @@ class OnnxRuntimeEngine:
             return wanted
         return torch.empty(shape, dtype=dtype, device=self._device)
 
-    def _run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+    def _run_recorded(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        shapes = tuple(tuple(t.shape) for t in inputs.values())
+        with self._lock:
+            if shapes not in self._recordings and len(self._recordings) == _RECORDINGS:
+                self._run(inputs, outputs, number=-1)  # neither recorded nor replayed
+                return
+            if shapes not in self._recordings:
+                copies = ({name: torch.empty_like(t) for name, t in named.items()} for named in (inputs, outputs))
+                self._recordings[shapes] = _Recording(len(self._recordings), *copies)
+            kept = self._recordings[shapes]
+            for name, t in inputs.items():
+                kept.inputs[name].copy_(t)
+            self._run(kept.inputs, kept.outputs, number=kept.number)
+            for name, t in outputs.items():
+                t.copy_(kept.outputs[name])
+
+    def _run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], *, number: int | None = None) -> None:
         binding = self._session.io_binding()
         for bind, tensors in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
             for name, t in tensors.items():
                 bind(name, t.device.type, t.device.index or 0, _ELEMENTS[t.dtype], list(t.shape), t.data_ptr())
         options = self._ort.RunOptions()
+        if number is not None:
+            options.add_run_config_entry("gpu_graph_id", str(number))
         if self._stream is not None:
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
@@ -158,7 +202,7 @@ class OnnxRuntimeEngine:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
 
-def _open(ort: Any, path: Path, device: torch.device, stream: Any) -> Any:
+def _open(ort: Any, path: Path, device: torch.device, provider_options: dict[str, str]) -> Any:
     """A session whose first provider is the device's.
 
     Raises:
@@ -175,9 +219,8 @@ def _open(ort: Any, path: Path, device: torch.device, stream: Any) -> Any:
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.log_severity_level = 3
-    providers = [(wanted, _cuda_options(device, stream))] if stream is not None else [wanted]
     try:
-        session = ort.InferenceSession(str(path), options, providers=providers)
+        session = ort.InferenceSession(str(path), options, providers=[(wanted, provider_options)])
     except Exception as error:  # its exceptions have no common base
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise MachineError(f"ONNX Runtime cannot load {path} ({reason}).") from error
@@ -187,8 +230,11 @@ def _open(ort: Any, path: Path, device: torch.device, stream: Any) -> Any:
     return session
 
 
-def _cuda_options(device: torch.device, stream: Any) -> dict[str, str]:
+def _cuda_options(device: torch.device, stream: Any, replay: bool) -> dict[str, str]:
+    if stream is None:
+        return {}
     return {
+        "enable_cuda_graph": str(int(replay)),
         "device_id": str(device.index or 0),
         "user_compute_stream": str(stream.cuda_stream),
         "arena_extend_strategy": "kSameAsRequested",

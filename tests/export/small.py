@@ -1,0 +1,41 @@
+"""A checkpoint so small that its graphs export in seconds, and its export: both made once a test session."""
+
+from functools import cache
+
+import pytest
+
+from fairy.export.checkpoint import Checkpoint, load_checkpoint
+from fairy.export.model import graph_specs
+from fairy.export.onnx import ExportReport, export_model
+from tests.conftest import make_unet, write_checkpoint
+
+
+@cache
+def small_model(factory: pytest.TempPathFactory) -> Checkpoint:
+    """A random model as `write_checkpoint` makes it, but for a UNet of two levels with three transformer blocks."""
+    folder = write_checkpoint(factory.mktemp("small") / "model")
+    unet = make_unet(
+        seed=3,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        mid_block_type=None,
+    )
+    unet.save_pretrained(folder / "unet")
+    return load_checkpoint(folder)
+
+
+@cache
+def small_export(factory: pytest.TempPathFactory) -> tuple[ExportReport, list[tuple[str, int, int]]]:
+    """All graphs but `unet`, for onnxruntime in float32, checked; and the phases that were told."""
+    checkpoint = small_model(factory)
+    told: list[tuple[str, int, int]] = []
+
+    def tell(phase: str, done: int, total: int) -> bool:
+        told.append((phase, done, total))
+        return True
+
+    graphs = [name for name in graph_specs(checkpoint) if name != "unet"]
+    return export_model(checkpoint, factory.mktemp("export"), graphs=graphs, on_progress=tell), told
