@@ -48,7 +48,8 @@ def group_norm_silu_reference(
     centred = x_NGK - x_NGK.mean(-1, keepdim=True)
     normal = centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
     y = normal.reshape(x.shape) * weight.to(wide)[:, None, None] + bias.to(wide)[:, None, None]
-    return (y * torch.sigmoid(y) if silu else y).to(x.dtype)
+    out: Tensor = y * torch.sigmoid(y) if silu else y
+    return out.to(x.dtype)
 
 
 def group_norm_silu_plain(
@@ -110,6 +111,33 @@ def _statistics_kernel(
 
 
 @triton.jit
+def _group_statistics(
+    means_ptr: tl.tensor,
+    m2_ptr: tl.tensor,
+    sample: tl.tensor,
+    c: tl.tensor,
+    pixels: int,
+    channels: int,
+    groups: int,
+    chunk: int,
+    chunks: int,
+    K: tl.constexpr,
+    CHUNKS: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Mean and variance of the group of each channel, from those of all its chunks."""
+    s = tl.arange(0, CHUNKS)
+    here = (s[:, None] < chunks) & (c[None, :] < channels)
+    at_SC = (sample * chunks + s[:, None]) * groups + c[None, :] // K
+    n_SC = tl.where(here, tl.minimum(chunk, pixels - s[:, None] * chunk) * K, 0).to(tl.float32)
+    means_SC = tl.load(means_ptr + at_SC, mask=here, other=0.0)
+    total = pixels * K * 1.0
+    mean_C = tl.sum(means_SC * (n_SC / total), 0)
+    away_SC = tl.where(here, means_SC - mean_C[None, :], 0.0)
+    m2_C = tl.sum(tl.load(m2_ptr + at_SC, mask=here, other=0.0) + n_SC * away_SC * away_SC, 0)
+    return mean_C, m2_C / total
+
+
+@triton.jit
 def _normalise_kernel(
     x_ptr: tl.tensor,
     weight_ptr: tl.tensor,
@@ -133,16 +161,10 @@ def _normalise_kernel(
 ) -> None:
     sample, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    s = tl.arange(0, CHUNKS)
-    here = (s[:, None] < chunks) & (c[None, :] < channels)
-    at_SC = (sample * chunks + s[:, None]) * groups + c[None, :] // K
-    n_SC = tl.where(here, tl.minimum(chunk, pixels - s[:, None] * chunk) * K, 0).to(tl.float32)
-    means_SC = tl.load(means_ptr + at_SC, mask=here, other=0.0)
-    total = pixels * K * 1.0
-    mean_C = tl.sum(means_SC * (n_SC / total), 0)
-    away_SC = tl.where(here, means_SC - mean_C[None, :], 0.0)
-    m2_C = tl.sum(tl.load(m2_ptr + at_SC, mask=here, other=0.0) + n_SC * away_SC * away_SC, 0)
-    scale_C = tl.load(weight_ptr + c, mask=c < channels, other=0.0).to(tl.float32) / tl.sqrt(m2_C / total + eps)
+    mean_C, variance_C = _group_statistics(
+        means_ptr, m2_ptr, sample, c, pixels, channels, groups, chunk, chunks, K, CHUNKS
+    )
+    scale_C = tl.load(weight_ptr + c, mask=c < channels, other=0.0).to(tl.float32) / tl.sqrt(variance_C + eps)
     bias_C = tl.load(bias_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
     end = tl.minimum((split + 1) * chunk, pixels)
     for start in range(split * chunk, end, PIXELS):
