@@ -143,7 +143,10 @@ void check_driver_errors(const fairy_kernel_info& kernel) {
     ++fake->generation;
     fake->failing = name;
     fake->error = 200;
+    const int held = fake->loads - fake->unloads;
     CHECK_EQUAL(fairy_anchor_attention(&args, nullptr), FAIRY_ERROR_DRIVER);
+    // A module is kept only when its function is ready to launch.
+    CHECK_EQUAL(fake->loads - fake->unloads - held, std::string(name) == "cuLaunchKernel" ? 1 : 0);
     const std::string expected = std::string(name) + " failed with CUDA_ERROR_INVALID_IMAGE (200).";
     CHECK_EQUAL(std::string(fairy_last_error()), expected);
     fake->failing.clear();

@@ -66,10 +66,10 @@ class Problem {
  public:
   Problem(const Device& device, const fairy_kernel_info& kernel, const Case& one)
       : device_(device), kernel_(kernel), case_(one), row_(one.heads * kernel.head_dim) {
-    tensors_.push_back(random(one.tokens, false, one.q_size));
+    tensors_.push_back(random(one.tokens, false, one.q_size, one.padding));
     for (const Source& source : one.sources) {
-      tensors_.push_back(random(source.length, source.shared, 1.0));
-      tensors_.push_back(random(source.length, source.shared, 1.0));
+      tensors_.push_back(random(source.length, source.shared, 1.0, one.padding));
+      tensors_.push_back(random(source.length, source.shared, 1.0, one.padding * 2));
     }
     if (one.equal_keys) level_keys();
     if (one.one_key != 0.0) raise_first_key();
@@ -96,8 +96,8 @@ class Problem {
   }
 
  private:
-  Tensor random(int tokens, bool shared, double size) {
-    Tensor tensor(case_.groups, case_.frames, tokens, row_, case_.padding, shared);
+  Tensor random(int tokens, bool shared, double size, int padding) {
+    Tensor tensor(case_.groups, case_.frames, tokens, row_, padding, shared);
     std::normal_distribution<double> normal(0.0, size);
     for (size_t i = 0; i < tensor.bits.size(); ++i) {
       const bool inside = static_cast<int64_t>(i) % tensor.strides.token < row_;
