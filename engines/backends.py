@@ -4,8 +4,7 @@ Each backend is a file of its own in this folder, imported only when it is asked
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from importlib import import_module
 
 import torch
@@ -31,7 +30,7 @@ BUILDABLE = tuple(_HOMES)
 BACKENDS = ("eager", *BUILDABLE)
 EDIT_GRAPHS = ("text_encoder", "vae_encoder", "vae_decoder", "unet_anchor", "unet_frame")
 
-Builders = Mapping[str, Callable[[], Builder]]
+Builders = Callable[[str], Builder]
 
 
 def make_builder(name: str) -> Builder:
@@ -52,9 +51,6 @@ def make_builder(name: str) -> Builder:
     return made
 
 
-_BUILDERS: Builders = {name: partial(make_builder, name) for name in BUILDABLE}
-
-
 def check_backend(name: str) -> str:
     """The name as it is. Raises InputError where there is no such backend."""
     if name not in ("auto", *BACKENDS):
@@ -69,13 +65,13 @@ def make_backend(
     dtype: torch.dtype,
     *,
     store: EngineStore | None = None,
-    builders: Builders = _BUILDERS,
+    builders: Builders | None = None,
 ) -> Backend:
     """The backend of that name, its engines loaded; "auto" is the best one that is ready, decided here and logged once.
 
     Args:
         store: where built engines lie; None = the user's own store.
-        builders: how to make the builder of each backend.
+        builders: gives the builder of a backend by its name; None = `make_builder`.
 
     Raises:
         InputError: there is no backend of that name, or the store lacks its engines; says what to run.
@@ -83,11 +79,12 @@ def make_backend(
     """
     check_backend(name)
     store = store or EngineStore()
+    builders = builders or make_builder
     if name == "auto":
         return _best(checkpoint, device, dtype, store, builders)
     if name == "eager":
         return EagerBackend(checkpoint, device, dtype)
-    backend = StoredBackend(name, store, checkpoint, device, dtype, builder=builders[name]())
+    backend = StoredBackend(name, store, checkpoint, device, dtype, builder=builders(name))
     return _prepared(backend, checkpoint)
 
 
@@ -98,7 +95,7 @@ def _best(
     reasons: list[str] = []
     for name in _PREFERRED[device.type] if store.engines() else ():
         try:
-            backend = StoredBackend(name, store, checkpoint, device, dtype, builder=builders[name](), substitute=True)
+            backend = StoredBackend(name, store, checkpoint, device, dtype, builder=builders(name), substitute=True)
             _prepared(backend, checkpoint)
         except NotBuilt as error:
             _LOG.debug("%s", error)

@@ -172,18 +172,19 @@ def run_build(
     return tuple(done)
 
 
-def stale_reason(entry: StoredEngine, builders: Callable[[str], Builder], device: torch.device) -> str | None:
+def stale_reason(entry: StoredEngine, builders: Callable[[str], Builder]) -> str | None:
     """Why an engine of the store will not be used any more: other versions or sources of ours; None if it will.
 
-    Where the backend does not work here nothing can be said against its engines.
+    Where the backend or its device is not at hand nothing can be said against its engines.
     """
     key = entry.manifest.key
+    device = torch.device(key["device"])
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return None
     try:
         builder = builders(key["backend"])
         environment = dict(full_environment(builder.environment(device)))
     except (InputError, MachineError):
-        return None
-    if key["device"] != device.type:
         return None
     if key["source"] != source_fingerprint(type(builder).__module__):
         return "it was built by another version of fairy"

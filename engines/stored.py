@@ -176,6 +176,7 @@ class StoredBackend:
             MachineError: it cannot be loaded, and eager may not run instead.
         """
         if not self._store.check(entry):
+            self._failures[spec.graph] = f"The engine {entry.digest[:12]} of {spec.graph.name} is broken"
             return None
         try:
             return self._builder.load(spec, entry.folder, self._device)
@@ -205,7 +206,7 @@ class StoredBackend:
             raise error
         if self._eager is None:
             self._eager = EagerBackend(self._checkpoint, self._device, self._dtype)
-        reason = self._failures.get(spec.graph) or str(error).partition(";")[0]
+        reason = str(error).partition("; run `")[0]
         self._fallbacks[f"eager ran {spec.graph.name} in {spec.precision}: {reason}."] = None
         return self._eager.engine(spec.graph, getattr(torch, spec.precision))
 
@@ -213,7 +214,9 @@ class StoredBackend:
         """The error for a graph that no engine of the store serves, for these inputs where they are given."""
         sizes = "" if inputs is None else _sizes(inputs, self._checkpoint.vae_factor)
         what = f"The store {self._store.root} has no engine of {spec.graph.name} for {self.name} in {spec.precision}"
-        if sizes and self._choices(spec):
+        if spec.graph in self._failures:
+            what = self._failures[spec.graph]
+        elif sizes and self._choices(spec):
             what += f" that serves {sizes.replace('--', '').strip()}"
         elif self._stale(spec):
             what += " that was built by the versions installed now"
@@ -245,9 +248,11 @@ class StoredBackend:
     def _stale(self, spec: EngineSpec) -> bool:
         """Whether the store has an engine of this graph that was built by other versions or sources of ours."""
         key = self._key(spec)
+        request = request_digest(key)
         return any(
             request_digest({name: entry.manifest.key.get(name) for name in _SAME_BUT_FOR_VERSIONS})
             == request_digest({name: key[name] for name in _SAME_BUT_FOR_VERSIONS})
+            and request_digest(entry.manifest.key) != request
             for entry in self._store.engines()
         )
 

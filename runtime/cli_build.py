@@ -160,9 +160,10 @@ def _shapes(
     from fairy.runtime.params import EditParams
 
     multiple = checkpoint.size_multiple
-    usual = EditParams("").resolved(checkpoint.recommended)
+    usual = EditParams("build").resolved(checkpoint.recommended)
     long_side = int(usual.long_side or 0)
-    most = anchors or (usual.anchors if isinstance(usual.anchors, int) else DEFAULT_ANCHORS)
+    recommended = usual.anchors if isinstance(usual.anchors, int) else DEFAULT_ANCHORS
+    most = recommended if anchors is None else anchors
     batch = default_micro_batch(most)
     sides = [
         _padded((multiple, long_side, long_side) if text is None else _parse_range(name, text), multiple)

@@ -101,12 +101,9 @@ def prune(
     from fairy.engines.backends import make_builder
     from fairy.engines.build import stale_reason
     from fairy.engines.store import EngineStore
-    from fairy.runtime.device import resolve_device
-
-    device = resolve_device("auto")
 
     def reason(entry: "StoredEngine") -> str | None:
-        return "all are removed" if everything else stale_reason(entry, make_builder, device)
+        return "all are removed" if everything else stale_reason(entry, make_builder)
 
     where = EngineStore(store)
     removed = where.prune(reason)

@@ -133,6 +133,14 @@ def write_checkpoint(folder: Path, *, scheduler: dict | None = None, recommended
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_store_of_the_user(tmp_path_factory: pytest.TempPathFactory):
+    """Keep engines that the user built out of tests that do not name a store."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAIRY_STORE", str(tmp_path_factory.mktemp("store") / "empty"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model with Stable Diffusion 1.5's layout."""
