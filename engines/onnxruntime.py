@@ -34,8 +34,8 @@ class OnnxRuntimeBuilder:
     """Exports graphs for ONNX Runtime and loads them again.
 
     Args:
-        cuda_graph: on CUDA, record each shape's launches once and replay them. Tensors are then copied to addresses that
-            stay and back, keys and values of the anchors among them, which pays where launches cost more than copies.
+        cuda_graph: on CUDA, record each shape's launches once and replay them. Tensors are then copied to addresses
+            that stay and back, the anchors' keys and values too; it pays where launches cost more than copies.
 
     Raises:
         ModuleNotFoundError: onnxruntime is not installed.

@@ -1,8 +1,7 @@
 """A checkpoint so small that its graphs export in seconds, and its export: both made once a test session."""
 
 from functools import cache
-
-import pytest
+from pathlib import Path
 
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
 from fairy.export.model import graph_specs
@@ -11,9 +10,9 @@ from tests.conftest import make_unet, write_checkpoint
 
 
 @cache
-def small_model(factory: pytest.TempPathFactory) -> Checkpoint:
+def small_model(base: Path) -> Checkpoint:
     """A random model as `write_checkpoint` makes it, but for a UNet of two levels with three transformer blocks."""
-    folder = write_checkpoint(factory.mktemp("small") / "model")
+    folder = write_checkpoint(base / "small")
     unet = make_unet(
         seed=3,
         layers_per_block=1,
@@ -28,9 +27,9 @@ def small_model(factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @cache
-def small_export(factory: pytest.TempPathFactory) -> tuple[ExportReport, list[tuple[str, int, int]]]:
+def small_export(base: Path) -> tuple[ExportReport, list[tuple[str, int, int]]]:
     """All graphs but `unet`, for onnxruntime in float32, checked; and the phases that were told."""
-    checkpoint = small_model(factory)
+    checkpoint = small_model(base)
     told: list[tuple[str, int, int]] = []
 
     def tell(phase: str, done: int, total: int) -> bool:
@@ -38,4 +37,4 @@ def small_export(factory: pytest.TempPathFactory) -> tuple[ExportReport, list[tu
         return True
 
     graphs = [name for name in graph_specs(checkpoint) if name != "unet"]
-    return export_model(checkpoint, factory.mktemp("export"), graphs=graphs, on_progress=tell), told
+    return export_model(checkpoint, base / "small-export", graphs=graphs, on_progress=tell), told

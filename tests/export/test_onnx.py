@@ -26,13 +26,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return small_model(tmp_path_factory)
+    return small_model(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory):
     """All graphs but `unet`, for onnxruntime in float32, checked; and the phases that were told."""
-    return small_export(tmp_path_factory)
+    return small_export(tmp_path_factory.getbasetemp())
 
 
 def _load(path: Path):
