@@ -11,6 +11,7 @@ import torch
 
 from fairy.engines.eager import EagerBackend
 from fairy.engines.engine import Backend, Builder
+from fairy.engines.key import full_environment
 from fairy.engines.store import EngineStore
 from fairy.engines.stored import NotBuilt, StoredBackend
 from fairy.export.checkpoint import Checkpoint
@@ -47,15 +48,19 @@ def make_builder(name: str) -> Builder:
     except ModuleNotFoundError as error:
         if error.name == module:
             raise InputError(f"Backend {name!r} is not part of this version; choose another one.") from error
-        raise MachineError(f"Backend {name!r} needs the package {error.name}, which is not installed.") from error
+        raise MachineError(f"Backend {name!r} needs the package {error.name}; install it.") from error
     return made
 
 
-def check_backend(name: str) -> str:
-    """The name as it is. Raises InputError where there is no such backend."""
-    if name not in ("auto", *BACKENDS):
-        raise InputError(f"Backend {name!r} is not available; choose auto or one of {', '.join(BACKENDS)}.")
-    return name
+def check_backend(name: str, device: torch.device) -> None:
+    """Refuse, before a model is loaded, a backend that does not exist or cannot work on this device.
+
+    Raises:
+        InputError: there is no backend of that name. MachineError: its libraries do not work here.
+    """
+    _check_name(name)
+    if name in BUILDABLE:
+        full_environment(make_builder(name), device)
 
 
 def make_backend(
@@ -69,6 +74,8 @@ def make_backend(
 ) -> Backend:
     """The backend of that name, its engines loaded; "auto" is the best one that is ready, decided here and logged once.
 
+    "compiled" alone needs no engines: where the store has none, graphs are compiled when they are first called.
+
     Args:
         store: where built engines lie; None = the user's own store.
         builders: gives the builder of a backend by its name; None = `make_builder`.
@@ -77,7 +84,7 @@ def make_backend(
         InputError: there is no backend of that name, or the store lacks its engines; says what to run.
         MachineError: its libraries or an engine do not work here.
     """
-    check_backend(name)
+    _check_name(name)
     store = store or EngineStore()
     builders = builders or make_builder
     if name == "auto":
@@ -85,7 +92,14 @@ def make_backend(
     if name == "eager":
         return EagerBackend(checkpoint, device, dtype)
     backend = StoredBackend(name, store, checkpoint, device, dtype, builder=builders(name))
-    return _prepared(backend, checkpoint)
+    try:
+        return _prepared(backend, checkpoint)
+    except NotBuilt:
+        if name != "compiled":
+            raise
+    from fairy.engines.compiled import CompiledBackend
+
+    return CompiledBackend(checkpoint, device, dtype)
 
 
 def _best(
@@ -116,3 +130,8 @@ def _prepared(backend: StoredBackend, checkpoint: Checkpoint) -> StoredBackend:
         backend.close()
         raise
     return backend
+
+
+def _check_name(name: str) -> None:
+    if name not in ("auto", *BACKENDS):
+        raise InputError(f"Backend {name!r} is not available; choose auto or one of {', '.join(BACKENDS)}.")

@@ -104,7 +104,7 @@ def plan_build(
     """
     if request.backend not in ANY_SHAPE and request.shapes is None:
         raise InputError(f"Engines of {request.backend} need shapes; give height, width, frames and anchors.")
-    environment = full_environment(builder.environment(request.device))
+    environment = full_environment(builder, request.device)
     precision = str(request.precision).removeprefix("torch.")
     planned = []
     for graph in _wanted(graph_specs(checkpoint, layers=request.layers), request.graphs):
@@ -183,7 +183,7 @@ def stale_reason(entry: StoredEngine, builders: Callable[[str], Builder]) -> str
         return None
     try:
         builder = builders(key["backend"])
-        environment = dict(full_environment(builder.environment(device)))
+        environment = dict(full_environment(builder, device))
     except (InputError, MachineError):
         return None
     if key["source"] != source_fingerprint(type(builder).__module__):

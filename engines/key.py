@@ -18,11 +18,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fairy.engines.engine import Builder, BuildOptions, EngineSpec, Shapes
 from fairy.export.checkpoint import Checkpoint, hub_patterns
 from fairy.export.graphs import GraphSpec
+from fairy.kernels.errors import MachineError
 
 _EXPORTING = ("torch", "diffusers", "transformers")  # what turns a checkpoint into a graph, whatever the backend
 _CHOSEN_WHEN_BUILT = ("shapes", "options")
@@ -104,11 +106,19 @@ def request_digest(key: Mapping[str, Any]) -> str:
     return canonical_digest({name: value for name, value in key.items() if name not in _CHOSEN_WHEN_BUILT})
 
 
-def full_environment(of_builder: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """A builder's environment with what every build depends on: the exporting libraries and the kind of machine."""
+def full_environment(builder: Builder, device: torch.device) -> tuple[tuple[str, str], ...]:
+    """A builder's environment with what every build depends on: the exporting libraries and the kind of machine.
+
+    Raises:
+        MachineError: a package that the backend needs is not installed, or the backend does not work here.
+    """
+    try:
+        own = builder.environment(device)
+    except ImportError as error:
+        raise MachineError(f"Backend {builder.name!r} needs the package {error.name}; install it.") from error
     common = {name: _version(name) for name in _EXPORTING}
     machine = {"machine": f"{sys.platform}-{os.uname().machine}"}
-    return tuple(sorted({**common, **machine, **of_builder}.items()))
+    return tuple(sorted({**common, **machine, **own}.items()))
 
 
 def component_of(graph: GraphSpec) -> str:

@@ -113,7 +113,7 @@ class StoredBackend:
         self._dtype = dtype
         self._builder = builder
         self._substitute = substitute
-        self._environment = full_environment(builder.environment(device))
+        self._environment = full_environment(builder, device)
         self._graphs: dict[tuple[GraphSpec, torch.dtype], Engine] = {}
         self._eager: EagerBackend | None = None
         self._digests: dict[str, str] = {}

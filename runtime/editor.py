@@ -102,7 +102,7 @@ class Editor:
         """
         chosen_device = resolve_device(device)
         chosen_dtype = resolve_dtype(dtype if torch_dtype is None else torch_dtype, chosen_device)
-        check_backend(backend)
+        check_backend(backend, chosen_device)
         if gpus != 1:
             raise InputError(f"gpus = {gpus!r} is not possible; this version edits with 1 GPU or the CPU.")
         if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:

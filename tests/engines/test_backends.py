@@ -11,8 +11,10 @@ import torch
 from fairy.engines import build as builds
 from fairy.engines.backends import BUILDABLE, EDIT_GRAPHS, make_backend, make_builder
 from fairy.engines.build import ANY_SHAPE, BuildRequest, plan_build, run_build
+from fairy.engines.compiled import CompiledBackend
 from fairy.engines.engine import Shapes
 from fairy.engines.store import EngineStore
+from fairy.engines.stored import StoredBackend
 from fairy.engines.verify import Comparison
 from fairy.export.checkpoint import load_checkpoint
 from fairy.export.model import graph_specs
@@ -64,6 +66,9 @@ def _fail(how: str, builder: FakeBuilder, entries: dict) -> str:
     if how == "libraries":
         builder.environment_error = MachineError("The libraries do not work here.")
         return "The libraries do not work here"
+    if how == "packages":
+        builder.environment_error = ModuleNotFoundError("No module named 'onnx'", name="onnx")
+        return "needs the package onnx; install it"
     if how == "load":
         builder.load_error["vae_decoder"] = RuntimeError("bad plan")
         return r"vae_decoder cannot be loaded \(RuntimeError: bad plan\)"
@@ -77,7 +82,7 @@ def _fail(how: str, builder: FakeBuilder, entries: dict) -> str:
     return "has no engine of unet_anchor"
 
 
-FAILURES = ("libraries", "load", "file", "versions", "entry")
+FAILURES = ("libraries", "packages", "load", "file", "versions", "entry")
 
 
 @pytest.mark.parametrize("how", FAILURES)
@@ -140,6 +145,14 @@ def test_what_was_never_built_names_the_command(checkpoint, store, builders) -> 
         _make("fastest", checkpoint, CPU, store, builders)
     with pytest.raises(InputError, match="'eager' are not built"):
         make_builder("eager")
+
+
+def test_compiled_takes_its_packages_or_compiles_on_the_spot(checkpoint, store, builders) -> None:
+    backend = _make("compiled", checkpoint, CPU, store, builders)
+    assert isinstance(backend, CompiledBackend)
+    _build(checkpoint, builders["compiled"], store, CPU)
+    assert isinstance(_make("compiled", checkpoint, CPU, store, builders), StoredBackend)
+    assert _make("auto", checkpoint, CPU, store, builders).name == "eager"  # auto never takes it on a CPU
 
 
 def _edit(backend, checkpoint, params: EditParams = PARAMS, dtype: torch.dtype = torch.float32, frames=FRAMES):

@@ -84,6 +84,6 @@ def test_a_closed_engine_refuses(checkpoint_folder: Path, graphs) -> None:
 
 
 def test_backends_by_name() -> None:
-    assert check_backend("auto") == "auto"
+    check_backend("auto", torch.device("cpu"))
     with pytest.raises(InputError, match="'fastest' is not available; choose auto or one of eager, onnxruntime"):
-        check_backend("fastest")
+        check_backend("fastest", torch.device("cpu"))

@@ -421,7 +421,7 @@ def test_preview_without_anchors_is_refused(editor: Editor, frames: np.ndarray, 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"backend": "tensorrt"}, "'tensorrt' is not available"),
+        ({"backend": "fastest"}, "'fastest' is not available"),
         ({"gpus": 2}, "gpus = 2"),
         ({"device": "tpu"}, "'tpu'"),
         ({"device": "cuda:77"}, "cuda:77"),
