@@ -103,7 +103,8 @@ def _parse(trt: Any, builder: Any, request: PlanRequest) -> tuple[Any, Any]:
     if not parser.parse_from_file(str(request.model)):
         for index in range(parser.num_errors):
             error = parser.get_error(index)
-            log.add(f"{error.node_operator() or 'model'}: {error.desc()}")
+            operator = error.node_operator()
+            log.add(f"{operator}: {error.desc()}" if operator else error.desc())
         raise log.failure(f"TensorRT cannot read the graph of {request.name}", start)
     return network, parser
 

@@ -130,25 +130,18 @@ class AttentionPlugins:
         names = ENTRIES[name][1]
 
         def launch(*arguments: Any) -> Any:
-            return self._launch(name, dict(zip(names, arguments, strict=False)))
+            return self._launch(name, dict(zip(names, arguments, strict=False)))  # outputs and tactic follow
 
         returned = types.GenericAlias(tuple, (str, str, self._trtp.KernelLaunchParams, self._trtp.SymIntExprs))
         empty = inspect.Parameter.empty
         return _signed(launch, dict.fromkeys((*names, "outputs", "tactic"), empty), returned)
 
     def _launch(self, name: str, tensors: Mapping[str, Any]) -> tuple[str, str, Any, Any]:
-        q_BSHD, context_k = tensors["q"], tensors["context_k"]
-        rows, tokens, heads, head_dim = (q_BSHD.shape_expr[axis] for axis in range(4))
-        dtype = _torch_type(q_BSHD.dtype)
+        shapes = {tensor: tuple(described.shape_expr) for tensor, described in tensors.items()}
+        rows, tokens, heads, head_dim = shapes["q"]
+        dtype = _torch_type(tensors["q"].dtype)
         kernel = compiled_kernel(ENTRIES[name][0], head_dim.constant_value(), dtype, self.target or 0)
-        numbers = {
-            "frames": rows // context_k.shape_expr[0],
-            "tokens": tokens,
-            "context_length": context_k.shape_expr[1],
-            "heads": heads,
-        }
-        if "k" in tensors:
-            numbers["own_length"] = tensors["k"].shape_expr[1]
+        numbers = kernel_numbers(shapes)
         wanted = [number for number, kind in kernel.params if kind == "i32"]
         extra = self._trtp.SymIntExprs.from_tuple([self._trtp.SymInt32(numbers[number]) for number in wanted])
         launch = self._trtp.KernelLaunchParams(
@@ -157,6 +150,17 @@ class AttentionPlugins:
             shared_mem=kernel.shared_bytes,
         )
         return kernel.variant.name, plugin_ptx(kernel), launch, extra
+
+
+def kernel_numbers(shapes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """The kernel's whole numbers by name, from its inputs' shapes [batch rows, tokens, heads, head dimension].
+
+    A row of the context serves the batch rows of one group; where a row is a group of its own, it has one frame.
+    """
+    rows, tokens, heads, _ = shapes["q"]
+    groups, context_length = shapes["context_k"][:2]
+    own = {"own_length": shapes["k"][1]} if "k" in shapes else {}
+    return {"frames": rows // groups, "tokens": tokens, "context_length": context_length, "heads": heads, **own}
 
 
 def compiled_kernel(entry: str, head_dim: int, dtype: torch.dtype, target: int) -> Any:

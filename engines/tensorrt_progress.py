@@ -6,13 +6,14 @@ until it is done. So a build runs in a thread beside the caller's, which stays f
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from fairy.engines.engine import OnBuild
 from fairy.kernels.errors import Cancelled
 
 T = TypeVar("T")
+_START_S = 1.0
 
 
 class Progress:
@@ -68,14 +69,24 @@ def run_beside(work: Callable[[], T], progress: Progress) -> T:
     Raises:
         Cancelled: it was stopped.
     """
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="build") as pool:
-        future = pool.submit(work)
+    future: Future[T] = Future()
+
+    def run() -> None:
         try:
-            return future.result()
-        except KeyboardInterrupt:
-            progress.stop()
-            wait([future])
-            raise Cancelled("The build was interrupted; nothing was kept.") from None
+            future.set_result(work())
+        except BaseException as error:  # raised in the caller's thread by `result`
+            future.set_exception(error)
+
+    thread = threading.Thread(target=run, name="build")
+    try:
+        thread.start()
+        return future.result()
+    except KeyboardInterrupt:
+        progress.stop()
+        wait([future], _START_S)  # Ctrl-C may come while the thread is being started, and even keep it from starting
+        while thread.is_alive():
+            wait([future], _START_S)
+        raise Cancelled("The build was interrupted; nothing was kept.") from None
 
 
 def progress_monitor(trt: Any, progress: Progress) -> Any:

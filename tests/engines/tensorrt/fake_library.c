@@ -56,8 +56,8 @@ FACTORY(createInferRuntime_INTERNAL)
 FACTORY(createInferRefitter_INTERNAL)
 FACTORY(createNvOnnxParser_INTERNAL)
 FACTORY(createNvOnnxParserRefitter_INTERNAL)
-FACTORY(getBuilderPluginRegistry)
-FACTORY(getPluginRegistry)
 FACTORY(initLibNvInferPlugins)
+void *getPluginRegistry(void) { return object; }
+void *getBuilderPluginRegistry(void) { return object; }
 int getInferLibVersion(void) { return 0; }
 int getNvOnnxParserVersion(void) { return 0; }
