@@ -20,6 +20,7 @@ OwnTokens = Literal["frame", "batch", "none"]
 Segment = Literal["shared", "frame"]
 
 LAYER_CHOICES = ("all", "decoder")
+_TIME_IDS = 6  # SDXL's micro-conditioning: height and width of the original, of the crop's corner, of the target
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +109,15 @@ def vae_decoder_spec(latent_channels: int) -> GraphSpec:
 
 
 def unet_spec(
-    name: str, layers: tuple[SelfAttention, ...], *, in_channels: int, out_channels: int, text_channels: int
+    name: str,
+    layers: tuple[SelfAttention, ...],
+    *,
+    in_channels: int,
+    out_channels: int,
+    text_channels: int,
+    conditions: tuple[TensorSpec, ...] = (),
 ) -> GraphSpec:
-    """A UNet graph whose self-attention layers run as `layers` says."""
+    """A UNet graph whose self-attention layers run as `layers` says, with further `conditions` after the text."""
     sample = ("groups", "frames", in_channels, "height", "width")
     context = [_context_tensors(layer, s) for layer in layers for s in range(len(layer.segments))]
     emitted = [_emitted_tensors(layer) for layer in layers if layer.emits]
@@ -120,6 +127,7 @@ def unet_spec(
             TensorSpec("sample", "float", sample),
             TensorSpec("timestep", "float32", ("frames",)),
             TensorSpec("text", "float", ("groups", "tokens", text_channels)),
+            *conditions,
             *(tensor for pair in context for tensor in pair),
         ),
         (
@@ -127,6 +135,24 @@ def unet_spec(
             *(tensor for pair in emitted for tensor in pair),
         ),
         layers,
+    )
+
+
+def added_conditions(unet: Any) -> tuple[TensorSpec, ...]:
+    """What a diffusers UNet takes besides text: pooled text and sizes where it is of the SDXL class, else nothing.
+
+    Raises:
+        InputError: it takes embeddings of another kind.
+    """
+    config = unet.config
+    if config.addition_embed_type is None:
+        return ()
+    if config.addition_embed_type != "text_time":
+        raise InputError(f"A UNet with {config.addition_embed_type!r} embeddings is not served; only text_time is.")
+    pooled = config.projection_class_embeddings_input_dim - _TIME_IDS * config.addition_time_embed_dim
+    return (
+        TensorSpec("text_embeds", "float", ("groups", pooled)),
+        TensorSpec("time_ids", "float32", ("groups", _TIME_IDS)),
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fairy.export.graphs import (
     GraphSpec,
     SelfAttention,
+    added_conditions,
     anchor_layers,
     frame_layers,
     self_attention_layers,
@@ -102,6 +103,7 @@ class UNetGraph(nn.Module):
 
     Inputs and outputs, in the order of `spec`:
         sample [groups, frames, in_channels, h, w], timestep [frames] float32, text [groups, tokens, channels],
+        then, for an SDXL-class UNet, text_embeds [groups, channels] and time_ids [groups, 6] float32,
         then keys and values of every context segment [groups, frames or 1, length, heads·dim];
         output [groups, frames, out_channels, h, w], then emitted keys and values [groups, frames, h·w/4^L, heads·dim].
 
@@ -113,13 +115,19 @@ class UNetGraph(nn.Module):
         self.unet = unet
         self.spec = spec
         self.attend = attend
-        self.context_names = [tensor.name for tensor in spec.inputs[3:]]
+        self.condition_names = [tensor.name for tensor in added_conditions(unet)]
+        self.context_names = [tensor.name for tensor in spec.inputs[3 + len(self.condition_names) :]]
         names = [name.removesuffix(".processor") for name in unet.attn_processors]
         unet.set_attn_processor({f"{name}.processor": _AttentionProcessor(name) for name in names})
 
-    def forward(self, sample: Tensor, timestep: Tensor, text: Tensor, *context: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, sample: Tensor, timestep: Tensor, text: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """One call of the graph; tensors as in the class's description and in the order of `spec`."""
         groups, frames = sample.shape[:2]
+        context = others[len(self.condition_names) :]
+        conditions = {
+            name: t_GC.unsqueeze(1).expand(-1, frames, -1).flatten(0, 1)
+            for name, t_GC in zip(self.condition_names, others, strict=False)
+        }
         call = _Call(
             self.attend,
             groups,
@@ -131,6 +139,7 @@ class UNetGraph(nn.Module):
             sample.flatten(0, 1),
             timestep.unsqueeze(0).expand(groups, frames).reshape(-1),
             text,
+            added_cond_kwargs=conditions or None,
             cross_attention_kwargs={"fairy_call": call},
             return_dict=False,
         )[0]
@@ -181,10 +190,11 @@ def graph_specs(checkpoint: Any, *, layers: str = "all") -> dict[str, GraphSpec]
     """
     unet, latent_channels = checkpoint.unet, checkpoint.vae.config.latent_channels
     plain = self_attention_layers(unet)
-    channels = {
+    channels: dict[str, Any] = {
         "in_channels": unet.config.in_channels,
         "out_channels": unet.config.out_channels,
         "text_channels": checkpoint.text_channels,
+        "conditions": added_conditions(unet),
     }
     specs = (
         text_encoder_spec(checkpoint.tokenizer.model_max_length, checkpoint.text_channels),
