@@ -14,8 +14,10 @@ import os
 import re
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,11 +40,11 @@ class Choice:
     dtypes: tuple[str, ...]
 
 
-def compile_all(choice: Choice) -> Iterator["Binary"]:
-    """Compile every combination, about a second each.
+def compile_all(choice: Choice, jobs: int = 1) -> list["Binary"]:
+    """Compile every combination, about a second each, `jobs` at a time.
 
     Raises:
-        InputError: a target, head dimension or type that the kernel is not offered for.
+        InputError: nothing is asked for, or a target, head dimension or type that the kernel is not offered for.
     """
     from fairy.kernels.ahead_of_time import DTYPES, Variant, compile_variant
     from fairy.kernels.errors import InputError
@@ -51,10 +53,15 @@ def compile_all(choice: Choice) -> Iterator["Binary"]:
     for name in choice.dtypes:
         if name not in types_by_name:
             raise InputError(f"dtype = {name!r} is not offered; choose one of {', '.join(types_by_name)}.")
-    for target in choice.targets:
-        for dim in choice.head_dims:
-            for name in choice.dtypes:
-                yield compile_variant(Variant(dim, types_by_name[name], target))
+    kinds = [(dim, types_by_name[name]) for dim in choice.head_dims for name in choice.dtypes]
+    variants = [Variant(dim, dtype, target) for target in choice.targets for dim, dtype in kinds]
+    if not variants:
+        raise InputError("No kernel is asked for; give at least one target, head dimension and type.")
+    if jobs == 1:
+        return [compile_variant(variant) for variant in variants]
+    # Forked, so that PyTorch is imported once; nothing has started a thread yet.
+    with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:
+        return list(pool.map(compile_variant, variants))
 
 
 def row(binary: "Binary", offset: int) -> str:
@@ -189,9 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     choice = Choice(options.targets, options.head_dims, options.dtypes)
     try:
-        binaries = list(compile_all(choice))
-        if not binaries:
-            raise InputError("No kernel is asked for; give at least one target, head dimension and type.")
+        binaries = compile_all(choice, len(os.sched_getaffinity(0)))
     except InputError as error:
         print(error, file=sys.stderr)
         return error.exit_code

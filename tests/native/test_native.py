@@ -142,10 +142,11 @@ def test_parameters_become_the_launchers_fields_in_order() -> None:
         (((75,), (40,), ("fp16",)), "target = 75 is not offered"),
         (((80,), (48,), ("fp16",)), "head_dim = 48 is not offered"),
         (((80,), (40,), ("fp8",)), "dtype = 'fp8' is not offered"),
+        (((), (40,), ("fp16",)), "No kernel is asked for"),
     ],
 )
 def test_a_choice_that_is_not_offered_is_named(choice: tuple, says: str) -> None:
     from fairy.kernels.embed_binaries import Choice, compile_all
 
     with pytest.raises(InputError, match=says):
-        list(compile_all(Choice(*choice)))
+        compile_all(Choice(*choice))
