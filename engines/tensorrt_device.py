@@ -63,11 +63,22 @@ class CudaStream:
 
 
 class ScratchMemory:
-    """Device memory that the engines of one stream use in turn; it only grows."""
+    """Device memory that the engines of one stream use in turn; it grows, and goes when the last of them leaves."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._block: Tensor | None = None
+        self._users = 0
+
+    def join(self) -> None:
+        """One more engine uses it."""
+        self._users += 1
+
+    def leave(self) -> None:
+        """An engine was closed; the last one takes the memory with it."""
+        self._users -= 1
+        if self._users == 0:
+            self._block = None
 
     def at_least(self, num_bytes: int) -> tuple[int, int]:
         """Address and size of a block of at least so many bytes; an earlier block is given back."""
@@ -75,10 +86,6 @@ class ScratchMemory:
             self._block = None
             self._block = torch.empty(max(num_bytes, _SMALLEST_BYTES), dtype=torch.uint8, device=self._device)
         return self._block.data_ptr(), self._block.numel()
-
-    def close(self) -> None:
-        """Give the memory back."""
-        self._block = None
 
 
 class GraphCache:

@@ -6,6 +6,7 @@ that a call is bound to the same addresses each time the same bank is read and i
 """
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class Place:
     device: torch.device
     stream: Stream
     scratch: ScratchMemory
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(slots=True)
@@ -80,6 +82,7 @@ class TensorRTEngine:
             name: tuple(tuple(dims) for dims in self._engine.get_tensor_profile_shape(name, _PROFILE))
             for name in self._inputs
         }
+        place.scratch.join()
 
     def __call__(self, inputs: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Run the graph; see `Engine`.
@@ -88,12 +91,31 @@ class TensorRTEngine:
             InputError: a tensor is missing, of another type or device, or outside the shapes the engine was built for.
             MachineError: TensorRT failed, with what it said.
         """
-        if self._engine is None:
-            raise InputError(f"The engine of {self.spec.graph.name} was closed.")
-        self._check_inputs(inputs)
-        prepared = self._prepare(inputs)
-        results = self._results(prepared, out or {})
-        bound = self._bind(prepared, inputs, out or {})
+        with self._place.lock:  # engines of one place share its memory; what they enqueue runs in this order
+            if self._engine is None:
+                raise InputError(f"The engine of {self.spec.graph.name} was closed.")
+            self._check_inputs(inputs)
+            prepared = self._prepare(inputs)
+            results = self._results(prepared, out or {})
+            self._call(prepared, inputs, self._bind(prepared, inputs, out or {}), results)
+        return results
+
+    def close(self) -> None:
+        """Give back the engine, its contexts and its buffers."""
+        with self._place.lock:
+            if self._engine is not None:
+                self._prepared.clear()
+                self._engine = self._runtime = None
+                self._place.scratch.leave()
+
+    def _call(
+        self,
+        prepared: _Prepared,
+        inputs: Mapping[str, Tensor],
+        bound: Mapping[str, Tensor],
+        results: Mapping[str, Tensor],
+    ) -> None:
+        """Copy in what is not bound in place, run, and copy out."""
         with self._place.stream.ordered():
             for name in self._inputs:
                 if name not in self._in_place:
@@ -102,12 +124,6 @@ class TensorRTEngine:
             for name in self._outputs:
                 if bound[name] is not results[name]:
                     results[name].copy_(bound[name])
-        return results
-
-    def close(self) -> None:
-        """Give back the engine, its contexts and its buffers."""
-        self._prepared.clear()
-        self._engine = self._runtime = None
 
     def _deserialise(self, plan: bytes) -> tuple[Any, Any]:
         runtime = make(self._trt, self._trt.Runtime)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -36,14 +37,18 @@ for _name in ("scripted", "scenarios"):
     _load(_name)
 
 
-def unpacked(pattern: str, folder: Path) -> Path:
-    """A wheel of `make wheels` in a folder of its own; skips where there is none for this Python."""
-    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    wheels = [path for path in sorted(WHEELS.glob(pattern)) if tag in path.name or "py3-none" in path.name]
+def unpacked(pattern: str) -> Path:
+    """The folder of a wheel that `make wheels` fetched; skips where there is none for this Python."""
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}-"
+    wheels = [path for path in sorted(WHEELS.glob(pattern)) if tag in path.name or "-py3-none-" in path.name]
     if not wheels:
         pytest.skip(f"{pattern} is not in {WHEELS.name}/: `make wheels` fetches it where the package index is reached")
-    with zipfile.ZipFile(wheels[-1]) as archive:
-        archive.extractall(folder)
+    folder = WHEELS / "unpacked" / wheels[-1].stem
+    if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, zipfile.ZipFile(wheels[-1]) as archive:
+            archive.extractall(Path(temporary) / folder.name)
+            os.replace(Path(temporary) / folder.name, folder)
     return folder
 
 
@@ -52,7 +57,7 @@ def bindings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """The environment in which `import tensorrt_bindings` finds NVIDIA's real bindings over the fake library."""
     if shutil.which("cc") is None or platform.machine() != "x86_64":
         pytest.skip("the fake library wants a C compiler on x86-64")
-    folder = unpacked(f"{request.param}*.whl", tmp_path_factory.mktemp("bindings"))
+    folder = unpacked(f"{request.param}*.whl")
     major = re.search(r"-(\d+)\.", request.param)[1]
     libraries = tmp_path_factory.mktemp("libraries")
     library, *others = [libraries / f"lib{name}.so.{major}" for name in LIBRARIES]
@@ -66,10 +71,10 @@ def bindings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def tensorrt_rtx(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment in which `import tensorrt_rtx_bindings` finds NVIDIA's real TensorRT for RTX."""
-    folder = unpacked("tensorrt_rtx_cu13_bindings-*.whl", tmp_path_factory.mktemp("rtx"))
-    unpacked("onnxruntime_ep_nv_tensorrt_rtx_cu13-*.whl", folder)
+    folder = unpacked("tensorrt_rtx_cu13_bindings-*.whl")
+    provider = unpacked("onnxruntime_ep_nv_tensorrt_rtx_cu13-*.whl")
     libraries = tmp_path_factory.mktemp("libraries")
-    for file in folder.glob("onnxruntime_ep_nv_tensorrt_rtx/libtensorrt_*rtx.so.*"):
+    for file in provider.glob("onnxruntime_ep_nv_tensorrt_rtx/libtensorrt_*rtx.so.*"):
         os.symlink(file, libraries / re.sub(r"(\.so\.\d+).*", r"\1", file.name))
     return _environment(libraries, folder)
 

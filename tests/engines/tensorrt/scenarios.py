@@ -268,6 +268,20 @@ def refuses(world: World) -> None:
         engine(given)
 
 
+def scratch_goes_with_the_last(world: World) -> None:
+    """Two engines share their scratch memory, and the second one's end frees it."""
+    first, second, given = world.engine(), world.engine(), inputs()
+    first(given)
+    second(given)
+    addresses = {address for address, _ in world.script.said("set_device_memory")}
+    assert addresses == {world.place.scratch._block.data_ptr()}
+    first.close()
+    first.close()
+    assert_right(second(given), given)
+    second.close()
+    assert world.place.scratch._block is None
+
+
 def names_must_agree(world: World) -> None:
     """A file whose inputs are not those of the ranges is not built."""
     request = PlanRequest("unet_frame", world.folder / "model.onnx", {**RANGES, "extra": ((1,),) * 3}, BuildOptions())
@@ -288,5 +302,6 @@ SCENARIOS: tuple[Callable[[World], None], ...] = (
     graphs_are_limited,
     runs_without_graphs,
     refuses,
+    scratch_goes_with_the_last,
     names_must_agree,
 )

@@ -21,4 +21,4 @@ def test_whole_sequence(bindings: dict[str, str], run_script: Callable[..., str]
     lines = run_script("drive_bindings.py", bindings).splitlines()
     calls = set(lines[-1].removeprefix("calls ").split())
     assert not set(SEQUENCE.split()) - calls
-    assert sum(line.startswith("passed ") for line in lines) == 11
+    assert sum(line.startswith("passed ") for line in lines) == 12
