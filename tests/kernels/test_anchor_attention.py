@@ -1,11 +1,13 @@
 """`fairy::anchor_attention` against its definition in higher precision, on shapes that hurt."""
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
+from fairy.kernels import anchor_attention as op_module
 from fairy.kernels.anchor_attention import (
     anchor_attention,
     anchor_attention_reference,
@@ -195,3 +197,34 @@ def test_wrong_inputs_are_refused_in_a_sentence(change, words: str) -> None:
     q, k, v, ck, cv, heads = change(_inputs("shared"))
     with pytest.raises(InputError, match=words):
         anchor_attention(q, k, v, ck, cv, heads=heads)
+
+
+class _FakeCuda:
+    """As much of a CUDA tensor as the choice of a path looks at."""
+
+    is_cuda = True
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float16) -> None:
+        self.shape, self.dtype = shape, dtype
+
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "segments", "heads", "kernel"),
+    [
+        ((3, 5, 64, 320), torch.float16, 1, 8, True),
+        ((3, 5, 64, 320), torch.float32, 4, 8, True),
+        ((3, 5, 64, 320), torch.float16, 0, 8, False),  # nothing to join: SDPA
+        ((3, 5, 64, 320), torch.float64, 1, 8, False),
+        ((3, 5, 64, 512), torch.float16, 1, 1, False),  # one head of 512
+        ((3, 0, 64, 320), torch.float16, 1, 8, False),
+    ],
+)
+def test_kernel_runs_where_it_serves(
+    shape: tuple[int, ...], dtype: torch.dtype, segments: int, heads: int, kernel: bool
+) -> None:
+    chosen = op_module._served_by_kernel(_FakeCuda(shape, dtype), [None] * segments, heads)  # type: ignore[arg-type]
+    assert chosen == (kernel and op_module.HAS_TRITON)
+    assert not op_module._served_by_kernel(torch.zeros(1, 1, 2, 8), [torch.zeros(1)], 1), "never on the CPU"

@@ -2,12 +2,21 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from fairy.kernels.anchor_attention import anchor_attention_reference, anchor_attention_sdpa
-from fairy.kernels.anchor_attention_kernel import CANDIDATES, TUNING_DIMS, _config, default_config, launch, split_dim
+from fairy.kernels.anchor_attention_kernel import (
+    _MIXED_EXP2,
+    CANDIDATES,
+    TUNING_DIMS,
+    _config,
+    default_config,
+    launch,
+    split_dim,
+)
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -172,3 +181,43 @@ def test_every_problem_to_tune_has_candidates_that_fit_it() -> None:
         configs = CANDIDATES(dims)
         assert len(set(configs)) == len(configs) > 10
         assert {"head_dim", "element_bytes", "heads", "tokens", "keys", "batch"} <= set(dims)
+
+
+def test_polynomial_of_the_mixed_exponential() -> None:
+    """The PTX text, read line by line and computed in float32: 2^x within 4e-6, tiny below 2^-126, NaN kept."""
+    x = np.concatenate([np.linspace(-130, 9, 20001), [-1e30, -np.inf, 0.0, -0.5, 0.5]]).astype(np.float32)
+    found, exact = _run_ptx(_MIXED_EXP2.value, x), np.exp2(x.astype(np.float64))
+    usual = x >= -126
+    assert np.abs(found[usual] / exact[usual] - 1).max() < 4e-6
+    assert np.abs(found[~usual]).max() <= 2.0**-125
+    assert np.isnan(_run_ptx(_MIXED_EXP2.value, np.array([np.nan], np.float32))).all()
+
+
+def _run_ptx(text: str, x: np.ndarray) -> np.ndarray:
+    """The fourth lane of the inline assembly, whose input is $7 and whose output is $3."""
+    registers: dict[str, np.ndarray] = {"$7": x}
+
+    def value(name: str) -> np.ndarray:
+        if name.startswith("0f"):
+            return np.uint32(int(name[2:], 16)).view(np.float32)
+        return registers[name] if name in registers else np.uint32(int(name, 0))
+
+    for line in text.split("\n"):
+        words = line.strip().rstrip(";").replace(",", "").split()
+        if not words or words[0][0] in "{}." or words[1] in ("$0", "$1", "$2"):
+            continue
+        kind, out = words[0].split(".")[0], words[1]
+        a, *rest = (value(name) for name in words[2:])
+        registers[out] = _PTX[kind](a, *rest)
+    return registers["$3"]
+
+
+_PTX = {
+    "max": np.maximum,  # keeps NaN, as max.NaN does
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "fma": lambda a, b, c: (a.astype(np.float64) * b + c).astype(np.float32),
+    "mul": lambda a, b: a * b,
+    "shl": lambda a, b: a << b,
+    "mov": lambda a: a.view(np.uint32) if a.dtype == np.float32 else a.view(np.float32),
+}

@@ -1,0 +1,267 @@
+"""Engines that torch's Inductor compiles: packages made ahead of time, or modules compiled on the spot.
+
+A package (AOTInductor, `model.pt2`) holds machine code and weights and runs without compiling anything. It is compiled
+where it will run: on the CPU with plain attention, on a CUDA GPU with our kernel, which Python calls. On the spot,
+`torch.compile` does the same within the process at the first call of every shape, which takes from seconds to minutes.
+"""
+
+import importlib.metadata
+import logging
+import platform
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairy.engines.eager import EagerBackend, EagerEngine
+from fairy.engines.engine import BuildOptions, EngineSpec, OnBuild, Shapes, Usage
+from fairy.export.checkpoint import Checkpoint
+from fairy.export.graphs import GraphSpec
+from fairy.export.model import build_graph
+from fairy.export.precision import with_network_in
+from fairy.export.shapes import dtype_of, random_inputs
+from fairy.kernels.anchor_attention import anchor_attention
+from fairy.kernels.errors import Cancelled, InputError, MachineError
+
+PACKAGE = "model.pt2"
+_LOG = logging.getLogger(__name__)
+_SIDES = ("height", "width", "image_height", "image_width")
+_PACKAGES = ("torch", "diffusers", "transformers")
+
+
+class CompiledBuilder:
+    """Compiles graphs ahead of time and loads them again; see `Builder`."""
+
+    name = "compiled"
+
+    def environment(self, device: torch.device) -> dict[str, str]:
+        """Versions, and what code is generated for: the GPU, or the processor with its vector instructions.
+
+        Raises:
+            MachineError: there is no C++ compiler, or no such GPU.
+        """
+        found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+        if device.type == "cuda":
+            if not torch.cuda.is_available():
+                raise MachineError("Compiling for CUDA needs the GPU it will run on; this machine has none.")
+            capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+            found |= {"gpu": torch.cuda.get_device_name(device), "compute_capability": capability}
+            return found | {"cuda": str(torch.version.cuda), "triton": importlib.metadata.version("triton")}
+        if not any(shutil.which(name) for name in ("g++", "clang++")):
+            raise MachineError("Compiling for the CPU needs a C++ compiler, g++ or clang++; install one.")
+        return found | {"machine": platform.machine(), "vectors": torch.backends.cpu.get_cpu_capability()}
+
+    def build(
+        self,
+        checkpoint: Checkpoint,
+        spec: EngineSpec,
+        shapes: Shapes,
+        options: BuildOptions,
+        folder: Path,
+        on_progress: OnBuild,
+    ) -> None:
+        """Trace one graph over `shapes` and compile it into `folder`; see `Builder`.
+
+        Raises:
+            InputError: TensorRT's options were given. MachineError: the compiler failed. Cancelled: it was asked to.
+        """
+        if options != BuildOptions():
+            raise InputError("Engines of compiled know no build options; leave out TensorRT's.")
+        phases: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+            ("trace", lambda _: trace(checkpoint, spec, shapes)),
+            ("compile", lambda program: _compile(program, folder / PACKAGE, spec.graph.name)),
+        )
+        made: Any = None
+        for i, (phase, work) in enumerate(phases):
+            if not on_progress(phase, i, len(phases)):
+                raise Cancelled(f"Building {spec.graph.name} was cancelled.")
+            made = work(made)
+        on_progress("compile", len(phases), len(phases))
+
+    def load(self, spec: EngineSpec, folder: Path, device: torch.device) -> "CompiledEngine":
+        """The engine whose package lies in `folder`.
+
+        Raises:
+            MachineError: the package does not load here.
+        """
+        try:
+            run = torch._inductor.aoti_load_package(str(folder / PACKAGE))  # type: ignore[no-untyped-call]
+        except Exception as error:  # its exceptions have no common base
+            raise MachineError(f"The compiled engine {folder} does not load ({_reason(error)}).") from error
+        return CompiledEngine(spec, run)
+
+
+class CompiledEngine:
+    """One graph in a package of machine code."""
+
+    def __init__(self, spec: EngineSpec, run: Callable[..., Sequence[Tensor]]) -> None:
+        self.spec = spec
+        self._run: Callable[..., Sequence[Tensor]] | None = run
+
+    def __call__(self, inputs: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Run the graph; see `Engine`. Inductor's code allocates its outputs: those in `out` are copied to.
+
+        Raises:
+            InputError: an input is missing, unknown or of a wrong type. MachineError: the code failed.
+        """
+        graph = self.spec.graph
+        if self._run is None:
+            raise InputError(f"The engine of {graph.name} was closed.")
+        if set(inputs) != {tensor.name for tensor in graph.inputs}:
+            odd = sorted(set(inputs) ^ {tensor.name for tensor in graph.inputs})[0]
+            raise InputError(f"{graph.name}: the input {odd} is missing or unknown.")
+        for tensor in graph.inputs:
+            wanted = dtype_of(tensor, getattr(torch, self.spec.precision))
+            if inputs[tensor.name].dtype != wanted:
+                raise InputError(f"{tensor.name} of {graph.name} must be {wanted}, not {inputs[tensor.name].dtype}.")
+        try:
+            with torch.inference_mode():
+                results = self._run(*(inputs[tensor.name].contiguous() for tensor in graph.inputs))
+        except Exception as error:  # whatever the generated code raises
+            raise MachineError(f"The compiled engine of {graph.name} failed ({_reason(error)}).") from error
+        outputs = dict(zip((tensor.name for tensor in graph.outputs), results, strict=True))
+        for name, target in (out or {}).items():
+            outputs[name] = target.copy_(outputs[name])
+        return outputs
+
+    def close(self) -> None:
+        """Let go of the code and its weights."""
+        self._run = None
+
+
+class CompiledBackend(EagerBackend):
+    """Every graph compiled by `torch.compile` when it is first called with a shape; nothing is kept for later."""
+
+    name = "compiled"
+
+    def engine(self, graph: GraphSpec, precision: torch.dtype | None = None) -> EagerEngine:
+        """The engine of a graph; its first call compiles and the log says how long that took."""
+        fresh = (graph, precision or self._dtype) not in self._engines
+        engine = super().engine(graph, precision)
+        if fresh and engine._module is not None:
+            engine._module = _CompiledOnTheSpot(graph.name, engine._module)
+        return engine
+
+    def take_usage(self) -> Usage:
+        """What ran since this was last asked: nothing of a store."""
+        note = "graphs were compiled on the spot; `fairy build --backend compiled` keeps them"
+        return Usage(fallbacks=(*super().take_usage().fallbacks, note))
+
+
+class _CompiledOnTheSpot(nn.Module):
+    """A module that is compiled for each combination of input shapes, and says so."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        super().__init__()
+        self._name = name
+        self._compiled = torch.compile(module, dynamic=False)
+        self._seen: set[tuple[torch.Size, ...]] = set()
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        shapes = tuple(t.shape for t in inputs)
+        if shapes in self._seen:
+            return tuple(self._compiled(*inputs))
+        _LOG.warning("compiling %s for %s …", self._name, list(shapes[0]))
+        started = time.perf_counter()
+        try:
+            results = tuple(self._compiled(*inputs))
+        except Exception as error:  # Inductor's and Dynamo's errors have no common base
+            raise MachineError(f"{self._name} cannot be compiled here ({_reason(error)}); use eager.") from error
+        self._seen.add(shapes)
+        _LOG.warning("compiled %s in %.1f s", self._name, time.perf_counter() - started)
+        return results
+
+
+def joined_attention(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    context_k: Sequence[Tensor] = (),
+    context_v: Sequence[Tensor] = (),
+    *,
+    heads: int,
+) -> Tensor:
+    """Plain attention on joined keys, in operators that AOTInductor runs without Python; shapes as in the op's.
+
+    Keys that all frames share stay single where no frame has keys of its own beside them.
+    """
+    keys = [*([] if k is None else [k]), *context_k]
+    values = [*([] if v is None else [v]), *context_v]
+    if k is None and all(isinstance(t.shape[1], int) and t.shape[1] == 1 for t in keys):
+        q_BSC, k_BTC, v_BTC = q.flatten(1, 2), torch.cat(keys, 2)[:, 0], torch.cat(values, 2)[:, 0]
+    else:
+        k_BTC, v_BTC = (
+            torch.cat([t.expand(-1, q.shape[1], -1, -1) for t in parts], 2).flatten(0, 1) for parts in (keys, values)
+        )
+        q_BSC = q.flatten(0, 1)
+    by_head = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q_BSC, k_BTC, v_BTC))
+    out: Tensor = F.scaled_dot_product_attention(*by_head)
+    return out.transpose(1, 2).reshape(q.shape)
+
+
+def trace(checkpoint: Checkpoint, spec: EngineSpec, shapes: Shapes) -> torch.export.ExportedProgram:
+    """The graph as `torch.export` sees it; dimensions whose range is one number are constants.
+
+    Raises:
+        MachineError: torch cannot trace the graph over these shapes.
+    """
+    device, precision = torch.device(spec.device), getattr(torch, spec.precision)
+    attend = anchor_attention if device.type == "cuda" else joined_attention
+    module = build_graph(with_network_in(checkpoint, spec.graph, precision), spec.graph, attend).eval().to(device)
+    sizes, dims = _example(spec.graph, shapes, checkpoint)
+    inputs = [t.to(device) for t in random_inputs(spec.graph, sizes, precision, seed=0).values()]
+    axes: list[Any] = [{i: dims[d] for i, d in enumerate(t.dims) if d in dims} for t in spec.graph.inputs]
+    context = [tuple(axes[3:])] if axes[3:] else []  # the context of a UNet is one *argument
+    try:
+        with _quiet(), torch.no_grad():
+            return torch.export.export(module, tuple(inputs), dynamic_shapes=(*axes[:3], *context), strict=False)
+    except Exception as error:  # torch.export's errors have no common base
+        raise MachineError(f"{spec.graph.name} cannot be traced ({_reason(error)}).") from error
+
+
+def _example(graph: GraphSpec, shapes: Shapes, checkpoint: Checkpoint) -> tuple[dict[str, int], dict[str, Any]]:
+    """Sizes to trace with, all different where they may vary, and the dimensions that vary."""
+    low, high = (shapes.sizes(graph, checkpoint.vae_factor, end) for end in (0, 2))
+    unit = checkpoint.size_multiple // checkpoint.vae_factor if graph.layers else 1
+    sizes, dims, taken = dict(high), {}, set()
+    for name in sorted({d for tensor in graph.inputs for d in tensor.dims if isinstance(d, str)}):
+        if low[name] == high[name]:
+            continue
+        step = (checkpoint.vae_factor if name.startswith("image_") else unit) if name in _SIDES else 1
+        least, most = max(low[name] // step, 1), high[name] // step
+        dim = torch.export.Dim(f"{name}_units", min=least, max=most)
+        dims[name] = step * dim if step > 1 else dim
+        free = [n for n in range(most, max(least, 2) - 1, -1) if n * step not in taken]
+        sizes[name] = (free[0] if free else most) * step
+        taken.add(sizes[name])
+    return sizes, dims
+
+
+def _compile(program: torch.export.ExportedProgram, path: Path, name: str) -> None:
+    try:
+        with _quiet():
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    except Exception as error:  # compilers', linkers' and Inductor's own errors have no common base
+        raise MachineError(f"{name} cannot be compiled here ({_reason(error)}).") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _reason(error: Exception) -> str:
+    """An exception's first line, not too long."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+__all__ = ["CompiledBackend", "CompiledBuilder", "CompiledEngine", "joined_attention", "trace"]
