@@ -57,6 +57,11 @@ class Broken:
     problem: str
 
 
+def short_digest(digest: str) -> str:
+    """How a digest begins, for people; of a name that is no digest, in ASCII, so that it stays in its line."""
+    return ascii(digest[:12])[1:-1]
+
+
 def store_root(store: str | Path | None = None) -> Path:
     """The folder of the store: the one given, else `$FAIRY_STORE`, else in the user's cache folder."""
     given = store or os.environ.get("FAIRY_STORE")
@@ -291,7 +296,7 @@ class EngineStore:
         """One line in the log for every problem, once."""
         if (digest, problem) not in self._told:
             self._told.add((digest, problem))
-            _LOG.warning("the engine %s in %s is not used: %s", digest[:12], self.root, problem)
+            _LOG.warning("the engine %s in %s is not used: %s", short_digest(digest), self.root, problem)
 
 
 def _is_fresh(folder: Path) -> bool:

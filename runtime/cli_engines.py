@@ -27,7 +27,7 @@ Digest = Annotated[str, typer.Argument(help="An engine's digest, or how it begin
 @engines.command("list")
 def list_engines(store: Store = None, as_json: Json = False) -> None:
     """List the engines in the store."""
-    from fairy.engines.store import EngineStore, StoredEngine
+    from fairy.engines.store import EngineStore, StoredEngine, short_digest
 
     where = EngineStore(store)
     entries = where.list()
@@ -36,9 +36,10 @@ def list_engines(store: Store = None, as_json: Json = False) -> None:
         typer.echo(json.dumps(rows, indent=2))
         return
     for entry in entries:
-        typer.echo(
-            line_of(entry) if isinstance(entry, StoredEngine) else f"{entry.digest[:12]}  broken: {entry.problem}"
-        )
+        if isinstance(entry, StoredEngine):
+            typer.echo(line_of(entry))
+        else:
+            typer.echo(f"{short_digest(entry.digest)}  broken: {entry.problem}")
     if not entries:
         typer.echo(f"The store {where.root} is empty; `fairy build` fills it.")
 
@@ -55,6 +56,7 @@ def show(digest: Digest, store: Store = None, as_json: Json = False) -> None:
     made = entry.manifest.made
     facts = {
         **facts_of(entry),
+        "shapes": entry.manifest.key["shapes"] or "any",
         "folder": entry.folder,
         "command": made.command,
         **{f"{phase} time": f"{seconds:.1f} s" for phase, seconds in made.timings_s.items()},
@@ -100,7 +102,7 @@ def prune(
     """Remove engines that are broken or were built by other versions, and what killed builds left."""
     from fairy.engines.backends import make_builder
     from fairy.engines.build import stale_reason
-    from fairy.engines.store import EngineStore
+    from fairy.engines.store import EngineStore, short_digest
 
     def reason(entry: "StoredEngine") -> str | None:
         return "all are removed" if everything else stale_reason(entry, make_builder)
@@ -111,7 +113,7 @@ def prune(
         typer.echo(json.dumps(removed, indent=2))
         return
     for digest, why in removed.items():
-        typer.echo(f"{digest[:12]}  removed: {why}")
+        typer.echo(f"{short_digest(digest)}  removed: {why}")
     typer.echo(f"{len(removed)} engines removed, {len(where.list())} left in {where.root}.")
 
 

@@ -347,6 +347,13 @@ def test_an_entry_under_another_name_is_a_miss(store: EngineStore, entry: Stored
     assert store.list() == (entry,)
 
 
+def test_an_odd_name_stays_in_its_line(store: EngineStore, entry: StoredEngine, caplog) -> None:
+    (store.root / "entries" / "a\n\x1b[2Jb").mkdir(mode=0o700)
+    assert store.engines() == (entry,)
+    assert caplog.messages == [f"the engine a\\n\\x1b[2Jb in {store.root} is not used: its name is not a digest"]
+    assert list(store.prune(lambda e: None)) == ["a\n\x1b[2Jb"]
+
+
 def test_an_open_store_is_not_used(store: EngineStore, entry: StoredEngine) -> None:
     store.root.chmod(0o755)
     assert store.find(KEY) is None
