@@ -1,18 +1,20 @@
 # make demo    edit a clip with the embedded model        make test       everything that can be checked here
 # make setup   only build .venv/                          make test-fast  what one runs while working
 # make lint    style and types                            make quality    measure the edits, half an hour
+# make bench   time the ops and engines         make wheels     fetch what the TensorRT tests need
 # make clean   remove what these commands made
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+WHEELS := build/wheels
 FOLDERS := kernels export engines runtime
 INSTRUCTION ?= turn it into a thermal image
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-fast lint format typecheck quality clean
+.PHONY: setup demo test test-fast lint format typecheck quality bench wheels clean
 
 setup: $(STAMP)
 
@@ -29,8 +31,16 @@ demo: setup
 	@$(BIN)/fairy edit demo/clip.mp4 "$(INSTRUCTION)" --out demo/edited.mp4 \
 		--compare demo/side_by_side.mp4 --preview demo/anchors.png --report demo/report.json
 
-test: setup lint
+test: setup lint wheels
 	$(BIN)/pytest
+
+wheels: $(WHEELS)/.fetched
+
+$(WHEELS)/.fetched: $(STAMP) tests/engines/tensorrt/wheels.txt
+	@mkdir -p $(WHEELS)
+	@grep -v '^#' tests/engines/tensorrt/wheels.txt \
+		| xargs -n 1 $(BIN)/python -m pip download --quiet --no-deps --dest $(WHEELS) \
+		&& touch $@ || echo "Some of NVIDIA's wheels could not be fetched; the tests that need them are skipped."
 
 test-fast: setup
 	$(BIN)/pytest -m "not slow"
@@ -50,6 +60,9 @@ format: setup
 
 quality: setup
 	$(BIN)/python -m benchmarks.quality --out benchmarks/results/quality
+
+bench: setup
+	$(BIN)/pytest benchmarks
 
 clean:
 	rm -rf $(VENV) build demo dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -92,7 +92,7 @@ class CompiledBuilder:
             MachineError: the package does not load here.
         """
         try:
-            run = torch._inductor.aoti_load_package(str(folder / PACKAGE))  # type: ignore[no-untyped-call]
+            run = torch._inductor.aoti_load_package(str(folder / PACKAGE))
         except Exception as error:  # its exceptions have no common base
             raise MachineError(f"The compiled engine {folder} does not load ({_reason(error)}).") from error
         return CompiledEngine(spec, run)
