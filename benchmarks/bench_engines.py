@@ -1,0 +1,104 @@
+"""Every backend on the same graphs and inputs: ``pytest benchmarks/bench_engines.py [--full]``.
+
+Each runs alone in a process, so that its peak memory is its own. Columns: seconds to build and to load an engine,
+milliseconds a sample-forward (one picture in one guidance branch), peak memory of the process, relative L2 error
+against eager in float64. `--full` adds the compiled backend, which takes minutes to build on a CPU.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.timing import machine
+from fairy.engines.eager import EagerBackend
+from fairy.engines.engine import Shapes
+from fairy.export.checkpoint import Checkpoint, load_checkpoint
+from fairy.export.graphs import GraphSpec
+from fairy.export.model import graph_specs
+from fairy.export.shapes import random_inputs
+from fairy.runtime.models import embedded_model
+
+ROOT = Path(__file__).resolve().parent.parent
+GRAPHS = ("unet_anchor", "unet_frame", "vae_decoder")
+HEIGHT, WIDTH, FRAMES, ANCHORS = 192, 256, 3, 3
+
+
+def test_engines(device: torch.device, full: bool, tmp_path: Path, show: Callable[[str], None]) -> None:
+    precision = "float16" if device.type == "cuda" else "float32"
+    checkpoint = load_checkpoint(embedded_model())
+    sizes: dict[str, Any] = {"height": (HEIGHT,) * 3, "width": (WIDTH,) * 3, "frames": (1, FRAMES, FRAMES)}
+    sizes |= {"anchors": ANCHORS, "tokens": checkpoint.tokenizer.model_max_length}
+    specs = graph_specs(checkpoint)
+    graphs = {name: str(_reference(checkpoint, specs[name], Shapes(**sizes), tmp_path)) for name in GRAPHS}
+    case = {"model": str(embedded_model()), "device": device.type, "precision": precision, "threads": 1}
+    case |= {"graphs": graphs, "shapes": sizes, "budget_ms": 2000}
+    show(f"\n{machine(device)}\n{HEADER}")
+    for backend in _backends(device, full):
+        found = _run({**case, "backend": backend}, tmp_path)
+        show(_lines(backend, found))
+        assert all(row["error"] < (1e-3 if precision == "float32" else 5e-2) for row in found["rows"])
+
+
+HEADER = (
+    f"{'backend':<12} {'graph':<12} {'build s':>8} {'load s':>7} {'ms':>9} {'p20…p80':>17} {'peak MiB':>9} {'error':>8}"
+)
+
+
+@pytest.fixture
+def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Print whatever pytest captures."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def tell(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(text, flush=True)
+
+    return tell
+
+
+def _backends(device: torch.device, full: bool) -> list[str]:
+    if device.type == "cuda":
+        return ["eager", "compiled", "onnxruntime", "tensorrt"] if full else ["eager", "compiled"]
+    return ["eager", "onnxruntime", *(["compiled"] if full else [])]
+
+
+def _reference(checkpoint: Checkpoint, graph: GraphSpec, shapes: Shapes, folder: Path) -> Path:
+    """Inputs of a graph and what eager makes of them in float64, in a file."""
+    inputs = random_inputs(graph, shapes.sizes(graph, checkpoint.vae_factor), torch.float32, seed=0)
+    backend = EagerBackend(checkpoint, torch.device("cpu"), torch.float32)
+    wide = {name: t.double() if t.dtype == torch.float32 and name != "timestep" else t for name, t in inputs.items()}
+    outputs = backend.engine(graph, torch.float64)(wide)
+    backend.close()
+    path = folder / f"{graph.name}.safetensors"
+    named = {f"in/{name}": t for name, t in inputs.items()} | {f"out/{name}": t for name, t in outputs.items()}
+    save_file({name: t.contiguous().clone() for name, t in named.items()}, path)
+    return path
+
+
+def _run(case: dict[str, Any], folder: Path) -> dict[str, Any]:
+    path = folder / f"{case['backend']}.json"
+    path.write_text(json.dumps(case))
+    command = [sys.executable, "-m", "benchmarks.engine_case", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def _lines(backend: str, found: dict[str, Any]) -> str:
+    lines = []
+    for row in found["rows"]:
+        build = "" if row["build_s"] is None else f"{row['build_s']:.1f}"
+        spread = f"{row['p20_ms']:.1f}…{row['p80_ms']:.1f}"
+        lines.append(
+            f"{backend:<12} {row['graph']:<12} {build:>8} {row['load_s']:>7.2f} {row['ms']:>9.1f} {spread:>17} "
+            f"{found['peak_bytes'] / 2**20:>9.0f} {row['error']:>8.1e}"
+        )
+    return "\n".join(lines)
