@@ -24,7 +24,7 @@ TRAIN_STEPS = 1000  # of the diffusion
 class EditorPlan:
     """What the stage does; ``crops``: latent sides taken in turn, as (side, batch)."""
 
-    steps: int = 14_000
+    steps: int = 10_000
     crops: tuple[tuple[int, int], ...] = ((16, 8), (16, 8), (32, 2))
     learning_rate: float = 1e-3
     drop: float = 0.05  # of the text, of the image, and of both
