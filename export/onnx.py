@@ -122,8 +122,6 @@ def export_model(
         MachineError: a file does not compute what torch computes, or the disk is full.
         Cancelled: `on_progress` asked to stop.
     """
-    from fairy.export.parity import check_graph
-
     _check_options(body, precision)
     if check and precision == "bfloat16":
         raise InputError(
@@ -137,15 +135,7 @@ def export_model(
         report = _export_one(checkpoint, spec, Path(out), body, precision)
         if check:
             _tell(on_progress, f"check {spec.name}", i, len(specs))
-            started = time.perf_counter()
-            parity = check_graph(checkpoint, spec, report.path, precision)
-            report = replace(
-                report,
-                check_seconds=time.perf_counter() - started,
-                max_abs_error=parity.max_abs_error,
-                relative_error=parity.relative_error,
-                shapes=parity.shapes,
-            )
+            report = _checked(checkpoint, spec, report, precision)
         reports.append(report)
     _tell(on_progress, "done", len(specs), len(specs))
     return ExportReport(checkpoint.name, body, precision, tuple(reports))
@@ -161,6 +151,21 @@ def _export_one(checkpoint: Checkpoint, spec: GraphSpec, out: Path, body: Body, 
     export_onnx(checkpoint, spec, path, body=body, precision=precision)
     size = sum(p.stat().st_size for p in (path, data_file(path)) if p.exists())
     return GraphReport(spec.name, path, size, time.perf_counter() - started)
+
+
+def _checked(checkpoint: Checkpoint, spec: GraphSpec, report: GraphReport, precision: str) -> GraphReport:
+    """The report with what the check found. Raises MachineError where the file computes something else."""
+    from fairy.export.parity import check_graph
+
+    started = time.perf_counter()
+    parity = check_graph(checkpoint, spec, report.path, precision)
+    return replace(
+        report,
+        check_seconds=time.perf_counter() - started,
+        max_abs_error=parity.max_abs_error,
+        relative_error=parity.relative_error,
+        shapes=parity.shapes,
+    )
 
 
 def _chosen(specs: dict[str, GraphSpec], names: Sequence[str] | None) -> list[GraphSpec]:
