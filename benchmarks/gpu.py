@@ -62,12 +62,13 @@ def _benchmark(op: str, limit_s: float) -> Part:
 
 
 PARTS = (
-    Part("correctness of every kernel", (*PYTEST, "tests/kernels", "-m", "not slow"), 150),
-    _benchmark("anchor_attention", 200),
+    Part("correctness of every kernel", (*PYTEST, "tests/kernels", "-m", "not slow"), 120),
+    _benchmark("anchor_attention", 170),
     _benchmark("group_norm_silu", 60),
     _benchmark("geglu", 40),
     _benchmark("guidance_step", 30),
     _benchmark("upsample_conv", 55),
+    _benchmark("engines", 60),
 )
 
 
