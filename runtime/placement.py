@@ -328,8 +328,9 @@ def _does_not_fit(costs: StageCosts, steps: int, memory_bytes: int) -> str:
     """The sentence that refuses a job: what it needs, what there is, and what would do."""
     memory = memory_per_worker(costs, steps)
     remedies = _remedies(costs, steps, memory_bytes)
+    least = "" if costs.unet_frame_bytes else "at least "
     return (
-        f"The job needs {_gb(memory.total)} on every worker (weights {_gb(memory.weights)}, anchor bank "
+        f"The job needs {least}{_gb(memory.total)} on every worker (weights {_gb(memory.weights)}, anchor bank "
         f"{_gb(memory.bank)}, working memory {_gb(memory.working)}), but only {_gb(memory_bytes)} are there; "
         f"{'choose ' + ' or '.join(remedies) if remedies else 'use workers with more memory'}."
     )

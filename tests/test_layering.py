@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,13 @@ def test_a_folder_imports_only_those_below_it(folder: str) -> None:
                 assert parts[1] in BELOW[folder], f"{path.relative_to(ROOT)} imports {name}"
             assert parts[0] not in {"tests", "benchmarks", "training", "examples"}, f"{path} imports {name}"
             assert parts[0] not in ORDER, f"{path} imports the bare name {name}"
+
+
+def test_the_benchmarks_are_loaded_by_their_command_alone_and_only_when_it_runs() -> None:
+    for path in itertools.chain.from_iterable((ROOT / folder).rglob("*.py") for folder in ORDER):
+        assert not any(name.startswith("fairy.benchmarks") for name in _imports(path)), path
+        named = any(s.startswith("fairy.benchmarks") for s in _strings(path))
+        assert named == (path.relative_to(ROOT).as_posix() == "runtime/cli_bench.py"), path
 
 
 def test_the_check_would_notice_an_upward_import(tmp_path: Path) -> None:
@@ -94,7 +102,7 @@ def _modules_after(statement: str) -> set[str]:
     [
         ("import fairy.runtime", {"torch", "av", "diffusers", "transformers"}),
         ("import fairy.runtime.video", {"torch", "diffusers", "transformers"}),
-        ("import fairy.runtime.cli", {"torch", "diffusers", "transformers"}),
+        ("import fairy.runtime.cli", {"torch", "diffusers", "transformers", "fairy.benchmarks"}),
         ("import fairy.kernels.anchor_attention", {"fairy.runtime", "fairy.engines", "fairy.export", "diffusers"}),
         ("import fairy.runtime.editor", {"tensorrt", "onnxruntime", "onnx"}),
     ],

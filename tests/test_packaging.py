@@ -1,5 +1,6 @@
 """What is built and installed: one namespace, typed, complete; the lock agrees with what torch publishes."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -45,6 +46,10 @@ def test_the_wheel_holds_the_namespace_and_nothing_else(wheel: Path) -> None:
     for folder in FOLDERS:
         assert f"fairy/{folder}/__init__.py" in names
         assert f"fairy/{folder}/py.typed" in names
+    benchmarks = {name for name in names if name.startswith("fairy/benchmarks/")}
+    assert {"fairy/benchmarks/timing.py", "fairy/benchmarks/scaling/command.py"} <= benchmarks
+    for name in benchmarks:  # what needs the checkout's folders stays there
+        assert not re.search(rb"(from|import) (benchmarks|training|tests)\b", zipfile.ZipFile(wheel).read(name)), name
     assert "fairy/runtime/models/embedded/model_index.json" in names
     assert "fairy/runtime/models/embedded/unet/diffusion_pytorch_model.safetensors" in names
 

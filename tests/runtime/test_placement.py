@@ -65,7 +65,7 @@ def jobs(draw: st.DrawFn) -> tuple[Workload, StageCosts, int, Link, int | None]:
 
 
 @given(jobs())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_every_frame_is_edited_exactly_once_and_in_order(job: tuple) -> None:
     workload, costs, workers, link, micro_batch = job
     plan = plan_placement(workload, costs, num_workers=workers, link=link, micro_batch=micro_batch)
@@ -78,7 +78,7 @@ def test_every_frame_is_edited_exactly_once_and_in_order(job: tuple) -> None:
 
 
 @given(jobs(), st.integers(1, 70), st.integers(0, 300))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_workers_length_and_memory_never_change_a_batch(job: tuple, other_workers: int, longer: int) -> None:
     workload, costs, workers, link, micro_batch = job
     plan = plan_placement(workload, costs, num_workers=workers, link=link, micro_batch=micro_batch)
@@ -95,7 +95,7 @@ def test_workers_length_and_memory_never_change_a_batch(job: tuple, other_worker
 
 
 @given(jobs())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_who_has_what_to_do_is_consistent(job: tuple) -> None:
     workload, costs, workers, link, micro_batch = job
     plan = plan_placement(workload, costs, num_workers=workers, link=link, micro_batch=micro_batch)

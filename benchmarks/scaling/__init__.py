@@ -1,0 +1,1 @@
+"""How an edit scales over workers, simulated with the planner itself: `fairy bench scaling`."""
