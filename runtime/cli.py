@@ -29,6 +29,7 @@ from rich.progress import (
 )
 
 from fairy.kernels.errors import FairyError, InputError
+from fairy.runtime.cli_bench import bench
 from fairy.runtime.cli_build import build, export
 from fairy.runtime.cli_engines import engines
 
@@ -190,6 +191,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 app.command()(build)
 app.command()(export)
 app.add_typer(engines, name="engines")
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:
