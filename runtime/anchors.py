@@ -1,6 +1,8 @@
 """Which frames are anchors, and the bank that holds their keys and values."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +36,14 @@ def choose_anchors(anchors: int | tuple[int, ...] | list[int] | None, num_frames
     if len(set(chosen)) != len(chosen):
         raise InputError(f"anchors = {list(chosen)} names a frame twice; name every anchor once.")
     return chosen
+
+
+class Context(Protocol):
+    """What phase B reads the anchors from: a bank, or one that is still being filled by another process."""
+
+    def context(self, step: int, dtype: torch.dtype) -> Mapping[str, Tensor]:
+        """The keys and values of one step; see `AnchorBank.context`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,8 @@ def edit(
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
     backend: Annotated[str, typer.Option(help="auto, eager, onnxruntime, tensorrt or compiled.")] = "auto",
     store: Annotated[Path | None, typer.Option(help="The store of engines [$FAIRY_STORE, else the cache].")] = None,
-    gpus: Annotated[int, typer.Option(help="How many GPUs: 1.")] = 1,
+    gpus: Annotated[int, typer.Option(help="How many GPUs share the job.")] = 1,
+    workers: Annotated[int, typer.Option(help="How many processes share the job on the CPU.")] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads of the computation.")] = 1,
     compare: Annotated[Path | None, typer.Option(help="Also write source and result side by side.")] = None,
     preview: Annotated[Path | None, typer.Option(help="Write the edited anchors as a PNG before the rest.")] = None,
@@ -128,7 +129,14 @@ def edit(
     request = FileRequest.checked(video, out, compare=compare, preview=preview, report=report, fps=rate, crf=crf)
     with (
         Editor.from_pretrained(
-            model, device=device, dtype=dtype, backend=backend, store=store, gpus=gpus, threads=threads
+            model,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            store=store,
+            gpus=gpus,
+            workers=workers,
+            threads=threads,
         ) as editor,
         _progress_bar(quiet) as on_progress,
     ):
@@ -309,7 +317,7 @@ def _tell(done: Any, out: Path, compare: Path | None, preview: Path | None, repo
     for name, path in (("side by side", compare), ("anchors", preview), ("report", report)):
         if path is not None:
             typer.echo(f"{path}: {name}")
-    for sentence in (*done.fallbacks, *done.notes):
+    for sentence in (*done.lost_workers, *done.fallbacks, *done.notes):
         typer.echo(f"note: {sentence}")
 
 

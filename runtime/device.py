@@ -8,6 +8,7 @@ import torch
 from fairy.kernels.errors import InputError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+MAX_WORKERS = 64
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -31,6 +32,31 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise InputError(f"Device {str(device)!r} is not here: this machine has {torch.cuda.device_count()} GPUs.")
     return chosen
+
+
+def worker_devices(device: torch.device, gpus: int, workers: int) -> tuple[torch.device, ...]:
+    """The device of every process that computes: GPUs 0 to `gpus` − 1, or `workers` times the CPU.
+
+    Raises:
+        InputError: a number is not possible, or does not suit the device.
+    """
+    for name, number in (("gpus", gpus), ("workers", workers)):
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= MAX_WORKERS:
+            raise InputError(f"{name} = {number!r} is not possible; it must be a whole number from 1 to {MAX_WORKERS}.")
+    if workers > 1 and device.type == "cuda":
+        raise InputError(f"workers = {workers} is for the CPU; choose the number of GPUs (gpus), or device cpu.")
+    if gpus > 1 and device.type != "cuda":
+        raise InputError(
+            f"gpus = {gpus} is not possible on the device {device}; choose workers, or a machine with GPUs."
+        )
+    if gpus > 1 and (device.index is not None or gpus > torch.cuda.device_count()):
+        raise InputError(
+            f"gpus = {gpus} is not possible on the device {device}: this machine has {torch.cuda.device_count()} GPUs; "
+            "choose at most that many, and the device cuda."
+        )
+    if gpus > 1:
+        return tuple(torch.device("cuda", i) for i in range(gpus))
+    return (device,) * workers
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

@@ -2,7 +2,8 @@
 
 A job opens the video, encodes the text, encodes the anchors and denoises them together, which fills the anchor bank,
 and then takes the other frames in micro-batches: read, encode, denoise against the bank, decode, hand out.
-`Editor._run` is that sentence in code; `job.py` decides, `networks.py` computes, `result.py` writes.
+`Editor._run` and `InProcess.edit` (or `workers/dispatch.py`) are that sentence in code; `job.py` decides,
+`networks.py` computes, `result.py` writes.
 """
 
 import threading
@@ -13,6 +14,7 @@ from fractions import Fraction
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from weakref import WeakSet
 
 import numpy as np
@@ -24,9 +26,8 @@ from fairy.engines.engine import Backend
 from fairy.engines.store import EngineStore
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
 from fairy.kernels.errors import FairyError, InputError, MachineError
-from fairy.runtime.anchors import AnchorBank
-from fairy.runtime.batches import Part
-from fairy.runtime.device import cpu_threads, resolve_device, resolve_dtype
+from fairy.runtime.device import cpu_threads, resolve_device, resolve_dtype, worker_devices
+from fairy.runtime.executor import Executor, InProcess
 from fairy.runtime.files import check_outputs, user_path, write_picture
 from fairy.runtime.job import Job, plan_job, report_job
 from fairy.runtime.models import embedded_model
@@ -44,6 +45,7 @@ from fairy.runtime.result import (
     side_by_side_width,
 )
 from fairy.runtime.source import Frames, VideoInput
+from fairy.runtime.workers.pool import PoolOptions, WorkerPool
 
 OnProgress = Callable[[Progress], object]
 
@@ -55,9 +57,18 @@ class Editor:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, backend: Backend, *, device: torch.device, dtype: torch.dtype, threads: int = 1
+        self,
+        checkpoint: Checkpoint,
+        backend: Backend,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        threads: int = 1,
+        executor: Executor | None = None,
     ) -> None:
+        """`executor`: what computes; None = the backend's engines in this process."""
         self._networks = Networks(checkpoint, backend, device)
+        self._executor = executor or InProcess(self._networks, threads)
         self._dtype = dtype
         self._threads = threads
         self._lock = threading.Lock()
@@ -76,6 +87,7 @@ class Editor:
         backend: str = "auto",
         store: str | Path | None = None,
         gpus: int = 1,
+        workers: int = 1,
         threads: int = 1,
         revision: str | None = None,
         variant: str | None = None,
@@ -93,7 +105,8 @@ class Editor:
             backend: "auto" (the best one whose engines are in the store, else eager), "eager", "onnxruntime",
                 "tensorrt" or "compiled".
             store: the folder of built engines; None = `$FAIRY_STORE`, else the user's cache folder.
-            gpus: 1.
+            gpus, workers: how many processes compute, each on a GPU of its own or all on the CPU; 1 = this process. The
+                result is the same for any number.
             threads: CPU threads of the computation; results may differ in rounding between numbers of threads.
             revision, variant, token, cache_dir, local_files_only: as in diffusers, for models from the hub.
 
@@ -102,24 +115,29 @@ class Editor:
         """
         chosen_device = resolve_device(device)
         chosen_dtype = resolve_dtype(dtype if torch_dtype is None else torch_dtype, chosen_device)
+        devices = worker_devices(chosen_device, gpus, workers)
         check_backend(backend, chosen_device)
-        if gpus != 1:
-            raise InputError(f"gpus = {gpus!r} is not possible; this version edits with 1 GPU or the CPU.")
         if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
             raise InputError(f"threads = {threads!r} is not possible; it must be a whole number from 1 to 1024.")
         checkpoint = load_checkpoint(
             embedded_model() if model is None else model,
             dtype=chosen_dtype,
-            device=chosen_device,
+            device=chosen_device if len(devices) == 1 else "meta",  # the weights are the workers' then
             revision=revision,
             variant=variant,
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
+        rest: dict[str, Any] = {"device": chosen_device, "dtype": chosen_dtype, "threads": threads}
+        engines = EngineStore(store)
+        if len(devices) > 1:
+            pool = _make_pool(checkpoint, devices, chosen_dtype, backend, engines, threads)
+            return cls(checkpoint, pool, executor=pool, **rest)
         with cpu_threads(threads):  # some engines take the number of threads when they are loaded
-            made = make_backend(backend, checkpoint, chosen_device, chosen_dtype, store=EngineStore(store))
-        return cls(checkpoint, made, device=chosen_device, dtype=chosen_dtype, threads=threads)
+            return cls(
+                checkpoint, make_backend(backend, checkpoint, chosen_device, chosen_dtype, store=engines), **rest
+            )
 
     def edit(
         self,
@@ -255,7 +273,7 @@ class Editor:
         with self._lock:
             if not self._closed:
                 self._closed = True
-                self._networks.backend.close()
+                self._executor.close()
                 del self._networks
 
     def __enter__(self) -> "Editor":
@@ -272,21 +290,17 @@ class Editor:
             raise InputError(f"params must be EditParams, not {type(params).__name__}.")
         if preview is not None and params.anchors in (0, ()):
             raise InputError("A preview shows the edited anchors, but anchors = 0 asks for none; choose at least one.")
-        self._networks.backend.take_usage()  # of a job that failed
+        self._executor.take_usage()  # of a job that failed
         return plan_job(self._networks.checkpoint, video, params, monitor, latents=latents, precision=self._dtype)
 
     def _run(self, job: Job, preview: Path | None) -> Iterator[tuple[EditPart, list[Frames]]]:
         """The edit itself. Yields parts in order, each with its source frames as they were read."""
-        with cpu_threads(self._threads):
-            text = self._networks.encode_text(job)
-        anchor_frames, bank = self._edit_anchors(job, text)
-        if preview is not None:
-            write_picture(preview, contact_sheet([anchor_frames[a] for a in job.anchors]))
-        with closing(job.source.read()) as reader:
-            for part in job.parts:
-                with job.monitor.timed("read"):
-                    pictures = _take(reader, part.stop - part.start)
-                edited = {**anchor_frames, **self._edit_part(job, part, pictures, text, bank)}
+        with closing(self._read(job)) as reads, closing(self._executor.edit(job, reads)) as edits:
+            _, anchor_frames = next(edits)
+            if preview is not None:
+                write_picture(preview, contact_sheet([anchor_frames[a] for a in job.anchors]))
+            for part, (pictures, edited) in zip(job.parts, edits, strict=True):
+                edited = {**anchor_frames, **edited}
                 frames = np.stack([edited[i] for i in range(part.start, part.stop)])
                 job.sha256.update(frames.tobytes())
                 job.note_first_frame()
@@ -294,34 +308,23 @@ class Editor:
                 pts = None if clock is None else tuple(map(int, clock.pts[part.start : part.stop]))
                 yield EditPart(part.start, frames, pts), pictures
 
-    def _edit_anchors(self, job: Job, text: Tensor) -> tuple[dict[int, Frames], AnchorBank | None]:
-        """Phase A: the edited anchors by frame number, and the bank that the other frames attend to."""
-        if not job.anchors:
-            return {}, None
+    def _read(self, job: Job) -> Generator[list[Frames], None, None]:
+        """The frames of the anchors, then those of every part, as they are asked for."""
         with job.monitor.timed("read"), closing(job.source.read(job.anchors)) as reader:
             pictures = _take(reader, len(job.anchors))
-        with cpu_threads(self._threads), torch.inference_mode():
-            image_latents = self._networks.encode(job, pictures)
-            latents, bank = self._networks.denoise_anchors(job, image_latents, text)
-            return dict(zip(job.anchors, self._networks.decode(job, latents), strict=True)), bank
-
-    def _edit_part(
-        self, job: Job, part: Part, pictures: list[Frames], text: Tensor, bank: AnchorBank | None
-    ) -> dict[int, Frames]:
-        """Phase B for one part: those of its frames that are not anchors, edited, by frame number."""
-        if not part.frames:
-            return {}
-        with cpu_threads(self._threads), torch.inference_mode():
-            image_latents = self._networks.encode(job, [pictures[i - part.start] for i in part.frames])
-            latents = self._networks.denoise_frames(job, part.frames, image_latents, text, bank)
-            return dict(zip(part.frames, self._networks.decode(job, latents), strict=True))
+        yield pictures
+        with closing(job.source.read()) as reader:
+            for part in job.parts:
+                with job.monitor.timed("read"):
+                    pictures = _take(reader, part.stop - part.start)
+                yield pictures
 
     def _report(self, job: Job) -> EditReport:
         return report_job(
             job,
             model=self._networks.checkpoint.name,
             backend=self._networks.backend.name,
-            usage=self._networks.backend.take_usage(),
+            usage=self._executor.take_usage(),
             device=self._networks.device,
             precision=self._dtype,
             threads=self._threads,
@@ -340,6 +343,21 @@ class Editor:
                 yield
             finally:
                 self._owner = None
+
+
+def _make_pool(
+    checkpoint: Checkpoint,
+    devices: tuple[torch.device, ...],
+    dtype: torch.dtype,
+    backend: str,
+    store: EngineStore,
+    threads: int,
+) -> WorkerPool:
+    assert checkpoint.folder is not None
+    options = PoolOptions(
+        checkpoint.folder.absolute(), checkpoint.variant, devices, dtype, backend, store.root, threads=threads
+    )
+    return WorkerPool(options)
 
 
 def _take(reader: Iterator[Frames], count: int) -> list[Frames]:

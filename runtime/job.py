@@ -35,6 +35,8 @@ class Job:
         latent_shape: [channels, h, w] of one frame's latents, padded.
         initial: the caller's own initial noise [1 or frames, c, h, w], or None.
         precision: of the computation; float32 from the moment the bank needed it.
+        frames_at_once: `micro_batch`, or less from the moment the memory did not suffice.
+        lost_workers, redone_batches: worker processes that ended before the job did, and what others did again.
     """
 
     params: EditParams
@@ -52,6 +54,10 @@ class Job:
     precision: torch.dtype
 
     batches: int
+    frames_at_once: int
+    workers: int = 1
+    lost_workers: list[str] = field(default_factory=list)
+    redone_batches: int = 0
     batches_done: int = 0
     steps_told: int = 0
     shared_noise: dict[int, Tensor] = field(default_factory=dict)
@@ -90,11 +96,29 @@ def plan_job(
     precision: torch.dtype,
 ) -> Job:
     """Look at the input and decide everything that follows. Raises InputError for whatever is impossible."""
-    recommended_anchors = params.anchors is None and checkpoint.recommended.get("anchors") is not None
-    params = params.resolved(checkpoint.recommended)
-    schedule = make_schedule(str(params.sampler), checkpoint.scheduler_config, int(params.num_inference_steps or 0))
+    make_schedule_of(checkpoint, params.resolved(checkpoint.recommended))  # a wrong sampler is told before decoding
     with monitor.timed("probe"):
         source = open_source(video, params, monitor)
+    return plan_source(checkpoint, source, params, monitor, latents=latents, precision=precision)
+
+
+def make_schedule_of(checkpoint: Checkpoint, params: EditParams) -> Schedule:
+    """The schedule of resolved parameters."""
+    return make_schedule(str(params.sampler), checkpoint.scheduler_config, int(params.num_inference_steps or 0))
+
+
+def plan_source(
+    checkpoint: Checkpoint,
+    source: Source,
+    params: EditParams,
+    monitor: Monitor,
+    *,
+    latents: Tensor | None,
+    precision: torch.dtype,
+) -> Job:
+    """The job of a source that was looked at. It reads none of its frames."""
+    recommended_anchors = params.anchors is None and checkpoint.recommended.get("anchors") is not None
+    params = params.resolved(checkpoint.recommended)
     if recommended_anchors and isinstance(params.anchors, int):  # a recommendation must suit short videos too
         params = replace(params, anchors=min(params.anchors, source.num_frames))
     anchors = choose_anchors(params.anchors, source.num_frames)
@@ -111,12 +135,13 @@ def plan_job(
         params=params,
         source=source,
         geometry=geometry,
-        schedule=schedule,
+        schedule=make_schedule_of(checkpoint, params),
         guidance=make_guidance(float(params.guidance_scale or 0), float(params.image_guidance_scale or 0)),
         anchors=anchors,
         micro_batch=micro_batch,
         parts=parts,
         batches=sum(1 for part in parts if part.frames),
+        frames_at_once=micro_batch,
         graphs=graph_specs(checkpoint, layers=params.layers),
         latent_shape=latent_shape,
         initial=_initial_noise(latents, source.num_frames, latent_shape),
@@ -141,6 +166,9 @@ def report_job(
         device=str(device),
         precision=str(precision).removeprefix("torch."),
         threads=threads,
+        workers=job.workers,
+        lost_workers=tuple(job.lost_workers),
+        redone_batches=job.redone_batches,
         anchors=job.anchors,
         micro_batch=job.micro_batch,
         num_frames=job.source.num_frames,

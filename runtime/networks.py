@@ -4,6 +4,7 @@ Every result is looked at: where values became NaN or infinite, the same is comp
 job's report says so.
 """
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -13,13 +14,15 @@ from torch import Tensor
 from fairy.engines.engine import Backend, Engine
 from fairy.export.checkpoint import Checkpoint
 from fairy.kernels.errors import NumericalError
-from fairy.runtime.anchors import AnchorBank
+from fairy.runtime.anchors import AnchorBank, Context
 from fairy.runtime.denoise import denoise
 from fairy.runtime.geometry import pad_by_reflection, scale_frames
 from fairy.runtime.guidance import branch_text
 from fairy.runtime.job import Job
 from fairy.runtime.noise import INITIAL, draw_noise
 from fairy.runtime.source import Frames
+
+OnBank = Callable[[AnchorBank, int], None]
 
 
 class Networks:
@@ -80,9 +83,13 @@ class Networks:
         with job.monitor.timed("decode"):
             return [decode_one(latents[i : i + 1]) for i in range(len(latents))]
 
-    def denoise_anchors(self, job: Job, image_latents: Tensor, text: Tensor) -> tuple[Tensor, AnchorBank]:
+    def denoise_anchors(
+        self, job: Job, image_latents: Tensor, text: Tensor, on_bank: OnBank = lambda bank, step: None
+    ) -> tuple[Tensor, AnchorBank]:
         """Phase A: the anchors as one batch in which each attends to all; their keys and values fill the bank.
 
+        `on_bank` is called with the bank and a step as soon as that step's keys and values are in it; a bank that
+        comes after another replaces it.
         Returns latents [anchors, c, h, w], float32, and the bank. Where 16 bit did not suffice, the bank is float32
         and so is the rest of the job: what overflowed once would do so again when it is read.
         """
@@ -90,8 +97,17 @@ class Networks:
 
         def run(precision: torch.dtype) -> Tensor:
             banks.clear()  # a bank that failed is of no use and may be large
-            banks[precision] = bank = self._new_bank(job, precision)
-            return self._denoise(job, "unet_anchor", job.anchors, image_latents, text, precision, targets=bank.targets)
+            banks[precision] = bank = self.new_bank(job, precision)
+            return self._denoise(
+                job,
+                "unet_anchor",
+                job.anchors,
+                image_latents,
+                text,
+                precision,
+                targets=bank.targets,
+                on_step=lambda step: on_bank(bank, step),
+            )
 
         with job.monitor.timed("anchors"):
             latents = _finite(job, run, "The anchors")
@@ -100,29 +116,43 @@ class Networks:
         return latents, bank
 
     def denoise_frames(
-        self, job: Job, frames: Sequence[int], image_latents: Tensor, text: Tensor, bank: AnchorBank | None
+        self, job: Job, frames: Sequence[int], image_latents: Tensor, text: Tensor, bank: Context | None
     ) -> Tensor:
         """Phase B: frames denoised independently of each other, against the bank where there is one.
 
-        The batch is filled up to the job's fixed size by repeating its last frame, so that its shape never varies.
-        Returns latents [frames, c, h, w], float32.
+        Where the memory does not suffice, the rest of the job goes on with half as many at once, and the report says
+        so. Returns latents [frames, c, h, w], float32.
         """
-        places = [min(i, len(frames) - 1) for i in range(job.micro_batch)]
+        with job.monitor.timed("frames"):
+            latents: list[Tensor] = []
+            done = 0
+            while done < len(frames):
+                now = slice(done, done + job.frames_at_once)
+                try:
+                    latents.append(self._denoise_batch(job, frames[now], image_latents[now], text, bank))
+                    done += len(frames[now])
+                except (RuntimeError, MemoryError) as error:
+                    _halve_batch(job, error)
+        job.batches_done += 1
+        return torch.cat(latents)
+
+    def _denoise_batch(
+        self, job: Job, frames: Sequence[int], image_latents: Tensor, text: Tensor, bank: Context | None
+    ) -> Tensor:
+        """One batch, filled up to its fixed size by repeating its last frame, so that its shape never varies."""
+        places = [min(i, len(frames) - 1) for i in range(job.frames_at_once)]
         padded, image_latents = [frames[i] for i in places], image_latents[places]
 
         def run(precision: torch.dtype) -> Tensor:
             if bank is None:
                 return self._denoise(job, "unet", padded, image_latents, text, precision)
 
-            def context(step: int) -> dict[str, Tensor]:
+            def context(step: int) -> Mapping[str, Tensor]:
                 return bank.context(step, precision)
 
             return self._denoise(job, "unet_frame", padded, image_latents, text, precision, context=context)
 
-        with job.monitor.timed("frames"):
-            latents = _finite(job, run, f"Frames {frames[0]} to {frames[-1]}")
-        job.batches_done += 1
-        return latents[: len(frames)]
+        return _finite(job, run, f"Frames {frames[0]} to {frames[-1]}")[: len(frames)]
 
     def source_like_result(self, job: Job, pictures: Sequence[Frames]) -> Frames:
         """Source frames at the size of the result: uint8 [n, height, width, 3]."""
@@ -142,9 +172,15 @@ class Networks:
         *,
         context: Callable[[int], Mapping[str, Tensor]] = lambda step: {},
         targets: Callable[[int], Mapping[str, Tensor] | None] = lambda step: None,
+        on_step: Callable[[int], None] = lambda step: None,
     ) -> Tensor:
         job.monitor.check()
         stage = "anchors" if graph == "unet_anchor" else "frames"
+
+        def tell(step: int) -> None:
+            on_step(step)
+            job.tell_step(stage, step)
+
         return denoise(
             self._engine(job, graph, precision),
             job.schedule,
@@ -155,13 +191,14 @@ class Networks:
             noise=lambda step: self._noise(job, step, frames),
             context=context,
             targets=targets,
-            on_step=lambda step: job.tell_step(stage, step),
+            on_step=tell,
         )
 
     def _engine(self, job: Job, graph: str, precision: torch.dtype) -> Engine:
         return self.backend.engine(job.graphs[graph], precision)
 
-    def _new_bank(self, job: Job, precision: torch.dtype) -> AnchorBank:
+    def new_bank(self, job: Job, precision: torch.dtype) -> AnchorBank:
+        """An empty bank for the job's anchors, steps and branches."""
         return AnchorBank.allocate(
             job.graphs["unet_anchor"],
             num_inference_steps=len(job.schedule),
@@ -212,6 +249,21 @@ def _finite(job: Job, run: Callable[[torch.dtype], Tensor], what: str) -> Tensor
         f"{what} became NaN or infinite in float32 with the guidance scales {job.params.guidance_scale:g} and "
         f"{job.params.image_guidance_scale:g}; choose smaller ones, or check the model's weights."
     )
+
+
+def _halve_batch(job: Job, error: Exception) -> None:
+    """Let the job go on with half as many frames at once, where the error says that the memory did not suffice."""
+    full = isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    if not full or job.frames_at_once == 1:
+        raise error
+    before, job.frames_at_once = job.frames_at_once, (job.frames_at_once + 1) // 2
+    job.fallbacks.append(
+        f"The memory did not suffice for {before} frames at once; {job.frames_at_once} were computed at once from "
+        "then on, which may differ in rounding."
+    )
+    traceback.clear_frames(error.__traceback__)  # they hold the tensors of the batch that failed
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _picture(job: Job, image: Tensor) -> Frames:

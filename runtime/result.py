@@ -41,10 +41,13 @@ class EditReport:
         source: what the input was found to be.
         params: every parameter as it was really used.
         model, backend, device, precision, threads: what ran, where and how; threads are those of the CPU.
+        workers: how many processes computed; lost_workers: those that ended before the job did, and why, in sentences;
+            redone_batches: micro-batches that others did again for them.
         anchors: frame numbers of the anchors, counted from the first edited frame.
         micro_batch: frames denoised at once.
         num_frames, width, height: of the result, in pixels.
-        times_ms: wall time by stage; "first_frame" is the time until the first edited frame was ready.
+        times_ms: wall time by stage, that of several workers added up; "first_frame" is the time until the first
+            edited frame was ready.
         bank_bytes: size of the anchor bank.
         fallbacks: what could not be done as asked and was done otherwise, in sentences.
         notes: what else the user should know about input and output, in sentences.
@@ -60,6 +63,9 @@ class EditReport:
     device: str
     precision: str
     threads: int
+    workers: int
+    lost_workers: tuple[str, ...]
+    redone_batches: int
     anchors: tuple[int, ...]
     micro_batch: int
     num_frames: int

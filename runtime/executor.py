@@ -1,0 +1,99 @@
+"""Where the networks run: here in this process, or in worker processes (`workers/pool.py`)."""
+
+from collections.abc import Generator, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fairy.engines.engine import Usage
+from fairy.runtime.anchors import AnchorBank, Context
+from fairy.runtime.batches import Part
+from fairy.runtime.device import cpu_threads
+from fairy.runtime.job import Job
+from fairy.runtime.networks import Networks, OnBank
+from fairy.runtime.source import Frames
+
+Edited = tuple[list[Frames], dict[int, Frames]]
+"""Source frames as they were read, and those of them that were edited, by frame number."""
+
+
+class Executor(Protocol):
+    """Computes jobs, one at a time."""
+
+    def edit(self, job: Job, reads: Iterator[list[Frames]]) -> Generator[Edited, None, None]:
+        """Both phases of a job.
+
+        Args:
+            reads: the anchors' frames (none without anchors), then those of every part, in order.
+
+        Yields:
+            the anchors, then every part in order; a part's anchors are not repeated.
+        """
+        ...
+
+    def take_usage(self) -> Usage:
+        """What ran since this was last asked."""
+        ...
+
+    def close(self) -> None:
+        """Give back memory and processes."""
+        ...
+
+
+class InProcess:
+    """The networks of this process."""
+
+    def __init__(self, networks: Networks, threads: int) -> None:
+        self._networks = networks
+        self._threads = threads
+
+    def edit(self, job: Job, reads: Iterator[list[Frames]]) -> Generator[Edited, None, None]:
+        """Phase A, then phase B part by part; see `Executor`."""
+        with cpu_threads(self._threads):
+            text = self._networks.encode_text(job)
+        pictures = next(reads)
+        with cpu_threads(self._threads):
+            edited, bank = edit_anchors(self._networks, job, pictures, text)
+        yield pictures, edited
+        for part, pictures in zip(job.parts, reads, strict=True):
+            with cpu_threads(self._threads):
+                edited = edit_frames(self._networks, job, part.frames, frames_of(part, pictures), text, bank)
+            yield pictures, edited
+
+    def take_usage(self) -> Usage:
+        """What the backend ran."""
+        return self._networks.backend.take_usage()
+
+    def close(self) -> None:
+        """Close the backend."""
+        self._networks.backend.close()
+
+
+def frames_of(part: Part, pictures: list[Frames]) -> list[Frames]:
+    """Those of a part's frames that are not anchors."""
+    return [pictures[i - part.start] for i in part.frames]
+
+
+@torch.inference_mode()
+def edit_anchors(
+    networks: Networks, job: Job, pictures: list[Frames], text: Tensor, on_bank: OnBank = lambda bank, step: None
+) -> tuple[dict[int, Frames], AnchorBank | None]:
+    """Phase A: the edited anchors by frame number, and the bank that the other frames attend to."""
+    if not job.anchors:
+        return {}, None
+    image_latents = networks.encode(job, pictures)
+    latents, bank = networks.denoise_anchors(job, image_latents, text, on_bank)
+    return dict(zip(job.anchors, networks.decode(job, latents), strict=True)), bank
+
+
+@torch.inference_mode()
+def edit_frames(
+    networks: Networks, job: Job, frames: tuple[int, ...], pictures: list[Frames], text: Tensor, bank: Context | None
+) -> dict[int, Frames]:
+    """Phase B for one micro-batch: the edited frames by frame number."""
+    if not frames:
+        return {}
+    image_latents = networks.encode(job, pictures)
+    latents = networks.denoise_frames(job, frames, image_latents, text, bank)
+    return dict(zip(frames, networks.decode(job, latents), strict=True))

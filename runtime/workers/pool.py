@@ -1,0 +1,199 @@
+"""The worker processes of an Editor: started once, given one job after another, replaced when they were lost."""
+
+import itertools
+import queue
+import tempfile
+import time
+import weakref
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fairy.engines.engine import Engine, Usage
+from fairy.export.graphs import GraphSpec
+from fairy.kernels.errors import FairyError, MachineError
+from fairy.runtime.executor import Edited
+from fairy.runtime.job import Job
+from fairy.runtime.source import Frames
+from fairy.runtime.workers.dispatch import Dispatch
+from fairy.runtime.workers.process import COMMAND, Event, WorkerProcess
+from fairy.runtime.workers.protocol import error_of
+
+_POLL_S = 0.1
+_GRACE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOptions:
+    """What every worker loads, and how long it may take.
+
+    Attributes:
+        model, variant: a folder in diffusers' format, and which of its files.
+        devices: one for every worker.
+        dtype, backend, store, threads: as for `Editor.from_pretrained`, resolved.
+        deadline_s: no worker that has something to do may be silent for longer: the time for one denoising step, or
+            for compiling where a backend does that on the spot. start_deadline_s: the same for loading the model.
+        command: what starts a worker.
+    """
+
+    model: Path
+    variant: str | None
+    devices: tuple[torch.device, ...]
+    dtype: torch.dtype
+    backend: str
+    store: Path
+    threads: int = 1
+    deadline_s: float = 600.0
+    start_deadline_s: float = 600.0
+    command: Sequence[str] = COMMAND
+
+
+class WorkerPool:
+    """An `Executor` of several processes. To the Editor it is a backend too, one whose engines are elsewhere."""
+
+    def __init__(self, options: PoolOptions) -> None:
+        """Start the workers and wait until all have loaded the model.
+
+        Raises:
+            InputError: the model or the backend is not possible. MachineError: a worker ended or took too long.
+        """
+        self._options = options
+        self._events: queue.Queue[Event] = queue.Queue()
+        self._workers: dict[int, WorkerProcess] = {}
+        self._jobs = itertools.count(1)
+        self._usage = Usage()
+        self._folder = tempfile.TemporaryDirectory(prefix="fairy-")
+        # Workers end with the thread that starts them (see worker.py), so that thread lives as long as the pool.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="fairy-starter")
+        self._finalizer = weakref.finalize(self, _end, self._workers, self._starter, self._folder)
+        self.name = options.backend
+        try:
+            failures = self._start()
+            if failures:
+                raise next(iter(failures.values()))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the workers that are there."""
+        return tuple(worker.pid for worker in self._workers.values() if worker.alive)
+
+    def edit(self, job: Job, reads: Iterator[list[Frames]]) -> Generator[Edited, None, None]:
+        """Compute a job; see `Executor`. Workers that were lost in an earlier one are replaced first."""
+        self._replace_lost(job)
+        number = next(self._jobs)
+        dispatch = Dispatch(
+            number,
+            job,
+            [(worker, str(self._options.devices[i])) for i, worker in sorted(self._workers.items())],
+            self._events,
+            meeting=str(Path(self._folder.name) / f"job-{number}"),
+            deadline_s=self._options.deadline_s,
+        )
+        try:
+            with closing(dispatch.run(reads)) as edits:
+                yield from edits
+        finally:
+            dispatch.stop()
+            self._usage = dispatch.usage
+
+    def take_usage(self) -> Usage:
+        """What the workers' backends ran in the last job."""
+        usage, self._usage = self._usage, Usage()
+        return usage
+
+    def engine(self, graph: GraphSpec, precision: torch.dtype | None = None) -> Engine:
+        """There is none in this process."""
+        raise FairyError(f"The engine of {graph.name} is in the workers.")
+
+    def close(self) -> None:
+        """End all workers; closing again does nothing."""
+        self._finalizer()
+
+    def _replace_lost(self, job: Job) -> None:
+        lost = [number for number, worker in self._workers.items() if not worker.alive]
+        for number in lost:
+            self._workers.pop(number).kill()
+        if len(self._workers) == len(self._options.devices):
+            return
+        for number, error in self._start().items():
+            job.notes.append(f"Worker {number} could not be started again: {error}")
+            self._workers.pop(number).kill()
+        if not self._workers:
+            raise MachineError("No worker could be started again; make another Editor.")
+
+    def _start(self) -> dict[int, FairyError]:
+        """Start every worker that is not there; returns why, for those that could not be started."""
+        options = self._options
+        waiting = [number for number in range(len(options.devices)) if number not in self._workers]
+        for number in waiting:
+            worker = self._starter.submit(WorkerProcess, number, self._events, options.command).result()
+            self._workers[number] = worker
+            worker.post(
+                {
+                    "do": "load",
+                    "model": str(options.model),
+                    "variant": options.variant,
+                    "device": str(options.devices[number]),
+                    "dtype": str(options.dtype).removeprefix("torch."),
+                    "backend": options.backend,
+                    "store": str(options.store),
+                    "threads": options.threads,
+                }
+            )
+        return self._await(set(waiting))
+
+    def _await(self, waiting: set[int]) -> dict[int, FairyError]:
+        """Wait until these workers are ready, or have failed."""
+        failures: dict[int, FairyError] = {}
+        deadline = time.monotonic() + self._options.start_deadline_s
+        while waiting:
+            if time.monotonic() > deadline:
+                late = f"loading the model took more than {self._options.start_deadline_s:g} s"
+                failures |= {number: MachineError(f"Worker {number} was given up: {late}.") for number in waiting}
+                break
+            try:
+                event = self._events.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
+            number = event.worker.number
+            if number in waiting and self._workers.get(number) is event.worker:
+                failure = self._answer(event)
+                if failure is not None:
+                    failures[number] = failure
+                waiting.discard(number)
+        return failures
+
+    def _answer(self, event: Event) -> FairyError | None:
+        """What is wrong with a worker that answered "load", if anything."""
+        if event.message is None:
+            event.worker.kill()
+            return MachineError(
+                f"Worker {event.worker.number} ended while it was starting ({event.worker.last_words()})."
+            )
+        if event.message["is"] == "error":
+            return error_of(event.message)
+        if self._options.backend == "auto" and self.name == "auto":
+            self.name = event.message["backend"]
+        if event.message["backend"] != self.name:
+            return MachineError(
+                f"Workers chose different backends, {self.name} and {event.message['backend']}; name one of them."
+            )
+        return None
+
+
+def _end(
+    workers: dict[int, WorkerProcess], starter: ThreadPoolExecutor, folder: "tempfile.TemporaryDirectory[str]"
+) -> None:
+    """End every process of a pool, also of one that was forgotten."""
+    for worker in workers.values():
+        worker.kill(_GRACE_S)
+    workers.clear()
+    starter.shutdown(wait=False)
+    folder.cleanup()

@@ -1,0 +1,107 @@
+"""What the messages between the controller and its workers hold.
+
+A message is a JSON line and raw bytes (`video/wire.py`); nothing is pickled. The controller says
+
+    load     model, device, precision: once, first
+    job      a new job: its parameters, sizes and initial noise
+    bank     the anchors' bank comes from another worker; where to meet
+    anchors  compute phase A of these pictures, and send the bank to the others where a meeting place is named
+    part     compute these frames
+    stop     the job is over, done or not; forget it
+
+and a worker answers `ready`, `step`, `waiting`, `bank`, `anchors`, `part`, `undone` (it had no bank) or `error`.
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairy.export.checkpoint import Checkpoint
+from fairy.kernels.errors import Cancelled, FairyError, InputError, MachineError, NumericalError
+from fairy.runtime.job import Job, plan_source
+from fairy.runtime.params import EditParams
+from fairy.runtime.progress import Monitor
+from fairy.runtime.source import Frames
+from fairy.runtime.video.wire import Message
+
+LIMIT_BYTES = 1 << 34
+"""No payload is larger."""
+
+_ERRORS: dict[str, type[FairyError]] = {
+    "input": InputError,
+    "machine": MachineError,
+    "numerical": NumericalError,
+    "cancelled": Cancelled,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FramesElsewhere:
+    """A `Source` as a worker knows it: its frames are read by the controller and come with the tasks."""
+
+    num_frames: int
+    size: tuple[int, int]
+    clock: None = None
+    video: None = None
+    first: int = 0
+    notes: tuple[str, ...] = ()
+    max_pixels: int = 0
+
+    def read(self, indices: object = None) -> Generator[Frames, None, None]:
+        """Nothing can be read here."""
+        raise FairyError("The frames of this source are read by the controller.")
+
+    def describe(self) -> dict[str, Any]:
+        """The report is the controller's."""
+        return {}
+
+
+def describe_job(job: Job) -> tuple[Message, bytes]:
+    """Everything a worker needs to plan the same job."""
+    params = job.params.to_json() | {"anchors": list(job.anchors), "micro_batch": job.micro_batch}
+    initial = b"" if job.initial is None else job.initial.cpu().contiguous().numpy().tobytes()
+    noise = None if job.initial is None else list(job.initial.shape)
+    height_width = list(job.source.size)
+    return {"params": params, "num_frames": job.source.num_frames, "size": height_width, "initial": noise}, initial
+
+
+def rebuild_job(
+    checkpoint: Checkpoint, message: Message, payload: bytearray, monitor: Monitor, precision: torch.dtype
+) -> Job:
+    """The job that `describe_job` described."""
+    height, width = message["size"]
+    source = FramesElsewhere(int(message["num_frames"]), (int(height), int(width)))
+    params = EditParams(**message["params"])
+    job = plan_source(checkpoint, source, params, monitor, latents=None, precision=precision)
+    if message["initial"] is not None:
+        job.initial = _initial_noise(payload, message["initial"])
+    return job
+
+
+def _initial_noise(payload: bytearray, shape: Sequence[int]) -> Tensor:
+    return torch.frombuffer(payload, dtype=torch.float32).reshape(list(shape))
+
+
+def pack_frames(frames: Sequence[Frames]) -> bytes:
+    """Frames uint8 [H, W, 3] of one size as bytes."""
+    return b"".join(np.ascontiguousarray(frame).data for frame in frames)
+
+
+def unpack_frames(payload: bytearray, size: tuple[int, int]) -> list[Frames]:
+    """The frames of `pack_frames`, whose (height, width) is known."""
+    return list(np.frombuffer(payload, np.uint8).reshape(-1, *size, 3))
+
+
+def error_message(error: FairyError) -> Message:
+    """A message that says what went wrong."""
+    kind = next((name for name, cls in _ERRORS.items() if isinstance(error, cls)), "machine")
+    return {"is": "error", "error": str(error), "kind": kind}
+
+
+def error_of(message: Message) -> FairyError:
+    """The exception that a message speaks of."""
+    return _ERRORS.get(str(message.get("kind")), MachineError)(str(message["error"]))

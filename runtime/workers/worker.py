@@ -1,0 +1,256 @@
+"""One worker process: it loads the model once and computes whole tasks, with the functions of the in-process path.
+
+Started by the controller as `python -m fairy.runtime.workers.worker`; it ends when its stdin does. One thread reads
+messages, so that "stop" and a lost bank are heard in the middle of a computation; the main thread computes.
+"""
+
+import ctypes
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairy.engines.backends import make_backend
+from fairy.engines.store import EngineStore
+from fairy.export.checkpoint import load_checkpoint
+from fairy.kernels.errors import Cancelled, FairyError, MachineError
+from fairy.runtime.anchors import AnchorBank, Context
+from fairy.runtime.device import DTYPES
+from fairy.runtime.executor import edit_anchors, edit_frames
+from fairy.runtime.job import Job
+from fairy.runtime.networks import Networks
+from fairy.runtime.progress import Monitor, Progress
+from fairy.runtime.video import wire
+from fairy.runtime.workers.bank import ArrivingBank, BankGroup, BankLost
+from fairy.runtime.workers.protocol import LIMIT_BYTES, error_message, pack_frames, rebuild_job, unpack_frames
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(slots=True)
+class Task:
+    """A message, the cancel flag of its job and, where it names one, its end of the bank's group."""
+
+    message: wire.Message
+    payload: bytearray
+    cancel: threading.Event
+    group: BankGroup | None
+
+
+@dataclass(slots=True)
+class Work:
+    """What a worker keeps of the job at hand."""
+
+    job: Job
+    text: Tensor
+    bank: Context | None = None
+    generation: int = 0
+    sent: dict[str, int] = field(default_factory=lambda: {"notes": 0, "fallbacks": 0})
+
+
+class Outbox:
+    """The pipe to the controller; several threads may send."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self._lock = fd, threading.Lock()
+
+    def send(self, message: wire.Message, payload: Any = b"") -> None:
+        """Send one message; ends the process where the controller is gone."""
+        try:
+            with self._lock:
+                wire.send(self._fd, message, payload)
+        except (wire.Closed, OSError):
+            os._exit(3)
+
+
+class Listener:
+    """Reads messages in a thread and acts at once on those that cannot wait for the computation."""
+
+    def __init__(self, fd: int) -> None:
+        self.tasks: queue.Queue[Task] = queue.Queue()
+        self._group: BankGroup | None = None
+        self._inbox = wire.Inbox(fd)
+        self._cancel = threading.Event()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                message, payload = self._inbox.receive(LIMIT_BYTES)
+                group = self._act(message)
+                self.tasks.put(Task(message, payload, self._cancel, group))
+        except BaseException:  # the controller is gone, or cannot be understood any more
+            os._exit(3)
+
+    def _act(self, message: wire.Message) -> BankGroup | None:
+        what = message["do"]
+        if what == "job":
+            self._cancel = threading.Event()
+        elif what == "stop":
+            self._cancel.set()
+        if self._group is not None and what in ("stop", "anchors"):
+            self._group.close("it was given up")
+            self._group = None
+        if "group" in message:
+            self._group = BankGroup(**message["group"], device=torch.device(message["device"]))
+        return self._group if "group" in message else None
+
+
+class Server:
+    """Loads the networks, then computes task after task."""
+
+    def __init__(self, listener: Listener, outbox: Outbox) -> None:
+        self._listener, self._outbox = listener, outbox
+        self._networks = self._load(listener.tasks.get())
+        self._work: Work | None = None
+
+    def _load(self, task: Task) -> Networks:
+        message = task.message
+        torch.set_num_threads(message["threads"])
+        device, self._dtype = torch.device(message["device"]), DTYPES[message["dtype"]]
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        checkpoint = load_checkpoint(message["model"], dtype=self._dtype, device=device, variant=message["variant"])
+        store = EngineStore(message["store"])
+        return Networks(
+            checkpoint, make_backend(message["backend"], checkpoint, device, self._dtype, store=store), device
+        )
+
+    def serve(self) -> None:
+        """Compute until the process ends."""
+        self._outbox.send({"is": "ready", "backend": self._networks.backend.name})
+        while True:
+            task = self._listener.tasks.get()
+            try:
+                self._compute(task)
+            except BankLost as error:
+                self._outbox.send(self._answer(task, "undone") | {"reason": str(error)})
+            except Cancelled:
+                self._work = None
+            except FairyError as error:
+                self._outbox.send(error_message(error) | self._answer(task, "error"))
+            except (torch.OutOfMemoryError, MemoryError):
+                sentence = "The memory does not suffice; choose a smaller long_side, or fewer anchors."
+                self._outbox.send(error_message(MachineError(sentence)) | self._answer(task, "error"))
+
+    def _compute(self, task: Task) -> None:
+        what = task.message["do"]
+        if what == "job":
+            self._begin(task)
+        elif what == "stop":
+            self._work = None
+            self._networks.backend.take_usage()
+        elif self._work is not None and not task.cancel.is_set():
+            {"bank": self._receive_bank, "anchors": self._anchors, "part": self._part}[what](task, self._work)
+
+    def _begin(self, task: Task) -> None:
+        def tell(progress: Progress) -> None:
+            self._outbox.send({"is": "step", "stage": progress.stage, "done": progress.done, **now})
+
+        now: dict[str, Any] = {"job": task.message["job"]}
+        monitor = Monitor(tell, task.cancel)
+        job = rebuild_job(self._networks.checkpoint, task.message, task.payload, monitor, self._dtype)
+        self._work = Work(job, self._networks.encode_text(job))
+
+    def _receive_bank(self, task: Task, work: Work) -> None:
+        """The bank comes from the leader; parts may start at once."""
+        group = task.group
+        assert group is not None
+        work.generation = task.message["generation"]
+        here = self._answer(task, "bank")
+
+        def waiting(step: int) -> None:
+            work.job.monitor.check()
+            self._outbox.send(here | {"is": "waiting", "step": step})
+
+        bank = ArrivingBank(self._networks.new_bank(work.job, work.job.precision), group, waiting)
+        work.bank = bank
+
+        def watch() -> None:
+            try:
+                group.wait(len(work.job.schedule) - 1, lambda: None)
+                self._outbox.send(here | {"complete": True})
+            except BankLost as error:
+                self._outbox.send(here | {"complete": False, "reason": str(error)})
+
+        threading.Thread(target=watch, daemon=True).start()
+
+    def _anchors(self, task: Task, work: Work) -> None:
+        """Phase A, for this worker alone or as the leader of those that wait for the bank."""
+        first: list[AnchorBank] = []
+        group = task.group
+
+        def on_bank(bank: AnchorBank, step: int) -> None:
+            if group is None:
+                return
+            if first and first[0] is not bank:  # 16 bit did not suffice: what was sent is void
+                self._outbox.send(self._answer(task, "bank") | {"complete": False, "void": True})
+                group.close("16 bit did not suffice")
+                return
+            first[:] = [bank]
+            group.post(bank, step)
+
+        work.bank, work.generation = None, task.message["generation"]
+        pictures = unpack_frames(task.payload, work.job.source.size)
+        edited, work.bank = edit_anchors(self._networks, work.job, pictures, work.text, on_bank)
+        facts = {"bank_bytes": work.job.bank_bytes, **self._tell_of(work)}
+        self._outbox.send(self._answer(task, "anchors") | facts, pack_frames(list(edited.values())))
+
+    def _part(self, task: Task, work: Work) -> None:
+        """Phase B for one micro-batch."""
+        if work.job.anchors and work.bank is None:
+            raise BankLost("there is no bank")
+        frames = tuple(task.message["frames"])
+        work.job.batches_done = work.job.steps_told = 0  # the controller counts micro-batches, this worker steps
+        pictures = unpack_frames(task.payload, work.job.source.size)
+        edited = edit_frames(self._networks, work.job, frames, pictures, work.text, work.bank)
+        self._outbox.send(self._answer(task, "part") | self._tell_of(work), pack_frames(list(edited.values())))
+
+    def _answer(self, task: Task, what: str) -> wire.Message:
+        generation = self._work.generation if self._work is not None else 0
+        return {"is": what, "job": task.message.get("job"), "part": task.message.get("part"), "generation": generation}
+
+    def _tell_of(self, work: Work) -> wire.Message:
+        """What the report should know and was not told yet: stage times, sentences, engines that ran."""
+        usage, job = self._networks.backend.take_usage(), work.job
+        times = dict(job.monitor.times_ms)
+        job.monitor.times_ms.clear()
+        fresh = {"notes": job.notes[work.sent["notes"] :], "fallbacks": job.fallbacks[work.sent["fallbacks"] :]}
+        work.sent = {"notes": len(job.notes), "fallbacks": len(job.fallbacks)}
+        return {"times_ms": times, **fresh, "digests": usage.digests, "usage": list(usage.fallbacks)}
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the controller's thread that started it ends, even while it is stopped.
+
+    The pool starts all workers from one thread that lives as long as the pool.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> None:
+    """Run a worker on stdin and a private copy of stdout, so that a stray print cannot break the wire."""
+    end_with_parent()
+    out = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    outbox, listener = Outbox(out), Listener(0)
+    try:
+        Server(listener, outbox).serve()
+    except FairyError as error:
+        outbox.send(error_message(error))
+    except BaseException:
+        traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(1)  # destructors of broken groups would wait
+
+
+if __name__ == "__main__":
+    main()
