@@ -30,6 +30,7 @@ from fairy.runtime.device import cpu_threads, resolve_device, resolve_dtype, wor
 from fairy.runtime.executor import Executor, InProcess
 from fairy.runtime.files import check_outputs, user_path, write_picture
 from fairy.runtime.job import Job, plan_job, report_job
+from fairy.runtime.memory import check_memory
 from fairy.runtime.models import embedded_model
 from fairy.runtime.networks import Networks
 from fairy.runtime.params import EditParams
@@ -291,7 +292,9 @@ class Editor:
         if preview is not None and params.anchors in (0, ()):
             raise InputError("A preview shows the edited anchors, but anchors = 0 asks for none; choose at least one.")
         self._executor.take_usage()  # of a job that failed
-        return plan_job(self._networks.checkpoint, video, params, monitor, latents=latents, precision=self._dtype)
+        job = plan_job(self._networks.checkpoint, video, params, monitor, latents=latents, precision=self._dtype)
+        check_memory(self._networks.checkpoint, job, self._networks.device)
+        return job
 
     def _run(self, job: Job, preview: Path | None) -> Iterator[tuple[EditPart, list[Frames]]]:
         """The edit itself. Yields parts in order, each with its source frames as they were read."""

@@ -222,9 +222,8 @@ def plan_placement(
     num_anchors = len(workload.anchors)
     batch = default_micro_batch(num_anchors) if micro_batch is None else micro_batch
     _check_costs(costs, num_anchors, batch)
-    memory = memory_per_worker(costs, workload.num_inference_steps)
-    if memory_bytes is not None and memory.total > memory_bytes:
-        raise InputError(_does_not_fit(costs, workload.num_inference_steps, memory_bytes))
+    if memory_bytes is not None:
+        check_fits(costs, workload.num_inference_steps, memory_bytes)
     parts = cut_into_parts(workload.num_frames, frozenset(workload.anchors), batch)
     batches = sum(1 for part in parts if part.frames)
     expected = {
@@ -243,7 +242,7 @@ def plan_placement(
         phase_a={"none": (), "recompute": everyone}.get(best, (0,)),
         bank=best,
         makespan_ms=expected[best],
-        memory=memory,
+        memory=memory_per_worker(costs, workload.num_inference_steps),
     )
 
 
@@ -254,6 +253,25 @@ def memory_per_worker(costs: StageCosts, num_inference_steps: int) -> Memory:
         weights=costs.weights_bytes,
         bank=costs.bank_step_bytes * num_inference_steps,
         working=max(costs.unet_frame_bytes * largest_batch, costs.vae_bytes),
+    )
+
+
+def check_fits(costs: StageCosts, num_inference_steps: int, memory_bytes: int) -> None:
+    """Refuse a job that needs more than `memory_bytes` on a worker.
+
+    Raises:
+        InputError: what it needs, what there is, and what would do: fewer frames a batch, fewer anchors, a smaller
+            size, 16 bit.
+    """
+    memory = memory_per_worker(costs, num_inference_steps)
+    if memory.total <= memory_bytes:
+        return
+    remedies = _remedies(costs, num_inference_steps, memory_bytes)
+    known = costs.unet_frame_bytes > 0
+    raise InputError(
+        f"The job needs {'' if known else 'at least '}{_gb(memory.total)} on every worker (weights {_gb(memory.weights)}, anchor bank "
+        f"{_gb(memory.bank)}, working memory {_gb(memory.working) if known else 'not known'}), but only {_gb(memory_bytes)} are there; "
+        f"{'choose ' + ' or '.join(remedies) if remedies else 'use workers with more memory'}."
     )
 
 
@@ -322,18 +340,6 @@ def _check_costs(costs: StageCosts, num_anchors: int, micro_batch: int) -> None:
             f"The stage costs are of {costs.anchors} anchors and {costs.micro_batch} frames a batch, the job has "
             f"{num_anchors} and {micro_batch}; measure them for the job."
         )
-
-
-def _does_not_fit(costs: StageCosts, steps: int, memory_bytes: int) -> str:
-    """The sentence that refuses a job: what it needs, what there is, and what would do."""
-    memory = memory_per_worker(costs, steps)
-    remedies = _remedies(costs, steps, memory_bytes)
-    least = "" if costs.unet_frame_bytes else "at least "
-    return (
-        f"The job needs {least}{_gb(memory.total)} on every worker (weights {_gb(memory.weights)}, anchor bank "
-        f"{_gb(memory.bank)}, working memory {_gb(memory.working)}), but only {_gb(memory_bytes)} are there; "
-        f"{'choose ' + ' or '.join(remedies) if remedies else 'use workers with more memory'}."
-    )
 
 
 def _remedies(costs: StageCosts, steps: int, memory_bytes: int) -> list[str]:

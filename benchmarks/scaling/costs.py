@@ -18,13 +18,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from fairy.benchmarks.timing import machine, time_ms
 from fairy.engines.backends import make_backend
-from fairy.export.checkpoint import Checkpoint, load_checkpoint
+from fairy.export.checkpoint import load_checkpoint
 from fairy.kernels.errors import InputError
 from fairy.runtime.anchors import AnchorBank
 from fairy.runtime.batches import default_micro_batch
 from fairy.runtime.device import resolve_device, resolve_dtype
 from fairy.runtime.files import write_atomically
 from fairy.runtime.job import Job, plan_job
+from fairy.runtime.memory import weights_bytes
 from fairy.runtime.models import embedded_model
 from fairy.runtime.networks import Networks
 from fairy.runtime.params import EditParams
@@ -190,12 +191,6 @@ class _Bench:
 
     def _working_bytes(self, stage: Callable[[], object]) -> int:
         return peak_bytes(stage, self.networks.device)
-
-
-def weights_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of all parameters of a model's networks."""
-    networks = (checkpoint.unet, checkpoint.vae, checkpoint.text_encoder)
-    return sum(tensor.nbytes for network in networks for tensor in network.parameters())
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:

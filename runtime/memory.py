@@ -1,0 +1,73 @@
+"""Whether a job can fit into memory, said before any of it runs."""
+
+from pathlib import Path
+
+import torch
+
+from fairy.export.checkpoint import Checkpoint
+from fairy.export.graphs import GraphSpec
+from fairy.runtime.anchors import tokens_at
+from fairy.runtime.job import Job
+from fairy.runtime.placement import StageCosts, check_fits
+
+
+def check_memory(checkpoint: Checkpoint, job: Job, device: torch.device) -> None:
+    """Refuse a job whose weights and anchor bank alone are more than a worker on `device` can have.
+
+    Both are known exactly; what the networks need besides is not, so that a job taken here may still be too large.
+
+    Raises:
+        InputError: says what it needs, what there is, and which changes would make it fit.
+    """
+    free = free_bytes(device)
+    if free is not None:  # what this job needs of it includes the weights, which are loaded already
+        check_fits(known_costs(checkpoint, job), len(job.schedule), free + weights_bytes(checkpoint))
+
+
+def known_costs(checkpoint: Checkpoint, job: Job) -> StageCosts:
+    """The memory of a job as far as it is known without running it; no times, no working memory."""
+    return StageCosts(
+        name=checkpoint.name,
+        measured=False,
+        precision=str(job.precision).removeprefix("torch."),
+        long_side=max(job.geometry.scaled),
+        anchors=len(job.anchors),
+        micro_batch=job.micro_batch,
+        weights_bytes=weights_bytes(checkpoint),
+        bank_step_bytes=bank_step_bytes(
+            job.graphs["unet_anchor"],
+            branches=job.guidance.groups,
+            num_anchors=len(job.anchors),
+            latent_size=job.latent_shape[1:],
+            dtype=job.precision,
+        ),
+        unet_frame_bytes=0,
+        vae_bytes=0,
+        **dict.fromkeys(("text_ms", "encode_ms", "decode_ms", "anchors_step_ms", "frames_step_ms", "handout_ms"), 0.0),
+    )
+
+
+def bank_step_bytes(
+    graph: GraphSpec, *, branches: int, num_anchors: int, latent_size: tuple[int, int], dtype: torch.dtype
+) -> int:
+    """Bytes of the keys and values that phase A (`graph`) emits at one step, at latents of `latent_size` (h, w)."""
+    values = sum(tokens_at(layer.level, latent_size) * layer.channels for layer in graph.layers if layer.emits)
+    return 2 * branches * num_anchors * values * dtype.itemsize
+
+
+def weights_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of all parameters of a model's networks."""
+    networks = (checkpoint.unet, checkpoint.vae, checkpoint.text_encoder)
+    return sum(tensor.nbytes for network in networks for tensor in network.parameters())
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that a process on `device` can still have; None where the system does not tell."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

@@ -1,0 +1,70 @@
+"""Whether a job fits: the bank's size against a bank that is there, and refusals before anything is computed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fairy.kernels.errors import InputError
+from fairy.runtime import Editor, EditParams
+from fairy.runtime import memory as memory_module
+from fairy.runtime.anchors import AnchorBank
+from fairy.runtime.job import Job
+from fairy.runtime.memory import bank_step_bytes, free_bytes, known_costs, weights_bytes
+from fairy.runtime.progress import Monitor
+
+
+def _job(editor: Editor, frames: np.ndarray, params: EditParams) -> Job:
+    return editor._open(frames, params, Monitor(), None, None)
+
+
+@pytest.mark.parametrize("layers", ["all", "decoder"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("anchors", "guidance", "steps"), [(1, 1.5, 1), (3, 0.0, 2), (5, 1.5, 3)])
+def test_the_bank_has_the_bytes_that_were_foretold(
+    editor: Editor, frames: np.ndarray, anchors: int, guidance: float, steps: int, dtype: torch.dtype, layers: str
+) -> None:
+    params = EditParams(
+        "x", anchors=anchors, num_inference_steps=steps, image_guidance_scale=guidance, layers=layers, long_side=40
+    )
+    job = _job(editor, frames, params)
+    shape = {"branches": job.guidance.groups, "num_anchors": anchors, "latent_size": job.latent_shape[1:]}
+    graph = job.graphs["unet_anchor"]
+    bank = AnchorBank.allocate(graph, num_inference_steps=steps, dtype=dtype, device=torch.device("meta"), **shape)
+    assert bank_step_bytes(graph, dtype=dtype, **shape) * steps == bank.num_bytes > 0
+
+
+def test_weights_are_those_of_the_files(editor: Editor, checkpoint_folder: Path) -> None:
+    files = sum(path.stat().st_size for path in checkpoint_folder.rglob("*.safetensors"))
+    assert 0.9 * files < weights_bytes(editor._networks.checkpoint) <= files
+
+
+def test_a_job_too_large_is_refused_before_any_frame_is_computed(
+    editor: Editor, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = EditParams("x", anchors=4, num_inference_steps=50)
+    costs = known_costs(editor._networks.checkpoint, _job(editor, frames, params))
+    bank = 50 * costs.bank_step_bytes
+    monkeypatch.setattr(memory_module, "free_bytes", lambda device: bank - 1)
+    told: list[object] = []
+    with pytest.raises(InputError, match=r"needs at least .* choose anchors = 3 or .*dtype = float16\.$"):
+        editor.edit(frames, params, on_progress=told.append)
+    assert not [progress for progress in told if getattr(progress, "stage", "") != "probe"]
+    _job(editor, frames, replace(params, anchors=3))
+    monkeypatch.setattr(memory_module, "free_bytes", lambda device: bank)
+    _job(editor, frames, params)
+
+
+def test_where_the_system_does_not_tell_nothing_is_refused(
+    editor: Editor, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_module, "free_bytes", lambda device: None)
+    _job(editor, frames, EditParams("x", anchors=5, num_inference_steps=1000))
+
+
+def test_free_memory_is_what_the_machine_says() -> None:
+    psutil = pytest.importorskip("psutil")
+    free = free_bytes(torch.device("cpu"))
+    assert free == pytest.approx(psutil.virtual_memory().available, rel=0.2)
