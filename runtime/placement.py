@@ -268,9 +268,11 @@ def check_fits(costs: StageCosts, num_inference_steps: int, memory_bytes: int) -
         return
     remedies = _remedies(costs, num_inference_steps, memory_bytes)
     known = costs.unet_frame_bytes > 0
+    needs = f"{'' if known else 'at least '}{_gb(memory.total)}"
+    working = _gb(memory.working) if known else "not known"
     raise InputError(
-        f"The job needs {'' if known else 'at least '}{_gb(memory.total)} on every worker (weights {_gb(memory.weights)}, anchor bank "
-        f"{_gb(memory.bank)}, working memory {_gb(memory.working) if known else 'not known'}), but only {_gb(memory_bytes)} are there; "
+        f"The job needs {needs} on every worker (weights {_gb(memory.weights)}, anchor bank {_gb(memory.bank)}, "
+        f"working memory {working}), but only {_gb(memory_bytes)} are there; "
         f"{'choose ' + ' or '.join(remedies) if remedies else 'use workers with more memory'}."
     )
 
