@@ -199,7 +199,9 @@ class Dispatch:
         elif what == "bank":
             self._hear_of_bank(member, message)
         elif what in ("anchors", "part", "undone", "error"):
-            member.tasks.remove("anchors" if message["part"] is None else message["part"])
+            task = "anchors" if message["part"] is None else message["part"]
+            if task in member.tasks:  # else it is the job itself that it could not begin
+                member.tasks.remove(task)
             if member.shares and self._anchors is None:
                 self._held.append((member, event))
             else:
