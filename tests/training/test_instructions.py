@@ -54,7 +54,7 @@ def test_recolouring_changes_the_named_shape_only(seed: int) -> None:
     inside = np.isin(frame.labels, [i + 1 for i, s in enumerate(scene.sprites) if s.shape == shape])
     assert touched
     stray = (changed & ~_grown(inside)).sum()
-    assert stray <= 0.01 * changed.sum(), "more than the thin tips of stars"
+    assert stray <= 0.03 * changed.sum(), "more than the thin tips of stars"
 
 
 def _grown(mask: np.ndarray) -> np.ndarray:

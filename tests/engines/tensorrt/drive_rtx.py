@@ -132,6 +132,7 @@ def check_failures(folder: Path) -> None:
 
 def check_interrupt(folder: Path) -> None:
     """Ctrl-C while TensorRT holds the thread that builds."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background starts with it ignored
     request = attention(folder / "attention.onnx", 64)
     sent = threading.Event()
 
