@@ -1,7 +1,8 @@
 """The simulation beside real processes: workers that meet by gloo and a file, and sleep as long as their stages cost.
 
 Sleeping stages leave scheduling, messages and transfers real and need no GPU; stages that compute would fight for the
-cores of one machine. ``python -m fairy.benchmarks.scaling.rehearsal`` is the process that forks the workers; it reads
+cores of one machine. A busy machine wakes sleepers late: the simulation is given stages as long as they really were.
+``python -m fairy.benchmarks.scaling.rehearsal`` is the process that forks the workers; it reads
 what to do from stdin and prints JSON.
 """
 
@@ -15,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -35,10 +36,13 @@ _TRIALS = 5  # broadcasts that are timed
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """One run: what the planner expected, what was simulated, what the processes took; milliseconds.
+    """One run; milliseconds.
 
     Attributes:
-        broadcast_ms: of one step's bank, measured before the run; what planner and simulation were given.
+        planned_ms: what the planner expected of stages of their nominal length.
+        simulated_ms: the same plan with stages as long as they took on the average.
+        measured_ms: from the first order to the last result.
+        broadcast_ms: of one step's bank, measured before the run; what planner and simulation are given.
         parts: those that were done, in the order they were; every one of the job exactly once.
     """
 
@@ -103,7 +107,10 @@ def compare(rows: Sequence[Rehearsal]) -> str:
             f"{row.workers:7d}  {row.bank:<9} {row.broadcast_ms:8.1f} ms {row.planned_ms:8.0f} ms "
             f"{row.simulated_ms:8.0f} ms {row.measured_ms:8.0f} ms  {100 * row.deviation:+.1f} %"
         )
-    return "real processes over gloo, every stage a sleep of its length:\n" + "\n".join(lines)
+    return (
+        "real processes over gloo, every stage a sleep of its length (simulated: of the length the sleeps had):\n"
+        + "\n".join(lines)
+    )
 
 
 def _end(crew: "subprocess.Popen[str]") -> None:
@@ -134,14 +141,17 @@ def _rehearse(costs: StageCosts, workload: Workload, number: int, deadline_s: fl
             workload, costs, num_workers=number, link=link, micro_batch=costs.micro_batch, memory_bytes=None
         )
         started = time.perf_counter()
-        done = _control(ends, placement, costs, deadline_s)
+        clock = Stopwatch()
+        done = _control(ends, placement, costs, clock, deadline_s)
         measured_ms = (time.perf_counter() - started) * 1e3
+        for end in ends:
+            clock.add(_receive(end, deadline_s))
     return Rehearsal(
         workers=number,
         bank=placement.bank,
         broadcast_ms=broadcast_ms,
         planned_ms=placement.makespan_ms,
-        simulated_ms=simulate(placement, costs, link).makespan_ms,
+        simulated_ms=simulate(placement, replace(costs, **clock.means_ms()), link).makespan_ms,
         measured_ms=measured_ms,
         parts=tuple(done),
     )
@@ -162,7 +172,9 @@ def _start_worker(rank: int, number: int, folder: Path, costs: StageCosts, workl
     return mine
 
 
-def _control(ends: Sequence[Connection], placement: Placement, costs: StageCosts, deadline_s: float) -> list[int]:
+def _control(
+    ends: Sequence[Connection], placement: Placement, costs: StageCosts, clock: "Stopwatch", deadline_s: float
+) -> list[int]:
     """Hand out the micro-batches to whoever is free, one after another, until all are done; their order of ending."""
     queue: Iterator[int] = (index for index, part in enumerate(placement.parts) if part.frames)
     done = []
@@ -181,7 +193,7 @@ def _control(ends: Sequence[Connection], placement: Placement, costs: StageCosts
                 busy.remove(end)
                 _send(end, {})
             else:
-                time.sleep(costs.handout_ms / 1e3)
+                clock.sleep("handout_ms", costs)
                 _send(end, {"part": index, "frames": len(placement.parts[index].frames)})
     return done
 
@@ -198,34 +210,36 @@ def _work(rank: int, number: int, folder: Path, controller: Connection, costs: S
     bank = [torch.zeros(max(costs.bank_step_bytes, 1), dtype=torch.uint8) for _ in range(steps)]
     _send(controller, {"broadcast_ms": _time_broadcast(bank[0])})
     plan = _receive(controller, None)["bank"]
-    _sleep(costs.text_ms)
+    clock = Stopwatch()
+    clock.sleep("text_ms", costs)
     arrivals: list[Any] = []
     if rank == 0 or plan == "recompute":
-        _phase_a(rank, plan, costs, bank)
+        _phase_a(rank, plan, costs, clock, bank)
     elif plan == "broadcast":
         arrivals = [dist.broadcast(tensor, 0, async_op=True) for tensor in bank]
     _send(controller, {})
     while order := _receive(controller, None):
-        _sleep(order["frames"] * costs.encode_ms)
+        clock.sleep("encode_ms", costs, order["frames"])
         for step in range(steps):
             if arrivals:
                 arrivals[step].wait()
-            _sleep(costs.frames_step_ms)
+            clock.sleep("frames_step_ms", costs)
         arrivals = []
-        _sleep(order["frames"] * costs.decode_ms)
+        clock.sleep("decode_ms", costs, order["frames"])
         _send(controller, {"done": order["part"]})
+    _send(controller, clock.spent)
     dist.destroy_process_group()
 
 
-def _phase_a(rank: int, plan: str, costs: StageCosts, bank: Sequence[torch.Tensor]) -> None:
+def _phase_a(rank: int, plan: str, costs: StageCosts, clock: "Stopwatch", bank: Sequence[torch.Tensor]) -> None:
     """The anchors; rank 0 sends every step's bank as soon as it is there and goes on."""
-    _sleep(costs.anchors * costs.encode_ms)
+    clock.sleep("encode_ms", costs, costs.anchors)
     for tensor in bank:
-        _sleep(costs.anchors_step_ms)
+        clock.sleep("anchors_step_ms", costs)
         if plan == "broadcast":
             dist.broadcast(tensor, 0, async_op=True)
     if rank == 0:
-        _sleep(costs.anchors * costs.decode_ms)
+        clock.sleep("decode_ms", costs, costs.anchors)
 
 
 def _time_broadcast(tensor: torch.Tensor) -> float:
@@ -242,8 +256,27 @@ def _time_broadcast(tensor: torch.Tensor) -> float:
     return max(0.0, with_it - without)
 
 
-def _sleep(duration_ms: float) -> None:
-    time.sleep(duration_ms / 1e3)
+class Stopwatch:
+    """Sleeps in the place of stages, and knows how long they took; `spent` is [ms, units] by stage."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, list[float]] = {}
+
+    def sleep(self, stage: str, costs: StageCosts, units: int = 1) -> None:
+        """As long as `units` times the stage: frames of the autoencoder, steps of a batch, or the whole."""
+        started = time.perf_counter()
+        time.sleep(units * getattr(costs, stage) / 1e3)
+        self.add({stage: [(time.perf_counter() - started) * 1e3, units]})
+
+    def add(self, spent: dict[str, list[float]]) -> None:
+        """What another one has measured."""
+        for stage, (ms, units) in spent.items():
+            before = self.spent.get(stage, [0.0, 0])
+            self.spent[stage] = [before[0] + ms, before[1] + units]
+
+    def means_ms(self) -> dict[str, float]:
+        """Every stage's average length."""
+        return {stage: ms / units for stage, (ms, units) in self.spent.items()}
 
 
 def _send(end: Connection, message: dict[str, Any]) -> None:

@@ -142,16 +142,16 @@ def _children_of_rehearsals() -> set[str]:
 
 @pytest.mark.slow
 def test_real_processes_take_what_was_simulated() -> None:
-    """Sleeping workers over gloo and a file. They can only be late: by up to a quarter, for a machine that is busy."""
+    """Sleeping workers over gloo and a file. They can only be late: by 15 %, on a busy machine."""
     rows = rehearse(SLEEPS, workers=(1, 2, 4), num_frames=39, num_inference_steps=2, deadline_s=120)
     print(compare(rows))
     assert [row.workers for row in rows] == [1, 2, 4]
     for row in rows:
         assert sorted(row.parts) == list(range(12))
-        assert -0.02 <= row.deviation <= 0.25, compare(rows)
-        assert row.simulated_ms == pytest.approx(row.planned_ms, rel=0.02)
-    assert rows[0].measured_ms > 1.4 * rows[1].measured_ms  # simulated: 1.86 and 1.75
-    assert rows[1].measured_ms > 1.3 * rows[2].measured_ms
+        assert -0.02 <= row.deviation <= 0.15, compare(rows)
+        assert 0.98 * row.planned_ms <= row.simulated_ms
+    assert rows[0].planned_ms == pytest.approx(10 + 39 * 25 + 2 * 50 + 12 * (1 + 2 * 55))
+    assert rows[0].planned_ms > 1.8 * rows[1].planned_ms > 3 * rows[2].planned_ms
     assert not _children_of_rehearsals()
 
 
