@@ -104,6 +104,7 @@ def edit(
     from fairy.runtime.params import EditParams
     from fairy.runtime.request import FileRequest
     from fairy.runtime.video import MAX_PIXELS
+    from fairy.runtime.workers.torchrun import processes_asked_for
 
     params = EditParams(
         prompt,
@@ -124,6 +125,10 @@ def edit(
         micro_batch=micro_batch,
         max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
     )
+    processes = processes_asked_for(device, gpus, workers)
+    if processes is None:
+        return
+    gpus, workers = processes
     # Whatever cannot be written is refused before the model is loaded.
     rate = _parse_rate(fps)
     request = FileRequest.checked(video, out, compare=compare, preview=preview, report=report, fps=rate, crf=crf)

@@ -70,6 +70,12 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     return DTYPES[str(dtype)]
 
 
+def check_threads(threads: object) -> None:
+    """Raise InputError unless this is a possible number of CPU threads."""
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+        raise InputError(f"threads = {threads!r} is not possible; it must be a whole number from 1 to 1024.")
+
+
 @contextmanager
 def cpu_threads(number: int) -> Iterator[None]:
     """Compute with this many CPU threads inside the block, and leave the process as it was."""

@@ -14,7 +14,6 @@ from fractions import Fraction
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 from weakref import WeakSet
 
 import numpy as np
@@ -26,7 +25,7 @@ from fairy.engines.engine import Backend
 from fairy.engines.store import EngineStore
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
 from fairy.kernels.errors import FairyError, InputError, MachineError
-from fairy.runtime.device import cpu_threads, resolve_device, resolve_dtype, worker_devices
+from fairy.runtime.device import check_threads, cpu_threads, resolve_device, resolve_dtype, worker_devices
 from fairy.runtime.executor import Executor, InProcess
 from fairy.runtime.files import check_outputs, user_path, write_picture
 from fairy.runtime.job import Job, plan_job, report_job
@@ -118,8 +117,7 @@ class Editor:
         chosen_dtype = resolve_dtype(dtype if torch_dtype is None else torch_dtype, chosen_device)
         devices = worker_devices(chosen_device, gpus, workers)
         check_backend(backend, chosen_device)
-        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
-            raise InputError(f"threads = {threads!r} is not possible; it must be a whole number from 1 to 1024.")
+        check_threads(threads)
         checkpoint = load_checkpoint(
             embedded_model() if model is None else model,
             dtype=chosen_dtype,
@@ -130,15 +128,12 @@ class Editor:
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
-        rest: dict[str, Any] = {"device": chosen_device, "dtype": chosen_dtype, "threads": threads}
-        engines = EngineStore(store)
-        if len(devices) > 1:
-            pool = _make_pool(checkpoint, devices, chosen_dtype, backend, engines, threads)
-            return cls(checkpoint, pool, executor=pool, **rest)
-        with cpu_threads(threads):  # some engines take the number of threads when they are loaded
-            return cls(
-                checkpoint, make_backend(backend, checkpoint, chosen_device, chosen_dtype, store=engines), **rest
-            )
+        if len(devices) == 1:
+            with cpu_threads(threads):  # some engines take the number of threads when they are loaded
+                made = make_backend(backend, checkpoint, chosen_device, chosen_dtype, store=EngineStore(store))
+            return cls(checkpoint, made, device=chosen_device, dtype=chosen_dtype, threads=threads)
+        pool = _make_pool(checkpoint, devices, chosen_dtype, backend, EngineStore(store), threads)
+        return cls(checkpoint, pool, device=chosen_device, dtype=chosen_dtype, threads=threads, executor=pool)
 
     def edit(
         self,

@@ -122,12 +122,8 @@ def plan_source(
     if recommended_anchors and isinstance(params.anchors, int):  # a recommendation must suit short videos too
         params = replace(params, anchors=min(params.anchors, source.num_frames))
     anchors = choose_anchors(params.anchors, source.num_frames)
-    geometry = make_geometry(
-        *source.size,
-        long_side=int(params.long_side or 0),
-        upscale=params.upscale,
-        multiple=checkpoint.size_multiple,
-    )
+    sizes = {"long_side": int(params.long_side or 0), "multiple": checkpoint.size_multiple}
+    geometry = make_geometry(*source.size, upscale=params.upscale, **sizes)
     micro_batch = params.micro_batch or default_micro_batch(len(anchors))
     parts = cut_into_parts(source.num_frames, frozenset(anchors), micro_batch)
     latent_shape = (checkpoint.vae.config.latent_channels, *geometry.latent(checkpoint.vae_factor))

@@ -199,7 +199,7 @@ class Dispatch:
         elif what == "bank":
             self._hear_of_bank(member, message)
         elif what in ("anchors", "part", "undone", "error"):
-            task = "anchors" if message["part"] is None else message["part"]
+            task: Assignment = "anchors" if message["part"] is None else int(message["part"])
             if task in member.tasks:  # else it is the job itself that it could not begin
                 member.tasks.remove(task)
             if member.shares and self._anchors is None:
