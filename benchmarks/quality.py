@@ -25,7 +25,7 @@ from benchmarks.measures import Estimate, FrameFeatures, Frames, estimate, psnr,
 from fairy.runtime import Editor, EditParams, embedded_model
 from fairy.runtime.files import write_atomically, write_picture
 
-OTHER_UNET = Path(__file__).resolve().parent.parent / "training" / "checkpoints"
+OTHERS = Path(__file__).resolve().parent.parent / "training" / "checkpoints"
 INSTRUCTIONS = ("palette", "sepia", "texture", "night", "pattern", "snow", "place", "recolour")
 COLUMNS = ("psnr_db", "warp_error", "tem_con")
 TITLES = {"psnr_db": "PSNR, dB", "warp_error": "warp error, 10⁻⁴", "tem_con": "Tem-Con"}
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     jobs = [(i, INSTRUCTIONS[i % len(INSTRUCTIONS)], options.frames, options.size) for i in range(options.clips)]
     figures, deadline = [], started + 60 * options.minutes
     with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(options.workers) as pool:
-        models = {name: str(_with_unet(options.model, unet, Path(scratch) / name)) for name, unet in unets.items()}
+        models = {name: str(_with_parts(options.model, unet, Path(scratch) / name)) for name, unet in unets.items()}
         for job, measured in zip(jobs, pool.map(_measure_job, [(job, models, deadline) for job in jobs]), strict=True):
             figures += measured
             print(f"{job[0] + 1:3d}/{len(jobs)} clips, {time.monotonic() - started:5.0f} s", flush=True)
@@ -98,22 +98,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def find_unets(model: Path) -> dict[str, Path]:
-    """UNets to compare, by what the rows call them: the model's own, and the one kept beside it."""
-    card = (
-        json.loads((OTHER_UNET / "comparison.json").read_text()) if (OTHER_UNET / "comparison.json").is_file() else {}
-    )
-    if model != embedded_model() or not card:
-        return {"as shipped": model / "unet"}
-    return {name: model / "unet" if folder == "embedded" else OTHER_UNET / folder for name, folder in card.items()}
+    """UNets to compare, by what the rows call them: the model's own, and the one kept in training/checkpoints.
+
+    Each is a folder whose parts (unet, text_encoder) take the place of the model's.
+    """
+    names = OTHERS / "comparison.json"
+    if model != embedded_model() or not names.is_file():
+        return {"as shipped": model}
+    card = json.loads(names.read_text())
+    return {name: model if folder == "embedded" else OTHERS / folder for name, folder in card.items()}
 
 
-def _with_unet(model: Path, unet: Path, folder: Path) -> Path:
-    """The model with another UNet, as a folder of links."""
+def _with_parts(model: Path, parts: Path, folder: Path) -> Path:
+    """The model with parts of another, as a folder of links."""
     folder.mkdir()
     for part in model.iterdir():
-        if part.name != "unet":
-            (folder / part.name).symlink_to(part.resolve())
-    (folder / "unet").symlink_to(unet.resolve())
+        other = parts / part.name
+        (folder / part.name).symlink_to((other if other.exists() else part).resolve())
     return folder
 
 
