@@ -274,7 +274,7 @@ class Stopwatch:
             before = self.spent.get(stage, [0.0, 0])
             self.spent[stage] = [before[0] + ms, before[1] + units]
 
-    def means_ms(self) -> dict[str, float]:
+    def means_ms(self) -> dict[str, Any]:
         """Every stage's average length."""
         return {stage: ms / units for stage, (ms, units) in self.spent.items()}
 
