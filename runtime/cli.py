@@ -218,6 +218,8 @@ def run(arguments: list[str]) -> int:
     try:
         with _terminate_politely():
             code = app(arguments, prog_name="fairy", standalone_mode=False)
+        if code == 130:  # the parser turns Ctrl-C into this
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except FairyError as error:
         return _fail(_as_option(str(error)), error.exit_code)

@@ -25,6 +25,7 @@ from fairy.engines.engine import Backend
 from fairy.engines.store import EngineStore
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
 from fairy.kernels.errors import FairyError, InputError, MachineError
+from fairy.runtime.batches import default_micro_batch
 from fairy.runtime.device import check_threads, cpu_threads, resolve_device, resolve_dtype, worker_devices
 from fairy.runtime.executor import Executor, InProcess
 from fairy.runtime.files import check_outputs, user_path, write_picture
@@ -253,7 +254,9 @@ class Editor:
         """Run a one-step edit of gray frames of this size, so that the first real one pays for no first use."""
         asked = params or EditParams("warm up")
         count = asked.anchors if isinstance(asked.anchors, int) else len(asked.anchors or range(3))
-        frames = np.full((count + 1, height, width, 3), 127, np.uint8)
+        workers = self._executor.workers
+        others = 1 if workers == 1 else 2 * workers * (asked.micro_batch or default_micro_batch(count))
+        frames = np.full((count + others, height, width, 3), 127, np.uint8)
         self.edit(frames, replace(asked, num_inference_steps=1, anchors=count, start=None, end=None))
 
     def close(self) -> None:

@@ -21,6 +21,11 @@ Edited = tuple[list[Frames], dict[int, Frames]]
 class Executor(Protocol):
     """Computes jobs, one at a time."""
 
+    @property
+    def workers(self) -> int:
+        """How many processes compute."""
+        ...
+
     def edit(self, job: Job, reads: Iterator[list[Frames]]) -> Generator[Edited, None, None]:
         """Both phases of a job.
 
@@ -43,6 +48,8 @@ class Executor(Protocol):
 
 class InProcess:
     """The networks of this process."""
+
+    workers = 1
 
     def __init__(self, networks: Networks, threads: int) -> None:
         self._networks = networks

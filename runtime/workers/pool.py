@@ -84,6 +84,11 @@ class WorkerPool:
         """Process ids of the workers that are there."""
         return tuple(worker.pid for worker in self._workers.values() if worker.alive)
 
+    @property
+    def workers(self) -> int:
+        """How many there are when none is lost."""
+        return len(self._options.devices)
+
     def edit(self, job: Job, reads: Iterator[list[Frames]]) -> Generator[Edited, None, None]:
         """Compute a job; see `Executor`. Workers that were lost in an earlier one are replaced first."""
         self._replace_lost(job)

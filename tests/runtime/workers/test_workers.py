@@ -79,6 +79,15 @@ def test_other_parameters_reach_the_workers(crew: Editor, editor: Editor, change
     assert np.array_equal(shared.frames, editor.edit(FRAMES[:6], params, latents=latents).frames)
 
 
+def test_the_written_files_are_the_same_too(crew: Editor, editor: Editor, clip: Path, tmp_path: Path) -> None:
+    files = []
+    for i, each in enumerate((editor, crew)):
+        out, beside = tmp_path / f"out{i}.mp4", tmp_path / f"beside{i}.mp4"
+        each.edit_file(clip, out, PARAMS, compare=beside, preview=tmp_path / f"anchors{i}.png")
+        files.append([path.read_bytes() for path in (out, beside, tmp_path / f"anchors{i}.png")])
+    assert files[0] == files[1]
+
+
 @pytest.mark.parametrize(
     ("stage", "done", "number", "which"),
     [
@@ -118,7 +127,14 @@ def children_of(pid: int) -> list[psutil.Process]:
 def start_cli(arguments: list[str], folder: Path) -> tuple[subprocess.Popen, list[psutil.Process]]:
     """`fairy edit` with two workers, once it has begun to edit frames, and its worker processes."""
     command = [sys.executable, "-P", "-m", "fairy.runtime.cli", "edit", *arguments, "--workers", "2"]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     end = time.monotonic() + 240
     while process.poll() is None and time.monotonic() < end:
         found = [child for child in children_of(process.pid) if "fairy.runtime.workers.worker" in child.cmdline()]
