@@ -23,7 +23,7 @@ STREAM = 13  # of random numbers
 class PairsPlan:
     """Which pairs: ``scenes`` of 256x256, ``edits`` of each, out of ``names`` (all when empty)."""
 
-    scenes: int = 600
+    scenes: int = 1200
     edits: int = 8
     names: tuple[str, ...] = ()
     affine: bool = False
@@ -99,8 +99,8 @@ def scene_pairs(plan: PairsPlan, seed: int) -> tuple[torch.Tensor, list[str]]:
 
 
 def _shares(names: list[str]) -> np.ndarray:
-    """How often each instruction is drawn: those about objects twice as often, for they take longest to learn."""
-    weights = np.array([1.0 if INSTRUCTIONS[name].kind == "global" else 2.0 for name in names])
+    """How often each instruction is drawn: those about objects four times as often, for they take longest to learn."""
+    weights = np.array([1.0 if INSTRUCTIONS[name].kind == "global" else 4.0 for name in names])
     return np.asarray(weights / weights.sum())
 
 

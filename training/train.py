@@ -106,7 +106,7 @@ def editor_plan(stage: str, quick: bool, steps: int | None) -> EditorPlan:
     if quick:
         plan = replace(plan, steps=1800, pairs=replace(plan.pairs, scenes=150, names=QUICK_LOOKS))
     if stage == "equivariant":
-        plan = replace(plan, steps=plan.steps // 8, learning_rate=plan.learning_rate / 4)
+        plan = replace(plan, steps=plan.steps // 16, learning_rate=plan.learning_rate / 4)
         plan = replace(plan, pairs=replace(plan.pairs, affine=True, scenes=plan.pairs.scenes // 2))
     return replace(plan, steps=steps or plan.steps)
 
