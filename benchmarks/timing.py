@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairy.benchmarks.nvml import gpu_facts, gpu_state, throttle_reasons
+
 Call = Callable[[], object]
 Watch = Callable[[], Callable[[], float]]  # does one run, gives what later tells its milliseconds
-
-# Bits of NVML's clock event reasons that make a measurement invalid.
-_THROTTLES = {
-    0x4: "power cap",
-    0x8: "hardware slowdown",
-    0x20: "software thermal",
-    0x40: "hardware thermal",
-    0x80: "power brake",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +73,12 @@ def side_by_side(
     }
     longest_ms = max(_warm_up(watch, device) for watch, _ in watches.values())
     rounds = min(max_runs, max(min_runs, int(budget_ms / max(longest_ms, 1e-3))))
-    before = _throttle_reasons(device)
+    before = throttle_reasons(device)
     runs: dict[str, list[Callable[[], float]]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, (watch, _) in watches.items():
             runs[name].append(watch())
-    throttled = tuple(sorted(before | _throttle_reasons(device)))
+    throttled = tuple(sorted(before | throttle_reasons(device)))
     _synchronise(device)
     return {name: _summary([read() for read in runs[name]], how, throttled) for name, (_, how) in watches.items()}
 
@@ -97,7 +89,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "triton")},
+        **{name: _version(name) for name in ("fairy-runtime", "torch", "triton", "diffusers")},
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -106,7 +98,8 @@ def machine(device: torch.device) -> dict[str, Any]:
             "capability": f"{properties.major}.{properties.minor}",
             "memory_gib": round(properties.total_memory / 2**30, 1),
             "cuda": torch.version.cuda,
-            **_nvml_facts(device),
+            **gpu_facts(device),
+            **gpu_state(device),
         }
     return found
 
@@ -206,42 +199,3 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-@cache
-def _nvml_handle(device: torch.device) -> Any:
-    """NVML's module and handle of a GPU; None where pynvml is missing or the GPU cannot be asked."""
-    try:
-        nvml = import_module("pynvml")
-        nvml.nvmlInit()
-        return nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-    except Exception:  # pynvml's own error types cannot be named where it is missing
-        return None
-
-
-def _throttle_reasons(device: torch.device) -> set[str]:
-    found = _nvml_handle(device) if device.type == "cuda" else None
-    if found is None:
-        return set()
-    nvml, handle = found
-    return named_throttles(int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)))
-
-
-def named_throttles(bits: int) -> set[str]:
-    """The names of those of NVML's clock event reasons that make a measurement invalid."""
-    return {name for bit, name in _THROTTLES.items() if bits & bit}
-
-
-def _nvml_facts(device: torch.device) -> dict[str, Any]:
-    found = _nvml_handle(device)
-    if found is None:
-        return {"driver": None}
-    nvml, handle = found
-    clocks = {"sm": nvml.NVML_CLOCK_SM, "memory": nvml.NVML_CLOCK_MEM}
-    return {
-        "driver": nvml.nvmlSystemGetDriverVersion(),
-        "clocks_mhz": {name: nvml.nvmlDeviceGetClockInfo(handle, clock) for name, clock in clocks.items()},
-        "max_clocks_mhz": {name: nvml.nvmlDeviceGetMaxClockInfo(handle, clock) for name, clock in clocks.items()},
-        "power_limit_w": nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
-        "temperature_c": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-    }

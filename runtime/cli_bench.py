@@ -1,5 +1,6 @@
 """`fairy bench …`: the command line of what is measured and planned; `fairy.benchmarks` is loaded when it is used."""
 
+import json
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -60,3 +61,28 @@ def scaling(
         validate=validate,
     )
     typer.echo(text, nl=False)
+
+
+@bench.command()
+def gate(
+    base: Annotated[Path, typer.Argument(metavar="BASE.json", help="Records of an earlier run.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="Records of the run to judge.")],
+    share: Annotated[float, typer.Option(help="Share of the base's median that a time may move by.")] = 0.08,
+    amount_ms: Annotated[float, typer.Option(help="Milliseconds that it may move by; only both together fail.")] = 0.05,
+    min_runs: Annotated[int, typer.Option(help="Fewer runs than this are not judged.")] = 5,
+    max_spread: Annotated[float, typer.Option(help="Runs spread more widely are not judged (p80-p20)/median.")] = 0.25,
+    strict: Annotated[bool, typer.Option("--strict", help="Also fail where a case could not be judged.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare two record files; exit code 1 where a case got slower, worse or does more than before."""
+    judging, records = import_module("fairy.benchmarks.gate"), import_module("fairy.benchmarks.records")
+    limits = judging.Limits(share, amount_ms, min_runs, max_spread)
+    verdicts = judging.compare(records.read_records(base), records.read_records(new), limits)
+    failed: bool = judging.failed(verdicts, strict=strict)
+    if as_json:
+        cases = [verdict.to_json() for verdict in verdicts]
+        typer.echo(json.dumps({"failed": failed, "cases": cases}, indent=1))
+    else:
+        typer.echo(judging.table(verdicts))
+    if failed:
+        raise typer.Exit(1)

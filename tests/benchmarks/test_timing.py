@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks.timing import copy_gb_per_s, machine, named_throttles, side_by_side, time_ms
+from benchmarks.nvml import named_throttles
+from benchmarks.timing import copy_gb_per_s, machine, side_by_side, time_ms
 
 CPU = torch.device("cpu")
 
