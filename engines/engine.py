@@ -153,6 +153,10 @@ class Usage:
     digests: dict[str, str] = field(default_factory=dict)
     fallbacks: tuple[str, ...] = ()
 
+    def joined(self, other: "Usage") -> "Usage":
+        """Both together."""
+        return Usage({**self.digests, **other.digests}, tuple(dict.fromkeys((*self.fallbacks, *other.fallbacks))))
+
 
 class Backend(Protocol):
     """A way to run graphs. `name` is what reports and options call it."""

@@ -161,9 +161,31 @@ def anchor_layers(layers: tuple[SelfAttention, ...], choice: str) -> tuple[SelfA
     return tuple(replace(layer, own="batch", emits=True) if _chosen(layer, choice) else layer for layer in layers)
 
 
+def continued_anchor_layers(layers: tuple[SelfAttention, ...], choice: str) -> tuple[SelfAttention, ...]:
+    """Phase A of a segment that continues another one's look: they share the keys and values of its anchor."""
+    return tuple(
+        replace(layer, segments=("shared",)) if layer.emits else layer for layer in anchor_layers(layers, choice)
+    )
+
+
 def frame_layers(layers: tuple[SelfAttention, ...], choice: str) -> tuple[SelfAttention, ...]:
     """Phase B: in the chosen layers every frame attends to itself and to one segment that all frames share."""
     return tuple(replace(layer, segments=("shared",)) if _chosen(layer, choice) else layer for layer in layers)
+
+
+def source_layers(
+    layers: tuple[SelfAttention, ...], choice: str, sources: int, *, own: bool
+) -> tuple[SelfAttention, ...]:
+    """In the chosen layers every frame attends to so many others of its own choice, and keys and values come out.
+
+    `own`: to itself too; without sources it always does.
+    """
+    itself: OwnTokens = "frame" if own or not sources else "none"
+    segments: tuple[Segment, ...] = ("frame",) * sources
+    return tuple(
+        replace(layer, own=itself, segments=segments, emits=True) if _chosen(layer, choice) else layer
+        for layer in layers
+    )
 
 
 def self_attention_layers(unet: Any) -> tuple[SelfAttention, ...]:

@@ -17,6 +17,7 @@ from fairy.export.graphs import (
     SelfAttention,
     added_conditions,
     anchor_layers,
+    continued_anchor_layers,
     frame_layers,
     self_attention_layers,
     text_encoder_spec,
@@ -26,6 +27,9 @@ from fairy.export.graphs import (
 )
 from fairy.kernels.anchor_attention import anchor_attention
 from fairy.kernels.errors import InputError
+
+RARE_GRAPHS = ("unet_anchor_continued",)
+"""Graphs that are exported and built only where they are asked for by name."""
 
 
 class Attend(Protocol):
@@ -185,8 +189,8 @@ class VaeDecoderGraph(nn.Module):
 def graph_specs(checkpoint: Any, *, layers: str = "all") -> dict[str, GraphSpec]:
     """The graphs of a checkpoint by name, with anchors in the chosen self-attention layers ("all" or "decoder").
 
-    text_encoder, vae_encoder, vae_decoder; unet_anchor (phase A), unet_frame (phase B), and unet, the same network
-    without anchors.
+    text_encoder, vae_encoder, vae_decoder; unet_anchor (phase A), unet_anchor_continued (phase A that also attends to
+    an anchor of the segment before), unet_frame (phase B), and unet, the same network without anchors.
     """
     unet, latent_channels = checkpoint.unet, checkpoint.vae.config.latent_channels
     plain = self_attention_layers(unet)
@@ -202,6 +206,7 @@ def graph_specs(checkpoint: Any, *, layers: str = "all") -> dict[str, GraphSpec]
         vae_decoder_spec(latent_channels),
         unet_spec("unet", plain, **channels),
         unet_spec("unet_anchor", anchor_layers(plain, layers), **channels),
+        unet_spec("unet_anchor_continued", continued_anchor_layers(plain, layers), **channels),
         unet_spec("unet_frame", frame_layers(plain, layers), **channels),
     )
     return {spec.name: spec for spec in specs}
@@ -231,6 +236,7 @@ def _joined(t_GFSC: Tensor) -> Tensor:
 
 
 __all__ = [
+    "RARE_GRAPHS",
     "Attend",
     "TextEncoderGraph",
     "UNetGraph",

@@ -22,7 +22,7 @@ from torch import nn
 
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
 from fairy.export.graphs import GraphSpec
-from fairy.export.model import build_graph, graph_specs
+from fairy.export.model import RARE_GRAPHS, build_graph, graph_specs
 from fairy.export.onnx_attention import BODIES, DOMAIN, OPSET, Body, attention_functions, attention_node, replaced_sdpa
 from fairy.export.onnx_files import MODEL, data_file
 from fairy.export.precision import with_network_in
@@ -112,7 +112,7 @@ def export_model(
 
     Args:
         model: a folder in diffusers' format, a hub id, or a loaded checkpoint.
-        graphs: names of graphs; None = all of `graph_specs`.
+        graphs: names of graphs; None = all of `graph_specs` but the rare ones.
         layers: "all" or "decoder": the self-attention layers that have anchors.
         check: run onnx.checker with shape inference, and compare with torch on several shapes in onnxruntime.
         on_progress: called with (phase, done, total); it returns False to stop.
@@ -172,7 +172,7 @@ def _chosen(specs: dict[str, GraphSpec], names: Sequence[str] | None) -> list[Gr
     unknown = [name for name in names or () if name not in specs]
     if unknown:
         raise InputError(f"There is no graph named {unknown[0]!r}; choose from {', '.join(specs)}.")
-    return [spec for name, spec in specs.items() if names is None or name in names]
+    return [spec for name, spec in specs.items() if (name in names if names is not None else name not in RARE_GRAPHS)]
 
 
 def _check_options(body: str, precision: str) -> None:

@@ -45,6 +45,18 @@ class Context(Protocol):
         """The keys and values of one step; see `AnchorBank.context`."""
         ...
 
+    def last_anchor(self) -> "CarriedAnchor":
+        """What the next segment may continue; see `AnchorBank.last_anchor`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedAnchor:
+    """Keys and values of one anchor at every step, by layer name: [branch, tokens, heads·dim]."""
+
+    keys: tuple[dict[str, Tensor], ...]
+    values: tuple[dict[str, Tensor], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class AnchorBank:
@@ -54,12 +66,14 @@ class AnchorBank:
         layers: the layers that have anchors.
         keys, values: by step, then by layer name: [branch, anchors·tokens, heads·dim].
         num_anchors: how many anchors share the token dimension.
+        carries: after them comes one more, of the segment before, whose look is continued.
     """
 
     layers: tuple[SelfAttention, ...]
     keys: tuple[dict[str, Tensor], ...]
     values: tuple[dict[str, Tensor], ...]
     num_anchors: int
+    carries: bool = False
 
     @classmethod
     def allocate(
@@ -72,15 +86,17 @@ class AnchorBank:
         latent_size: tuple[int, int],
         dtype: torch.dtype,
         device: torch.device,
+        carried: "CarriedAnchor | None" = None,
     ) -> "AnchorBank":
-        """An empty bank for what `graph` (phase A) emits at latents of `latent_size` (h, w)."""
+        """A bank for what `graph` (phase A) emits at latents of `latent_size` (h, w); empty but for what is carried."""
         layers = tuple(layer for layer in graph.layers if layer.emits)
+        slots = num_anchors + (carried is not None)
 
         def tensors() -> dict[str, Tensor]:
             return {
                 layer.name: torch.empty(
                     branches,
-                    num_anchors * tokens_at(layer.level, latent_size),
+                    slots * tokens_at(layer.level, latent_size),
                     layer.channels,
                     dtype=dtype,
                     device=device,
@@ -89,15 +105,50 @@ class AnchorBank:
             }
 
         steps = range(num_inference_steps)
-        return cls(layers, tuple(tensors() for _ in steps), tuple(tensors() for _ in steps), num_anchors)
+        bank = cls(
+            layers,
+            tuple(tensors() for _ in steps),
+            tuple(tensors() for _ in steps),
+            num_anchors,
+            carried is not None,
+        )
+        if carried is not None:
+            bank._put(carried)
+        return bank
+
+    def _put(self, carried: "CarriedAnchor") -> None:
+        for mine, theirs in ((self.keys, carried.keys), (self.values, carried.values)):
+            for step, tensors in enumerate(theirs):
+                for name, tensor in tensors.items():
+                    mine[step][name][:, -tensor.shape[1] :].copy_(tensor)
 
     def targets(self, step: int) -> dict[str, Tensor]:
         """Where phase A writes one step: emitted name to a view [branch, anchors, tokens, heads·dim]."""
         named = {}
         for layer in self.layers:
             for name, bank in zip(layer.emitted, (self.keys, self.values), strict=True):
-                named[name] = bank[step][layer.name].unflatten(1, (self.num_anchors, -1))
+                slots = bank[step][layer.name].unflatten(1, (self.num_anchors + self.carries, -1))
+                named[name] = slots[:, : self.num_anchors]
         return named
+
+    def carried_context(self, step: int) -> dict[str, Tensor]:
+        """What phase A reads of the segment before: input name to a view [branch, 1, tokens, heads·dim]."""
+        if not self.carries:
+            return {}
+        named = {}
+        for layer in self.layers:
+            for name, bank in zip(layer.context(0), (self.keys, self.values), strict=True):
+                named[name] = bank[step][layer.name].unflatten(1, (self.num_anchors + 1, -1))[:, -1:]
+        return named
+
+    def last_anchor(self) -> "CarriedAnchor":
+        """A copy of the last anchor's keys and values, for the next segment."""
+
+        def last(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            slots = self.num_anchors + self.carries
+            return {n: t.unflatten(1, (slots, -1))[:, self.num_anchors - 1].clone() for n, t in tensors.items()}
+
+        return CarriedAnchor(tuple(map(last, self.keys)), tuple(map(last, self.values)))
 
     def context(self, step: int, dtype: torch.dtype) -> dict[str, Tensor]:
         """What phase B reads at one step: input name to a view [branch, 1, anchors·tokens, heads·dim].

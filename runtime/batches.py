@@ -24,19 +24,18 @@ def default_micro_batch(num_anchors: int) -> int:
     return min(max(num_anchors, _SMALLEST), _LARGEST)
 
 
-def cut_into_parts(num_frames: int, anchors: Collection[int], micro_batch: int) -> tuple[Part, ...]:
-    """Cut a video, in order, into parts with at most `micro_batch` frames that are not anchors.
+def cut_into_parts(stop: int, anchors: Collection[int], micro_batch: int, *, start: int = 0) -> tuple[Part, ...]:
+    """Cut frames `start` to before `stop`, in order, into parts with at most `micro_batch` that are not anchors.
 
     Every frame is in exactly one part; every part but the last has exactly `micro_batch` such frames.
     """
     parts: list[Part] = []
-    start = 0
     frames: list[int] = []
-    for frame in range(num_frames):
+    for frame in range(start, stop):
         if frame in anchors:
             continue
         if len(frames) == micro_batch:
             parts.append(Part(start, frame, tuple(frames)))
             start, frames = frame, []
         frames.append(frame)
-    return (*parts, Part(start, num_frames, tuple(frames)))
+    return (*parts, Part(start, stop, tuple(frames)))

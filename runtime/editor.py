@@ -296,29 +296,36 @@ class Editor:
 
     def _run(self, job: Job, preview: Path | None) -> Iterator[tuple[EditPart, list[Frames]]]:
         """The edit itself. Yields parts in order, each with its source frames as they were read."""
+        previews: list[list[Frames]] = []
         with closing(self._read(job)) as reads, closing(self._executor.edit(job, reads)) as edits:
-            _, anchor_frames = next(edits)
-            if preview is not None:
-                write_picture(preview, contact_sheet([anchor_frames[a] for a in job.anchors]))
-            for part, (pictures, edited) in zip(job.parts, edits, strict=True):
-                edited = {**anchor_frames, **edited}
-                frames = np.stack([edited[i] for i in range(part.start, part.stop)])
-                job.sha256.update(frames.tobytes())
-                job.note_first_frame()
-                clock = job.source.clock
-                pts = None if clock is None else tuple(map(int, clock.pts[part.start : part.stop]))
-                yield EditPart(part.start, frames, pts), pictures
+            for segment in job.segments:
+                _, anchor_frames = next(edits)
+                if preview is not None:
+                    previews.append([anchor_frames[a] for a in segment.anchors])
+                    write_picture(preview, contact_sheet(previews))
+                for part, (pictures, edited) in zip(segment.parts, edits, strict=False):
+                    edited = {**anchor_frames, **edited}
+                    frames = np.stack([edited[i] for i in range(part.start, part.stop)])
+                    job.sha256.update(frames.tobytes())
+                    job.note_first_frame()
+                    clock = job.source.clock
+                    pts = None if clock is None else tuple(map(int, clock.pts[part.start : part.stop]))
+                    yield EditPart(part.start, frames, pts), pictures
 
     def _read(self, job: Job) -> Generator[list[Frames], None, None]:
-        """The frames of the anchors, then those of every part, as they are asked for."""
-        with job.monitor.timed("read"), closing(job.source.read(job.anchors)) as reader:
-            pictures = _take(reader, len(job.anchors))
-        yield pictures
-        with closing(job.source.read()) as reader:
-            for part in job.parts:
+        """The frames of every segment's anchors, then those of its parts, as they are asked for.
+
+        Two readers, one ahead of the other, so that nothing is decoded more than twice, however many segments.
+        """
+        with closing(job.source.read(job.anchors)) as ahead, closing(job.source.read()) as reader:
+            for segment in job.segments:
                 with job.monitor.timed("read"):
-                    pictures = _take(reader, part.stop - part.start)
+                    pictures = _take(ahead, len(segment.anchors))
                 yield pictures
+                for part in segment.parts:
+                    with job.monitor.timed("read"):
+                        pictures = _take(reader, part.stop - part.start)
+                    yield pictures
 
     def _report(self, job: Job) -> EditReport:
         return report_job(

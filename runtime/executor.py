@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fairy.engines.engine import Usage
-from fairy.runtime.anchors import AnchorBank, Context
+from fairy.runtime.anchors import AnchorBank, CarriedAnchor, Context
 from fairy.runtime.batches import Part
 from fairy.runtime.device import cpu_threads
 from fairy.runtime.job import Job
@@ -30,10 +30,10 @@ class Executor(Protocol):
         """Both phases of a job.
 
         Args:
-            reads: the anchors' frames (none without anchors), then those of every part, in order.
+            reads: for every segment its anchors' frames (none without anchors), then those of every part, in order.
 
         Yields:
-            the anchors, then every part in order; a part's anchors are not repeated.
+            for every segment its anchors, then every part in order; a part's anchors are not repeated.
         """
         ...
 
@@ -57,16 +57,24 @@ class InProcess:
 
     def edit(self, job: Job, reads: Iterator[list[Frames]]) -> Generator[Edited, None, None]:
         """Phase A, then phase B part by part; see `Executor`."""
-        with cpu_threads(self._threads):
-            text = self._networks.encode_text(job)
-        pictures = next(reads)
-        with cpu_threads(self._threads):
-            edited, bank = edit_anchors(self._networks, job, pictures, text)
-        yield pictures, edited
-        for part, pictures in zip(job.parts, reads, strict=True):
+        carried: CarriedAnchor | None = None
+        for segment in job.segments:
+            job.precision = job.asked_precision
             with cpu_threads(self._threads):
-                edited = edit_frames(self._networks, job, part.frames, frames_of(part, pictures), text, bank)
+                text = self._networks.encode_text(job, segment.prompt)
+            pictures = next(reads)
+            with cpu_threads(self._threads):
+                edited, bank = edit_anchors(self._networks, job, segment.anchors, pictures, text, carried)
+            job.segments_done += 1
             yield pictures, edited
+            for part in segment.parts:
+                pictures = next(reads)
+                with cpu_threads(self._threads):
+                    edited = edit_frames(self._networks, job, part.frames, frames_of(part, pictures), text, bank)
+                yield pictures, edited
+            if job.params.continue_look and bank is not None:
+                carried = bank.last_anchor()
+            del bank  # before the next one is made
 
     def take_usage(self) -> Usage:
         """What the backend ran."""
@@ -84,14 +92,20 @@ def frames_of(part: Part, pictures: list[Frames]) -> list[Frames]:
 
 @torch.inference_mode()
 def edit_anchors(
-    networks: Networks, job: Job, pictures: list[Frames], text: Tensor, on_bank: OnBank = lambda bank, step: None
+    networks: Networks,
+    job: Job,
+    anchors: tuple[int, ...],
+    pictures: list[Frames],
+    text: Tensor,
+    carried: CarriedAnchor | None = None,
+    on_bank: OnBank = lambda bank, step: None,
 ) -> tuple[dict[int, Frames], AnchorBank | None]:
     """Phase A: the edited anchors by frame number, and the bank that the other frames attend to."""
-    if not job.anchors:
+    if not anchors:
         return {}, None
     image_latents = networks.encode(job, pictures)
-    latents, bank = networks.denoise_anchors(job, image_latents, text, on_bank)
-    return dict(zip(job.anchors, networks.decode(job, latents), strict=True)), bank
+    latents, bank = networks.denoise_anchors(job, anchors, image_latents, text, carried, on_bank)
+    return dict(zip(anchors, networks.decode(job, latents), strict=True)), bank
 
 
 @torch.inference_mode()

@@ -13,14 +13,15 @@ from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
 from fairy.export.model import graph_specs
 from fairy.kernels.errors import InputError
-from fairy.runtime.anchors import choose_anchors
-from fairy.runtime.batches import Part, cut_into_parts, default_micro_batch
+from fairy.runtime.batches import Part
 from fairy.runtime.geometry import Geometry, make_geometry
 from fairy.runtime.guidance import Guidance, make_guidance
 from fairy.runtime.params import EditParams
 from fairy.runtime.progress import Monitor
 from fairy.runtime.result import EditReport
 from fairy.runtime.sampler import Schedule, make_schedule
+from fairy.runtime.segments import Segment, frames_of_prompts, plan_segments
+from fairy.runtime.shots import check_detector, find_cuts
 from fairy.runtime.source import Source, VideoInput, open_source
 
 
@@ -30,11 +31,13 @@ class Job:
 
     Attributes:
         params: every parameter filled in.
-        parts: the video cut into the parts that leave one after another.
+        segments: the video cut into what is edited by one instruction against its own anchors, and those into the
+            parts that leave one after another.
         graphs: the graphs by name, with anchors in the layers the parameters say.
         latent_shape: [channels, h, w] of one frame's latents, padded.
         initial: the caller's own initial noise [1 or frames, c, h, w], or None.
-        precision: of the computation; float32 from the moment the bank needed it.
+        asked_precision: of the computation; precision: the same, or float32 for the rest of a segment whose bank
+            needed it.
         frames_at_once: `micro_batch`, or less from the moment the memory did not suffice.
         lost_workers, redone_batches: worker processes that ended before the job did, and what others did again.
     """
@@ -44,27 +47,48 @@ class Job:
     geometry: Geometry
     schedule: Schedule
     guidance: Guidance
-    anchors: tuple[int, ...]
+    segments: tuple[Segment, ...]
     micro_batch: int
-    parts: tuple[Part, ...]
     graphs: dict[str, GraphSpec]
     latent_shape: tuple[int, int, int]
     initial: Tensor | None
     monitor: Monitor
+    asked_precision: torch.dtype
     precision: torch.dtype
 
-    batches: int
     frames_at_once: int
     workers: int = 1
     lost_workers: list[str] = field(default_factory=list)
     redone_batches: int = 0
     batches_done: int = 0
+    segments_done: int = 0
     steps_told: int = 0
     shared_noise: dict[int, Tensor] = field(default_factory=dict)
     bank_bytes: int = 0
     fallbacks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sha256: Any = field(default_factory=hashlib.sha256)
+
+    @property
+    def anchors(self) -> tuple[int, ...]:
+        """The anchors of all segments."""
+        return tuple(a for segment in self.segments for a in segment.anchors)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of all segments, in order."""
+        return tuple(part for segment in self.segments for part in segment.parts)
+
+    @property
+    def batches(self) -> int:
+        """How many micro-batches there are in all."""
+        return sum(1 for part in self.parts if part.frames)
+
+    @property
+    def most_anchors(self) -> int:
+        """Anchors in the largest bank of the job."""
+        carried = int(self.params.continue_look and len(self.segments) > 1)
+        return max(len(segment.anchors) for segment in self.segments) + carried
 
     @property
     def result_size(self) -> tuple[int, int]:
@@ -75,7 +99,7 @@ class Job:
         """Report that a denoising step of the anchors or of the current micro-batch is done. Raises Cancelled."""
         steps = len(self.schedule)
         if stage == "anchors":
-            self.monitor.tell("anchors", step + 1, steps)
+            self.monitor.tell("anchors", self.segments_done * steps + step + 1, len(self.segments) * steps)
         else:
             # A batch that is computed again in float32 does not make the progress run backwards.
             self.steps_told = max(self.steps_told, self.batches_done * steps + step + 1)
@@ -97,8 +121,13 @@ def plan_job(
 ) -> Job:
     """Look at the input and decide everything that follows. Raises InputError for whatever is impossible."""
     make_schedule_of(checkpoint, params.resolved(checkpoint.recommended))  # a wrong sampler is told before decoding
+    if params.shots == "auto":
+        check_detector()
     with monitor.timed("probe"):
         source = open_source(video, params, monitor)
+    params = replace(params, prompts=frames_of_prompts(params, source))
+    if params.shots == "auto":
+        params = replace(params, shots=find_cuts(source, monitor))
     return plan_source(checkpoint, source, params, monitor, latents=latents, precision=precision)
 
 
@@ -116,16 +145,14 @@ def plan_source(
     latents: Tensor | None,
     precision: torch.dtype,
 ) -> Job:
-    """The job of a source that was looked at. It reads none of its frames."""
+    """The job of a source that was looked at, with shots and prompts as frame numbers. It reads none of its frames."""
     recommended_anchors = params.anchors is None and checkpoint.recommended.get("anchors") is not None
     params = params.resolved(checkpoint.recommended)
     if recommended_anchors and isinstance(params.anchors, int):  # a recommendation must suit short videos too
         params = replace(params, anchors=min(params.anchors, source.num_frames))
-    anchors = choose_anchors(params.anchors, source.num_frames)
+    segments, micro_batch = plan_segments(params, source.num_frames, params.micro_batch)
     sizes = {"long_side": int(params.long_side or 0), "multiple": checkpoint.size_multiple}
     geometry = make_geometry(*source.size, upscale=params.upscale, **sizes)
-    micro_batch = params.micro_batch or default_micro_batch(len(anchors))
-    parts = cut_into_parts(source.num_frames, frozenset(anchors), micro_batch)
     latent_shape = (checkpoint.vae.config.latent_channels, *geometry.latent(checkpoint.vae_factor))
     return Job(
         params=params,
@@ -133,15 +160,14 @@ def plan_source(
         geometry=geometry,
         schedule=make_schedule_of(checkpoint, params),
         guidance=make_guidance(float(params.guidance_scale or 0), float(params.image_guidance_scale or 0)),
-        anchors=anchors,
+        segments=segments,
         micro_batch=micro_batch,
-        parts=parts,
-        batches=sum(1 for part in parts if part.frames),
         frames_at_once=micro_batch,
         graphs=graph_specs(checkpoint, layers=params.layers),
         latent_shape=latent_shape,
         initial=_initial_noise(latents, source.num_frames, latent_shape),
         monitor=monitor,
+        asked_precision=precision,
         precision=precision,
         notes=list(source.notes),
     )
@@ -167,6 +193,9 @@ def report_job(
         redone_batches=job.redone_batches,
         anchors=job.anchors,
         micro_batch=job.micro_batch,
+        segments=tuple(
+            {"start": s.start, "stop": s.stop, "prompt": s.prompt, "anchors": s.anchors} for s in job.segments
+        ),
         num_frames=job.source.num_frames,
         width=width,
         height=height,

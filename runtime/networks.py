@@ -14,7 +14,7 @@ from torch import Tensor
 from fairy.engines.engine import Backend, Engine
 from fairy.export.checkpoint import Checkpoint
 from fairy.kernels.errors import NumericalError
-from fairy.runtime.anchors import AnchorBank, Context
+from fairy.runtime.anchors import AnchorBank, CarriedAnchor, Context
 from fairy.runtime.denoise import denoise
 from fairy.runtime.geometry import pad_by_reflection, scale_frames
 from fairy.runtime.guidance import branch_text
@@ -33,15 +33,15 @@ class Networks:
         self.backend = backend
         self.device = device
 
-    def encode_text(self, job: Job) -> Tensor:
-        """Text features of every guidance branch: [branches, tokens, channels]."""
+    def encode_text(self, job: Job, prompt: str) -> Tensor:
+        """Text features of every guidance branch for an instruction: [branches, tokens, channels]."""
         tokenizer = self.checkpoint.tokenizer
         length = tokenizer.model_max_length
-        for name, text in (("instruction", job.params.prompt), ("negative prompt", job.params.negative_prompt)):
+        for name, text in (("instruction", prompt), ("negative prompt", job.params.negative_prompt)):
             if len(tokenizer(text).input_ids) > length:
                 job.notes.append(f"The {name} is longer than the model's {length} tokens; its end was not used.")
         ids = tokenizer(
-            [job.params.prompt, job.params.negative_prompt],
+            [prompt, job.params.negative_prompt],
             padding="max_length",
             max_length=length,
             truncation=True,
@@ -52,8 +52,8 @@ class Networks:
             return self._engine(job, "text_encoder", precision)({"input_ids": ids.to(self.device)})["text"]
 
         with job.monitor.timed("text"):
-            prompt, negative = _finite(job, run, "The text features")
-            return branch_text(job.guidance, prompt, negative)
+            wanted, unwanted = _finite(job, run, "The text features")
+            return branch_text(job.guidance, wanted, unwanted)
 
     def encode(self, job: Job, pictures: Sequence[Frames]) -> Tensor:
         """Frames [H, W, 3] to image latents [n, c, h, w]; one at a time, so that a batch's shape never varies."""
@@ -84,10 +84,17 @@ class Networks:
             return [decode_one(latents[i : i + 1]) for i in range(len(latents))]
 
     def denoise_anchors(
-        self, job: Job, image_latents: Tensor, text: Tensor, on_bank: OnBank = lambda bank, step: None
+        self,
+        job: Job,
+        anchors: Sequence[int],
+        image_latents: Tensor,
+        text: Tensor,
+        carried: CarriedAnchor | None = None,
+        on_bank: OnBank = lambda bank, step: None,
     ) -> tuple[Tensor, AnchorBank]:
         """Phase A: the anchors as one batch in which each attends to all; their keys and values fill the bank.
 
+        `carried` is an anchor of the segment before that they and the bank's readers attend to as well.
         `on_bank` is called with the bank and a step as soon as that step's keys and values are in it; a bank that
         comes after another replaces it.
         Returns latents [anchors, c, h, w], float32, and the bank. Where 16 bit did not suffice, the bank is float32
@@ -97,14 +104,15 @@ class Networks:
 
         def run(precision: torch.dtype) -> Tensor:
             banks.clear()  # a bank that failed is of no use and may be large
-            banks[precision] = bank = self.new_bank(job, precision)
+            banks[precision] = bank = self.new_bank(job, len(anchors), precision, carried)
             return self._denoise(
                 job,
-                "unet_anchor",
-                job.anchors,
+                "unet_anchor" if carried is None else "unet_anchor_continued",
+                anchors,
                 image_latents,
                 text,
                 precision,
+                context=bank.carried_context,
                 targets=bank.targets,
                 on_step=lambda step: on_bank(bank, step),
             )
@@ -112,7 +120,7 @@ class Networks:
         with job.monitor.timed("anchors"):
             latents = _finite(job, run, "The anchors")
         ((job.precision, bank),) = banks.items()
-        job.bank_bytes = bank.num_bytes
+        job.bank_bytes = max(job.bank_bytes, bank.num_bytes)
         return latents, bank
 
     def denoise_frames(
@@ -175,7 +183,7 @@ class Networks:
         on_step: Callable[[int], None] = lambda step: None,
     ) -> Tensor:
         job.monitor.check()
-        stage = "anchors" if graph == "unet_anchor" else "frames"
+        stage = "anchors" if graph.startswith("unet_anchor") else "frames"
 
         def tell(step: int) -> None:
             on_step(step)
@@ -197,16 +205,17 @@ class Networks:
     def _engine(self, job: Job, graph: str, precision: torch.dtype) -> Engine:
         return self.backend.engine(job.graphs[graph], precision)
 
-    def new_bank(self, job: Job, precision: torch.dtype) -> AnchorBank:
-        """An empty bank for the job's anchors, steps and branches."""
+    def new_bank(self, job: Job, num_anchors: int, precision: torch.dtype, carried: CarriedAnchor | None) -> AnchorBank:
+        """A bank for so many anchors at the job's steps and branches; empty but for what is carried."""
         return AnchorBank.allocate(
             job.graphs["unet_anchor"],
             num_inference_steps=len(job.schedule),
             branches=job.guidance.groups,
-            num_anchors=len(job.anchors),
+            num_anchors=num_anchors,
             latent_size=job.latent_shape[1:],
             dtype=precision,
             device=self.device,
+            carried=carried,
         )
 
     def _initial_noise(self, job: Job, frames: Sequence[int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -61,6 +61,12 @@ class EditParams:
             beyond rounding.
         start, end: seconds of the video to edit from and to; None = its beginning and end.
         max_pixels: the largest picture that is decoded, width times height.
+        shots: "off"; "auto" to find cuts and edit each shot against its own anchors (needs PySceneDetect); or the
+            first frame of every shot after the first, counted from the first edited frame.
+        prompts: further instructions and where they begin: pairs or a mapping of a frame (int) or of seconds of the
+            video (float) to the instruction that is used from there on; `prompt` is used before.
+        continue_look: frames of a shot also attend to the last anchor of the one before, so that a look that the
+            instruction leaves open does not change at a cut.
 
     Raises:
         InputError: a value is of the wrong type, unknown or impossible; the sentence names it and the remedy.
@@ -84,6 +90,9 @@ class EditParams:
     start: float | None = None
     end: float | None = None
     max_pixels: int = MAX_PIXELS
+    shots: Literal["off", "auto"] | tuple[int, ...] | list[int] = "off"
+    prompts: Mapping[int | float, str] | Sequence[tuple[int | float, str]] | None = None
+    continue_look: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
@@ -92,8 +101,9 @@ class EditParams:
             raise InputError(f"negative_prompt must be text, not {self.negative_prompt!r}.")
         for name in ("prompt", "negative_prompt"):
             _check_text(name, getattr(self, name))
-        if not isinstance(self.upscale, bool):
-            raise InputError(f"upscale must be True or False, not {self.upscale!r}.")
+        for name in ("upscale", "continue_look"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be True or False, not {getattr(self, name)!r}.")
         for name, choices in _CHOICES.items():
             _check_choice(name, getattr(self, name), choices)
         for name, (low, high) in _RANGES.items():
@@ -101,6 +111,10 @@ class EditParams:
         if self.start is not None and self.end is not None and self.end <= self.start:
             raise InputError(f"end = {self.end:g} s must be later than start = {self.start:g} s.")
         object.__setattr__(self, "anchors", _normal_anchors(self.anchors))
+        object.__setattr__(self, "shots", _normal_shots(self.shots))
+        object.__setattr__(self, "prompts", _normal_prompts(self.prompts))
+        if self.continue_look and self.anchors in (0, ()):
+            raise InputError("continue_look hands on an anchor, but anchors = 0 asks for none; choose at least one.")
 
     def resolved(self, recommended: Mapping[str, Any]) -> "EditParams":
         """The same with every None that a model may recommend filled in: from `recommended`, else our defaults.
@@ -116,6 +130,11 @@ class EditParams:
         values = {**DEFAULTS, **recommended}
         missing = {name: value for name, value in values.items() if getattr(self, name) is None}
         return replace(self, **missing)
+
+    @property
+    def schedule(self) -> tuple[tuple[int | float, str], ...]:
+        """`prompts` as pairs; empty where there are none."""
+        return self.prompts or ()  # type: ignore[return-value]  # made so in __post_init__
 
     def to_json(self) -> dict[str, Any]:
         """Every value by name, for a report."""
@@ -161,6 +180,34 @@ def _normal_anchors(anchors: Any) -> Any:
             raise InputError(f"anchors = {list(anchors)} names a frame twice; name every anchor once.")
         return tuple(sorted(map(int, anchors)))
     raise InputError(f"anchors = {anchors!r} is neither a number of anchors nor a list of frame numbers.")
+
+
+def _normal_shots(shots: Any) -> Any:
+    if isinstance(shots, str) and shots in ("off", "auto"):
+        return shots
+    if isinstance(shots, list | tuple) and all(_is_whole(frame) and frame >= 0 for frame in shots):
+        return tuple(sorted({int(frame) for frame in shots} - {0}))
+    raise InputError(f"shots = {shots!r} is not known; give off, auto, or the first frames of shots such as 120,310.")
+
+
+def _normal_prompts(prompts: Any) -> Any:
+    """Pairs of frame (int) or seconds (float) and instruction, in the order given."""
+    if prompts is None:
+        return None
+    pairs = list(prompts.items()) if isinstance(prompts, Mapping) else prompts
+    if not isinstance(pairs, Sequence) or isinstance(pairs, str) or not pairs:
+        raise InputError(f"prompts = {prompts!r} is not possible; give pairs of a frame or a time and an instruction.")
+    return tuple(_scheduled(pair) for pair in pairs)
+
+
+def _scheduled(pair: Any) -> tuple[int | float, str]:
+    if isinstance(pair, list | tuple) and len(pair) == 2:
+        start, prompt = pair
+        number = isinstance(start, Real) and not isinstance(start, bool) and 0 <= float(start) < math.inf
+        if number and isinstance(prompt, str) and prompt.strip():
+            _check_text("prompts", prompt)
+            return (int(start) if _is_whole(start) else float(start)), prompt
+    raise InputError(f"prompts: {pair!r} is not a frame (120) or seconds (4.5) with an instruction; write both.")
 
 
 def _is_whole(value: Any) -> bool:

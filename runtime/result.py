@@ -45,6 +45,7 @@ class EditReport:
             redone_batches: micro-batches that others did again for them.
         anchors: frame numbers of the anchors, counted from the first edited frame.
         micro_batch: frames denoised at once.
+        segments: what was edited by one instruction against its own anchors: start, stop, prompt, anchors (in frames).
         num_frames, width, height: of the result, in pixels.
         times_ms: wall time by stage, that of several workers added up; "first_frame" is the time until the first
             edited frame was ready.
@@ -68,6 +69,7 @@ class EditReport:
     redone_batches: int
     anchors: tuple[int, ...]
     micro_batch: int
+    segments: tuple[dict[str, Any], ...]
     num_frames: int
     width: int
     height: int
@@ -162,8 +164,13 @@ def side_by_side_width(width: int) -> int:
     return 2 * width + _GAP
 
 
-def contact_sheet(pictures: Sequence[Frames]) -> Frames:
-    """Pictures [H, W, 3] of one size in a row, with black lines between."""
-    line = np.zeros((pictures[0].shape[0], _GAP, 3), dtype=np.uint8)
-    joined = [piece for picture in pictures for piece in (line, picture)][1:]
-    return np.concatenate(joined, axis=1)
+def contact_sheet(rows: Sequence[Sequence[Frames]]) -> Frames:
+    """Rows of pictures [H, W, 3] of one size, with black lines between and where a row is shorter."""
+    height, width = rows[0][0].shape[:2]
+    most = max(map(len, rows))
+    sheet = np.zeros((len(rows) * (height + _GAP) - _GAP, most * (width + _GAP) - _GAP, 3), dtype=np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            top, left = i * (height + _GAP), j * (width + _GAP)
+            sheet[top : top + height, left : left + width] = picture
+    return sheet

@@ -142,9 +142,10 @@ class _Bench:
         shape = (ANCHORS + batch, max(side * 3 // 4, 1), side, 3)
         frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         job = plan_job(networks.checkpoint, frames, params, Monitor(), latents=None, precision=precision)
-        pictures, text = list(frames), networks.encode_text(job)
+        pictures, text = list(frames), networks.encode_text(job, job.params.prompt)
         image_latents = networks.encode(job, pictures[:batch])
-        latents, bank = networks.denoise_anchors(job, networks.encode(job, pictures[:ANCHORS]), text)
+        anchors = job.segments[0].anchors
+        latents, bank = networks.denoise_anchors(job, anchors, networks.encode(job, pictures[:ANCHORS]), text)
         return cls(networks, job, pictures, text, image_latents, latents, bank)
 
     def costs(self, backend: str, model: str) -> StageCosts:
@@ -161,7 +162,7 @@ class _Bench:
             long_side=max(width, height),
             anchors=ANCHORS,
             micro_batch=job.micro_batch,
-            text_ms=self._ms(lambda: networks.encode_text(job)),
+            text_ms=self._ms(lambda: networks.encode_text(job, job.params.prompt)),
             encode_ms=self._ms(self._encode),
             decode_ms=self._ms(self._decode),
             anchors_step_ms=self._ms(self._anchors) / _STEPS,
@@ -180,7 +181,8 @@ class _Bench:
         return self.networks.decode(self.job, self.latents[:1])
 
     def _anchors(self) -> object:
-        return self.networks.denoise_anchors(self.job, self.image_latents[:ANCHORS], self.text)
+        anchors = self.job.segments[0].anchors
+        return self.networks.denoise_anchors(self.job, anchors, self.image_latents[:ANCHORS], self.text)
 
     def _frames(self) -> object:
         frames = range(self.job.micro_batch)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import FileStore
 
 from fairy.kernels.errors import MachineError
-from fairy.runtime.anchors import AnchorBank
+from fairy.runtime.anchors import AnchorBank, CarriedAnchor
 
 _POLL_S = 0.05
 _REMIND_S = 1.0
@@ -145,3 +145,7 @@ class ArrivingBank:
         """The keys and values of a step, once they are here. Raises BankLost."""
         self._group.wait(step, lambda: self._waiting(step))
         return self._bank.context(step, dtype)
+
+    def last_anchor(self) -> CarriedAnchor:
+        """See `AnchorBank.last_anchor`; all of the bank must have arrived."""
+        return self._bank.last_anchor()

@@ -1,4 +1,4 @@
-"""One job on several workers: who computes what, and what happens when one of them is lost.
+"""One segment of a job on several workers: who computes what, and what happens when one of them is lost.
 
 The first worker, the leader, computes phase A and broadcasts the bank; the others start their micro-batches at once
 and wait for each step's keys and values. Micro-batches go to whichever worker has fewest; they come back in any order
@@ -53,12 +53,13 @@ class Member:
 
 
 class Dispatch:
-    """The controller of one job."""
+    """The controller of one segment of a job; without shots or a schedule of instructions, of all of it."""
 
     def __init__(
         self,
         number: int,
         job: Job,
+        segment: int,
         workers: Sequence[tuple[WorkerProcess, str]],
         events: "queue.Queue[Event]",
         *,
@@ -67,12 +68,14 @@ class Dispatch:
     ) -> None:
         """
         Args:
-            number: of the job; what workers say of another one is not heard.
+            number: of this dispatch; what workers say of another one is not heard.
+            segment: number of the job's segment.
             workers: processes that are ready, with their devices.
             meeting: a file that does not exist yet, in a private folder.
             deadline_s: no worker that has something to do may be silent for longer.
         """
         self._number, self._job, self._events = number, job, events
+        self._index, self._segment = segment, job.segments[segment]
         self._members = [Member(worker, device) for worker, device in workers]
         self._meeting, self._deadline_s = meeting, deadline_s
         self._window = 2 * len(workers) + 2
@@ -87,36 +90,49 @@ class Dispatch:
         self._steps: dict[int, int] = {}
         self._digests: dict[str, str] = {}
         self._fallbacks: list[str] = []
-        job.workers = len(workers)
 
     @property
     def usage(self) -> Usage:
         """What the workers' backends ran."""
         return Usage(self._digests, tuple(dict.fromkeys(self._fallbacks)))
 
+    @property
+    def workers(self) -> list[tuple[WorkerProcess, str]]:
+        """The processes that were not lost, with their devices."""
+        return [(member.worker, member.device) for member in self._members]
+
+    @property
+    def _continues(self) -> bool:
+        """Whether another segment will need what the workers' banks hold of this one."""
+        return self._job.params.continue_look and self._index + 1 < len(self._job.segments)
+
     def run(self, reads: Iterator[list[Frames]]) -> Generator[Edited, None, None]:
-        """The anchors, then every part in order; see `Executor.edit`."""
+        """The segment's anchors, then its parts in order; see `Executor.edit`."""
         self._anchor_pictures = next(reads)
         self._begin()
         while self._anchors is None:
             self._turn(reads)
         yield self._anchor_pictures, self._anchors
-        for part in range(len(self._job.parts)):
+        for part in range(len(self._segment.parts)):
             while part not in self._edited:
                 self._turn(reads)
             self._emitted = part + 1
             yield self._pictures.pop(part), self._edited.pop(part)
+        while self._continues and any(m.tasks or (m.shares and not m.complete) for m in self._members):
+            self._turn(reads)  # everybody will need the whole bank
+        self._job.segments_done += 1
+        self._job.batches_done += self._finished
 
     def stop(self) -> None:
-        """Have every worker forget the job, wherever it is."""
+        """Have every worker forget the segment, wherever it is."""
         for member in self._members:
             self._post(member, {"do": "stop"})
 
     def _begin(self) -> None:
-        description, initial = describe_job(self._job)
+        description, initial = describe_job(self._job, self._index)
         for member in self._members:
             self._post(member, {"do": "job", **description}, initial)
-        if not self._job.anchors:
+        if not self._segment.anchors:
             self._anchors = {}
             return
         leader, *others = self._members
@@ -153,17 +169,17 @@ class Dispatch:
         """Parts for whoever has fewest: two each, so that nobody waits for the controller; one each near the end."""
         while self._members:
             member = min(self._members, key=lambda m: len(m.tasks))
-            remaining = len(self._job.parts) - self._next + len(self._again)
+            remaining = len(self._segment.parts) - self._next + len(self._again)
             if len(member.tasks) >= (2 if remaining > len(self._members) else 1):
                 return
             part = self._take_part(reads)
             if part is None:
                 return
-            frames = self._job.parts[part].frames
+            frames = self._segment.parts[part].frames
             if not frames:
                 self._edited[part] = {}
                 continue
-            pictures = frames_of(self._job.parts[part], self._pictures[part])
+            pictures = frames_of(self._segment.parts[part], self._pictures[part])
             self._assign(member, part)
             self._post(member, {"do": "part", "part": part, "frames": frames}, pack_frames(pictures))
 
@@ -172,7 +188,7 @@ class Dispatch:
         if self._again:
             self._again.sort(reverse=True)
             return self._again.pop()
-        if self._next == len(self._job.parts) or self._next >= self._emitted + self._window:
+        if self._next == len(self._segment.parts) or self._next >= self._emitted + self._window:
             return None
         part, self._next = self._next, self._next + 1
         self._pictures[part] = next(reads)
@@ -221,15 +237,15 @@ class Dispatch:
         else:
             self._note(message)
             frames = unpack_frames(event.payload, self._job.result_size)
-            self._edited[part] = dict(zip(self._job.parts[part].frames, frames, strict=True))
+            self._edited[part] = dict(zip(self._segment.parts[part].frames, frames, strict=True))
             self._finished += 1
             self._steps.pop(part, None)
 
     def _accept_anchors(self, message: Message, payload: bytearray) -> None:
         if self._anchors is None:
             frames = unpack_frames(payload, self._job.result_size)
-            self._anchors = dict(zip(self._job.anchors, frames, strict=True))
-            self._job.bank_bytes = message["bank_bytes"]
+            self._anchors = dict(zip(self._segment.anchors, frames, strict=True))
+            self._job.bank_bytes = max(self._job.bank_bytes, message["bank_bytes"])
             self._release_held()
 
     def _release_held(self) -> None:
@@ -245,12 +261,13 @@ class Dispatch:
         job = self._job
         if message["stage"] == "anchors":
             self._anchor_steps = max(self._anchor_steps, message["done"])
-            job.monitor.tell("anchors", self._anchor_steps, len(job.schedule))
+            before = job.segments_done * len(job.schedule)
+            job.monitor.tell("anchors", before + self._anchor_steps, len(job.segments) * len(job.schedule))
         elif member.tasks and isinstance(member.tasks[0], int):
             # A micro-batch that is done again does not make the progress run backwards.
             part = member.tasks[0]
             self._steps[part] = max(self._steps.get(part, 0), message["done"])
-            done = self._finished * len(job.schedule) + sum(self._steps.values())
+            done = (job.batches_done + self._finished) * len(job.schedule) + sum(self._steps.values())
             job.steps_told = max(job.steps_told, done)
             job.monitor.tell("frames", job.steps_told, job.batches * len(job.schedule))
 
@@ -284,7 +301,7 @@ class Dispatch:
             self._give_back(part, reason)
         if not self._members:
             raise MachineError(f"No worker is left: {' '.join(self._job.lost_workers)} Start the edit again.")
-        if self._job.anchors:
+        if self._segment.anchors:
             led = not member.shares and self._anchors is None
             for other in self._sharing(complete_too=led):
                 self._recompute(other)
@@ -294,7 +311,7 @@ class Dispatch:
         self._job.redone_batches += 1
         self._tries[part] = self._tries.get(part, 0) + 1
         if self._tries[part] >= _MOST_TRIES:
-            frames = self._job.parts[part].frames
+            frames = self._segment.parts[part].frames
             raise MachineError(
                 f"Frames {frames[0]} to {frames[-1]} were given up after {_MOST_TRIES} workers were lost over them; "
                 f"the last one {reason}."

@@ -92,21 +92,23 @@ class WorkerPool:
     def edit(self, job: Job, reads: Iterator[list[Frames]]) -> Generator[Edited, None, None]:
         """Compute a job; see `Executor`. Workers that were lost in an earlier one are replaced first."""
         self._replace_lost(job)
-        number = next(self._jobs)
-        dispatch = Dispatch(
-            number,
-            job,
-            [(worker, str(self._options.devices[i])) for i, worker in sorted(self._workers.items())],
-            self._events,
-            meeting=str(Path(self._folder.name) / f"job-{number}"),
-            deadline_s=self._options.deadline_s,
-        )
-        try:
-            with closing(dispatch.run(reads)) as edits:
-                yield from edits
-        finally:
-            dispatch.stop()
-            self._usage = dispatch.usage
+        workers = [(worker, str(self._options.devices[i])) for i, worker in sorted(self._workers.items())]
+        job.workers = len(workers)
+        for segment in range(len(job.segments)):
+            number = next(self._jobs)
+            meeting = str(Path(self._folder.name) / f"job-{number}")
+            deadline_s = self._options.deadline_s
+            dispatch = Dispatch(number, job, segment, workers, self._events, meeting=meeting, deadline_s=deadline_s)
+            done = False
+            try:
+                with closing(dispatch.run(reads)) as edits:
+                    yield from edits
+                done = True
+            finally:
+                if not (done and job.params.continue_look):  # else the next segment needs what they keep of this one
+                    dispatch.stop()
+                self._usage = self._usage.joined(dispatch.usage)
+            workers = dispatch.workers
 
     def take_usage(self) -> Usage:
         """What the workers' backends ran in the last job."""

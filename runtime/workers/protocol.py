@@ -3,7 +3,7 @@
 A message is a JSON line and raw bytes (`video/wire.py`); nothing is pickled. The controller says
 
     load     model, device, precision: once, first
-    job      a new job: its parameters, sizes and initial noise
+    job      a segment of a job: the job's parameters, sizes and initial noise
     bank     the anchors' bank comes from another worker; where to meet
     anchors  compute phase A of these pictures, and send the bank to the others where a meeting place is named
     part     compute these frames
@@ -60,13 +60,14 @@ class FramesElsewhere:
         return {}
 
 
-def describe_job(job: Job) -> tuple[Message, bytes]:
-    """Everything a worker needs to plan the same job."""
+def describe_job(job: Job, segment: int) -> tuple[Message, bytes]:
+    """Everything a worker needs to plan the same job and to begin one of its segments."""
     params = job.params.to_json() | {"anchors": list(job.anchors), "micro_batch": job.micro_batch}
     initial = b"" if job.initial is None else job.initial.cpu().contiguous().numpy().tobytes()
     noise = None if job.initial is None else list(job.initial.shape)
     height_width = list(job.source.size)
-    return {"params": params, "num_frames": job.source.num_frames, "size": height_width, "initial": noise}, initial
+    facts = {"params": params, "num_frames": job.source.num_frames, "size": height_width, "initial": noise}
+    return facts | {"segment": segment}, initial
 
 
 def rebuild_job(

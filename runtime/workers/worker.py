@@ -21,12 +21,13 @@ from fairy.engines.backends import make_backend
 from fairy.engines.store import EngineStore
 from fairy.export.checkpoint import load_checkpoint
 from fairy.kernels.errors import Cancelled, FairyError, MachineError
-from fairy.runtime.anchors import AnchorBank, Context
+from fairy.runtime.anchors import AnchorBank, CarriedAnchor, Context
 from fairy.runtime.device import DTYPES
 from fairy.runtime.executor import edit_anchors, edit_frames
 from fairy.runtime.job import Job
 from fairy.runtime.networks import Networks
 from fairy.runtime.progress import Monitor, Progress
+from fairy.runtime.segments import Segment
 from fairy.runtime.video import wire
 from fairy.runtime.workers.bank import ArrivingBank, BankGroup, BankLost
 from fairy.runtime.workers.protocol import LIMIT_BYTES, error_message, pack_frames, rebuild_job, unpack_frames
@@ -46,10 +47,12 @@ class Task:
 
 @dataclass(slots=True)
 class Work:
-    """What a worker keeps of the job at hand."""
+    """What a worker keeps of the segment at hand."""
 
     job: Job
+    segment: Segment
     text: Tensor
+    carried: CarriedAnchor | None = None
     bank: Context | None = None
     generation: int = 0
     sent: dict[str, int] = field(default_factory=lambda: {"notes": 0, "fallbacks": 0})
@@ -157,7 +160,15 @@ class Server:
         now: dict[str, Any] = {"job": task.message["job"]}
         monitor = Monitor(tell, task.cancel)
         job = rebuild_job(self._networks.checkpoint, task.message, task.payload, monitor, self._dtype)
-        self._work = Work(job, self._networks.encode_text(job))
+        index = task.message["segment"]
+        before, self._work = self._work, None
+        carried = None
+        if job.params.continue_look and index > 0:
+            if before is None or before.bank is None:
+                raise MachineError("The bank of the shot before is gone; start the edit again.")
+            carried = before.bank.last_anchor()
+        segment = job.segments[index]
+        self._work = Work(job, segment, self._networks.encode_text(job, segment.prompt), carried)
 
     def _receive_bank(self, task: Task, work: Work) -> None:
         """The bank comes from the leader; parts may start at once."""
@@ -170,8 +181,8 @@ class Server:
             work.job.monitor.check()
             self._outbox.send(here | {"is": "waiting", "step": step})
 
-        bank = ArrivingBank(self._networks.new_bank(work.job, work.job.precision), group, waiting)
-        work.bank = bank
+        empty = self._networks.new_bank(work.job, len(work.segment.anchors), work.job.precision, work.carried)
+        work.bank = ArrivingBank(empty, group, waiting)
 
         def watch() -> None:
             try:
@@ -199,13 +210,14 @@ class Server:
 
         work.bank, work.generation = None, task.message["generation"]
         pictures = unpack_frames(task.payload, work.job.source.size)
-        edited, work.bank = edit_anchors(self._networks, work.job, pictures, work.text, on_bank)
+        anchors = work.segment.anchors
+        edited, work.bank = edit_anchors(self._networks, work.job, anchors, pictures, work.text, work.carried, on_bank)
         facts = {"bank_bytes": work.job.bank_bytes, **self._tell_of(work)}
         self._outbox.send(self._answer(task, "anchors") | facts, pack_frames(list(edited.values())))
 
     def _part(self, task: Task, work: Work) -> None:
         """Phase B for one micro-batch."""
-        if work.job.anchors and work.bank is None:
+        if work.segment.anchors and work.bank is None:
             raise BankLost("there is no bank")
         frames = tuple(task.message["frames"])
         work.job.batches_done = work.job.steps_told = 0  # the controller counts micro-batches, this worker steps

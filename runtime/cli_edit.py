@@ -1,0 +1,224 @@
+"""`fairy edit`: the options of one edit, its progress and what it says at the end."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from fairy.kernels.errors import InputError
+from fairy.runtime.prompts import seconds_of
+
+_STAGES = {"probe": "reading the video", "anchors": "editing the anchors", "frames": "editing the frames"}
+
+
+def edit(
+    video: Annotated[Path, typer.Argument(metavar="IN", help="A video file, or a folder of images (needs --fps).")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write: .mp4 .mov .mkv .webm .avi .ts")],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="INSTRUCTION", help='What to do, e.g. "make it snow"; may be left to --prompts.'),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A folder in diffusers' format or a hub id [the embedded model].")
+    ] = None,
+    negative_prompt: Annotated[str, typer.Option(help="What the result should not be.")] = "",
+    anchors: Annotated[str | None, typer.Option(help="How many anchor frames, or their numbers: 0,40,80 [3].")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps [the model's, else 10].")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all noise.")] = 0,
+    guidance_scale: Annotated[float | None, typer.Option(help="Pull of the text [the model's, else 7.5].")] = None,
+    image_guidance_scale: Annotated[
+        float | None, typer.Option(help="Pull of the picture [the model's, else 1.5].")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="euler_ancestral, euler, ddim or lcm.")] = None,
+    noise: Annotated[str, typer.Option(help="shared or per-frame.")] = "shared",
+    layers: Annotated[str, typer.Option(help="Layers that see the anchors: all or decoder.")] = "all",
+    long_side: Annotated[int | None, typer.Option(help="Pixels of the long side [the model's, else 512].")] = None,
+    upscale: Annotated[bool, typer.Option("--upscale", help="Scale a smaller video up to --long-side.")] = False,
+    size: Annotated[str, typer.Option(help="scaled, or source: scale the result back.")] = "scaled",
+    start: Annotated[str | None, typer.Option(help="Edit from here: seconds or [H:]MM:SS.")] = None,
+    end: Annotated[str | None, typer.Option(help="Edit up to here: seconds or [H:]MM:SS.")] = None,
+    shots: Annotated[
+        str,
+        typer.Option(help="off, auto (finds cuts), or the first frames of shots: 120,310. Each has its own anchors."),
+    ] = "off",
+    prompts: Annotated[
+        Path | None, typer.Option(help="A YAML or JSON file that says from which frame or time on which instruction.")
+    ] = None,
+    continue_look: Annotated[
+        bool, typer.Option("--continue-look", help="A shot's frames also attend to the last anchor of the one before.")
+    ] = False,
+    micro_batch: Annotated[int | None, typer.Option(help="Frames denoised at once.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Largest picture that is decoded [36000000].")] = None,
+    fps: Annotated[
+        str | None, typer.Option(help="Frames a second of a folder of images, e.g. 25 or 30000/1001.")
+    ] = None,
+    crf: Annotated[int, typer.Option(help="Quality of the written video: 0 (best) to 51.")] = 18,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, eager, onnxruntime, tensorrt or compiled.")] = "auto",
+    store: Annotated[Path | None, typer.Option(help="The store of engines [$FAIRY_STORE, else the cache].")] = None,
+    gpus: Annotated[int, typer.Option(help="How many GPUs share the job.")] = 1,
+    workers: Annotated[int, typer.Option(help="How many processes share the job on the CPU.")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads of the computation.")] = 1,
+    compare: Annotated[Path | None, typer.Option(help="Also write source and result side by side.")] = None,
+    preview: Annotated[Path | None, typer.Option(help="Write the edited anchors as a PNG before the rest.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a JSON report of the job.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Edit a video from an instruction."""
+    from fairy.runtime.editor import Editor
+    from fairy.runtime.params import EditParams
+    from fairy.runtime.prompts import first_instruction, read_prompts
+    from fairy.runtime.request import FileRequest
+    from fairy.runtime.video import MAX_PIXELS
+    from fairy.runtime.workers.torchrun import processes_asked_for
+
+    schedule = None if prompts is None else read_prompts(prompts)
+    params = EditParams(
+        first_instruction(prompt, schedule),
+        negative_prompt=negative_prompt,
+        anchors=_parse_anchors(anchors),
+        num_inference_steps=steps,
+        seed=seed,
+        guidance_scale=guidance_scale,
+        image_guidance_scale=image_guidance_scale,
+        sampler=sampler,
+        noise=noise,  # type: ignore[arg-type]  # EditParams checks it and says so in a sentence
+        layers=layers,  # type: ignore[arg-type]
+        long_side=long_side,
+        upscale=upscale,
+        size=size,  # type: ignore[arg-type]
+        start=_parse_time("start", start),
+        end=_parse_time("end", end),
+        micro_batch=micro_batch,
+        max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
+        shots=_parse_shots(shots),  # type: ignore[arg-type]
+        prompts=schedule,
+        continue_look=continue_look,
+    )
+    processes = processes_asked_for(device, gpus, workers)
+    if processes is None:
+        return
+    gpus, workers = processes
+    # Whatever cannot be written is refused before the model is loaded.
+    rate = _parse_rate(fps)
+    request = FileRequest.checked(video, out, compare=compare, preview=preview, report=report, fps=rate, crf=crf)
+    with (
+        Editor.from_pretrained(
+            model,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            store=store,
+            gpus=gpus,
+            workers=workers,
+            threads=threads,
+        ) as editor,
+        _progress_bar(quiet) as on_progress,
+    ):
+        done = editor.edit_file(
+            request.video,
+            request.out,
+            params,
+            compare=request.compare,
+            preview=request.preview,
+            report=request.report,
+            fps=request.fps,
+            crf=request.crf,
+            on_progress=on_progress,
+        )
+    _tell(done, out, compare, preview, report)
+
+
+@contextmanager
+def _progress_bar(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
+    """A bar on stderr, one task a stage."""
+    if quiet:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description:>20}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def on_progress(progress: Any) -> None:
+            if progress.stage not in tasks:
+                tasks[progress.stage] = bar.add_task(_STAGES[progress.stage], total=progress.total or None)
+            bar.update(tasks[progress.stage], completed=progress.done, total=progress.total or None)
+
+        yield on_progress
+
+
+def _tell(done: Any, out: Path, compare: Path | None, preview: Path | None, report: Path | None) -> None:
+    seconds = done.times_ms["total"] / 1e3
+    typer.echo(
+        f"{out}: {done.num_frames} frames, {done.width}×{done.height}, {seconds:.1f} s "
+        f"({done.num_frames / seconds:.2f} frames/s), {done.backend} {done.precision} on {done.device}, "
+        f"anchors {', '.join(map(str, done.anchors)) or 'none'}"
+    )
+    for name, path in (("side by side", compare), ("anchors", preview), ("report", report)):
+        if path is not None:
+            typer.echo(f"{path}: {name}")
+    for sentence in (*done.lost_workers, *done.fallbacks, *done.notes):
+        typer.echo(f"note: {sentence}")
+
+
+def _parse_anchors(text: str | None) -> int | tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        numbers = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        numbers = ()
+    if not numbers:
+        raise InputError(f"--anchors {text!r} is neither a number of anchors (3) nor a list of frames (0,40,80).")
+    return numbers if "," in text else numbers[0]
+
+
+def _parse_shots(text: str) -> str | tuple[int, ...]:
+    if text in ("off", "auto"):
+        return text
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise InputError(
+            f"--shots {text!r} is not known; give off, auto, or the first frames of shots: 120,310."
+        ) from error
+
+
+def _parse_time(name: str, text: str | None) -> float | None:
+    """Seconds, from seconds or [H:]MM:SS."""
+    if text is None:
+        return None
+    try:
+        return seconds_of(text)
+    except ValueError as error:
+        raise InputError(f"--{name} {text!r} is not a time; give seconds (12.5) or [H:]MM:SS (1:02.5).") from error
+
+
+def _parse_rate(text: str | None) -> Fraction | None:
+    if text is None:
+        return None
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(f"--fps {text!r} is not a rate; give a number (25) or a fraction (30000/1001).") from error
+    return rate

@@ -1,0 +1,79 @@
+"""A schedule of instructions as a small YAML or JSON file.
+
+    - {frame: 0, prompt: make it winter}
+    - {frame: 120, prompt: make it spring}
+    - {time: "0:12.5", prompt: make it summer}
+
+`frame` counts from the first edited frame; `time` is one of the video, in seconds or as [H:]MM:SS.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from fairy.kernels.errors import InputError
+
+Schedule = tuple[tuple[int | float, str], ...]
+
+_LARGEST_BYTES = 1 << 20
+_FORM = "write a list of entries such as {frame: 120, prompt: make it snow} or {time: 0:05, prompt: make it snow}"
+
+
+def read_prompts(path: Path) -> Schedule:
+    """The schedule in a file: where each instruction begins (a frame: int; seconds: float) and the instruction.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else; the sentence names the entry.
+    """
+    import yaml
+
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+    if len(text) > _LARGEST_BYTES:
+        raise InputError(f"{path} is larger than 1 MiB, too large for a schedule of instructions; check the path.")
+    try:
+        entries = yaml.load(text, yaml.CBaseLoader if hasattr(yaml, "CBaseLoader") else yaml.BaseLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = str(error).splitlines()[0]
+        raise InputError(f"{path} is neither YAML nor JSON ({where}); {_FORM}.") from error
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path} holds no list; {_FORM}.")
+    return tuple(_entry(path, number, entry) for number, entry in enumerate(entries, start=1))
+
+
+def first_instruction(prompt: str | None, schedule: Schedule | None) -> str:
+    """The instruction that the video begins with: the one given, else the schedule's, where that begins at 0.
+
+    Raises:
+        InputError: there is none.
+    """
+    if prompt is not None:
+        return prompt
+    found = [text for start, text in schedule or () if start == 0]
+    if found:
+        return found[0]
+    remedy = "add an entry for frame 0, or give one" if schedule else 'say what to do, for example "make it snow"'
+    raise InputError(f"The video begins without an instruction; {remedy}.")
+
+
+def seconds_of(text: str) -> float:
+    """Seconds, from seconds or [H:]MM:SS. Raises ValueError."""
+    seconds = 0.0
+    for part in text.split(":"):
+        seconds = seconds * 60 + float(part)
+    return seconds
+
+
+def _entry(path: Path, number: int, entry: Any) -> tuple[int | float, str]:
+    """One entry; everything in it is text, so that 1:30 is no number of YAML's."""
+    if isinstance(entry, dict) and isinstance(entry.get("prompt"), str) and len(entry) == 2:
+        try:
+            if "frame" in entry:
+                return int(entry["frame"]), entry["prompt"]
+            if "time" in entry:
+                return seconds_of(entry["time"]), entry["prompt"]
+        except (TypeError, ValueError, AttributeError):
+            pass
+    raise InputError(f"{path}: entry {number}, {entry!r}, has no frame or time with a prompt; {_FORM}.")
