@@ -39,14 +39,18 @@ def make_guidance(guidance_scale: float, image_guidance_scale: float) -> Guidanc
 
 
 def guide(guidance: Guidance, outputs: Tensor) -> Tensor:
-    """One prediction from those of the branches: [branches, frames, c, h, w] to [frames, c, h, w], in float32."""
+    """One prediction from those of the branches: [branches, frames, c, h, w] to [frames, c, h, w], in float32.
+
+    Only float64 stays what it is.
+    """
     text, image = guidance.guidance_scale, guidance.image_guidance_scale
+    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     if guidance.branches == (0, 1, 2):
-        e1, e2, e3 = outputs.float()
+        e1, e2, e3 = outputs
         guided: Tensor = e3 + image * (e2 - e3) + text * (e1 - e2)
         return guided
     weights = (text, image - text, 1.0 - image)
-    weighted = [weights[b] * output for b, output in zip(guidance.branches, outputs.float(), strict=True)]
+    weighted = [weights[b] * output for b, output in zip(guidance.branches, outputs, strict=True)]
     return torch.stack(weighted).sum(0)
 
 

@@ -95,6 +95,18 @@ def scale_model_input(schedule: Schedule, i: int, x: Tensor) -> Tensor:
     return x / (schedule.sigmas[i] ** 2 + 1) ** 0.5 if schedule.sigmas else x
 
 
+def predicted_original(schedule: Schedule, i: int, x: Tensor, output: Tensor) -> Tensor:
+    """x0 as the network's output at step i says it, clamped where the schedule clamps it."""
+    if schedule.sigmas:
+        return _original_from_sigma(schedule, i, x, output)
+    return _clipped(schedule, _original_from_alpha(schedule, i, x, output)[0])
+
+
+def scale_after(schedule: Schedule, i: int) -> float:
+    """What latents of unit variance are multiplied by to be the sampler's after step i; 1 but for Euler samplers."""
+    return math.hypot(schedule.sigmas[i + 1], 1.0) if schedule.sigmas else 1.0
+
+
 def needs_noise(schedule: Schedule, i: int) -> bool:
     """Whether step i draws fresh noise."""
     if schedule.sampler == "euler_ancestral":

@@ -1,0 +1,35 @@
+"""The UNet graphs of a method: the model's network with other context, by the same exporter."""
+
+from fairy.export.graphs import GraphSpec, source_layers, unet_spec
+from fairy.runtime.methods.method import Method
+
+
+def graph_name(method: Method, width: int) -> str:
+    """What the graph for frames that read `width` others is called; methods that compute the same share it."""
+    own = "own_and_" if method.own and width else ""
+    return f"unet_{own}{width}_sources" if width else "unet_no_sources"
+
+
+def method_graphs(unet: GraphSpec, method: Method, layers: str, widths: set[int]) -> dict[int, GraphSpec]:
+    """A graph for every number of frames that a frame reads.
+
+    Args:
+        unet: the model's UNet without context.
+        layers: "all" or "decoder".
+        widths: those numbers; 0 = none, such a frame attends to itself.
+
+    Returns:
+        graphs that take the keys and values of each frame's sources, one segment a source, and give its own.
+    """
+    sample, _, text, *conditions = unet.inputs
+    return {
+        width: unet_spec(
+            graph_name(method, width),
+            source_layers(unet.layers, layers, width, own=method.own),
+            in_channels=int(sample.dims[2]),
+            out_channels=int(unet.outputs[0].dims[2]),
+            text_channels=int(text.dims[2]),
+            conditions=tuple(conditions),
+        )
+        for width in sorted(widths)
+    }
