@@ -179,3 +179,21 @@ def test_no_worker_outlives_its_controller(
 def test_numbers_of_workers_that_are_not_possible(checkpoint_folder: Path, options: dict, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         Editor.from_pretrained(checkpoint_folder, device="cpu", **options)
+
+
+@pytest.mark.parametrize("continued", [False, True])
+def test_shots_are_the_same_on_any_number_of_workers(crew: Editor, editor: Editor, continued: bool) -> None:
+    params = replace(PARAMS, anchors=2, shots=(5, 6), prompts={9: "make it night"}, continue_look=continued)
+    alone, together = editor.edit(FRAMES, params), crew.edit(FRAMES, params)
+    assert np.array_equal(alone.frames, together.frames)
+    assert alone.report.segments == together.report.segments
+    assert together.report.lost_workers == ()
+
+
+@pytest.mark.parametrize("continued", [False, True])
+def test_a_worker_lost_in_a_shot_changes_no_byte_of_the_next(crew: Editor, editor: Editor, continued: bool) -> None:
+    params = replace(PARAMS, anchors=2, shots=(7,), continue_look=continued)
+    alone = editor.edit(FRAMES, params)
+    killed = crew.edit(FRAMES, params, on_progress=signal_at(crew, "anchors", 1, 0, signal.SIGKILL))
+    assert np.array_equal(alone.frames, killed.frames)
+    assert len(killed.report.lost_workers) == 1
