@@ -157,7 +157,7 @@ def _figure(name: str, known: Quality, found: Quality) -> Finding:
 
 
 def _counts(base: Record, new: Record) -> Iterator[Finding]:
-    other = [name for name in COUNTING if base.machine.get(name) != new.machine.get(name)]
+    other = [name for name in COUNTING if _release(base, name) != _release(new, name)]
     if base.counts and other:
         versions = ", ".join(f"{name} {base.machine.get(name)} → {new.machine.get(name)}" for name in other)
         yield Finding("counts", "needs-calibration", f"other versions ({versions}): write a new base")
@@ -169,6 +169,11 @@ def _counts(base: Record, new: Record) -> Iterator[Finding]:
             continue
         status: Status = "regression" if found > known else "improved" if found < known else "pass"
         yield Finding("counts", status, f"{name} {known} → {found}")
+
+
+def _release(record: Record, package: str) -> str:
+    """A package's version without its build, such as "+cpu"."""
+    return str(record.machine.get(package)).partition("+")[0]
 
 
 def _speed(base: Record, new: Record, limits: Limits) -> Iterator[Finding]:

@@ -86,3 +86,16 @@ def gate(
         typer.echo(judging.table(verdicts))
     if failed:
         raise typer.Exit(1)
+
+
+@bench.command()
+def counts(
+    model: Annotated[str | None, typer.Option(help="The model to count [the embedded one].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the records as JSON, for `fairy bench gate`.")] = None,
+) -> None:
+    """Count launches, copies, allocations, synchronisations and FLOPs of a step, on the CPU."""
+    counting, records = import_module("fairy.benchmarks.counts"), import_module("fairy.benchmarks.records")
+    found = counting.run_counts(model)
+    typer.echo(counting.table(found))
+    if out is not None:
+        records.write_records(out, found)

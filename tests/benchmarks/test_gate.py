@@ -64,6 +64,7 @@ def _causes(verdict: Verdict) -> set[tuple[str, str]]:
         (replace(BASE, counts=BASE.counts | {"launches": 101}), {("counts", "regression")}),
         (replace(BASE, counts=BASE.counts | {"launches": 99}), {("counts", "improved")}),
         (replace(BASE, counts={"launches": 100}), {("counts", "regression")}),
+        (replace(BASE, machine=BASE.machine | {"torch": "2.13.0+cpu"}), set()),
         (
             replace(BASE, counts={"launches": 500}, machine=BASE.machine | {"torch": "2.14.0"}),
             {("counts", "needs-calibration")},
