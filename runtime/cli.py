@@ -23,6 +23,7 @@ from fairy.runtime.cli_bench import bench
 from fairy.runtime.cli_build import build, export
 from fairy.runtime.cli_edit import edit
 from fairy.runtime.cli_engines import engines
+from fairy.runtime.cli_many import edit_many
 
 app = typer.Typer(
     help="Edit a whole video from one written instruction, consistently.",
@@ -90,6 +91,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 app.command()(edit)
+app.command()(edit_many)
 app.command()(build)
 app.command()(export)
 app.add_typer(engines, name="engines")

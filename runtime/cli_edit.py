@@ -90,7 +90,7 @@ def edit(
     params = EditParams(
         first_instruction(prompt, schedule),
         negative_prompt=negative_prompt,
-        anchors=_parse_anchors(anchors),
+        anchors=parse_anchors(anchors),
         num_inference_steps=steps,
         seed=seed,
         guidance_scale=guidance_scale,
@@ -181,7 +181,8 @@ def _tell(done: Any, out: Path, compare: Path | None, preview: Path | None, repo
         typer.echo(f"note: {sentence}")
 
 
-def _parse_anchors(text: str | None) -> int | tuple[int, ...] | None:
+def parse_anchors(text: str | None) -> int | tuple[int, ...] | None:
+    """How many anchors, or which frames. Raises InputError for anything else."""
     if text is None:
         return None
     try:
