@@ -31,6 +31,8 @@ from fairy.runtime.executor import Executor, InProcess
 from fairy.runtime.files import check_outputs, user_path, write_picture
 from fairy.runtime.job import Job, plan_job, report_job
 from fairy.runtime.memory import check_memory
+from fairy.runtime.methods import find_method
+from fairy.runtime.methods.options import check_processes
 from fairy.runtime.models import embedded_model
 from fairy.runtime.networks import Networks
 from fairy.runtime.params import EditParams
@@ -257,7 +259,9 @@ class Editor:
         workers = self._executor.workers
         others = 1 if workers == 1 else 2 * workers * (asked.micro_batch or default_micro_batch(count))
         frames = np.full((count + others, height, width, 3), 127, np.uint8)
-        self.edit(frames, replace(asked, num_inference_steps=1, anchors=count, start=None, end=None))
+        if find_method(asked.method).anchors == "chosen":
+            asked = replace(asked, anchors=count)
+        self.edit(frames, replace(asked, num_inference_steps=1, start=None, end=None))
 
     def close(self) -> None:
         """Give back the model's memory; ends streams that were left open and waits for a running job.
@@ -287,8 +291,10 @@ class Editor:
         """Look at the input and decide everything that follows; whatever is impossible is refused here."""
         if not isinstance(params, EditParams):
             raise InputError(f"params must be EditParams, not {type(params).__name__}.")
-        if preview is not None and params.anchors in (0, ()):
-            raise InputError("A preview shows the edited anchors, but anchors = 0 asks for none; choose at least one.")
+        if preview is not None and (params.anchors in (0, ()) or find_method(params.method).anchors == "none"):
+            why = "anchors = 0" if params.anchors in (0, ()) else f"the method {params.method}"
+            raise InputError(f"A preview shows the edited anchors, but {why} asks for none; choose at least one.")
+        check_processes(params, self._executor.workers)
         self._executor.take_usage()  # of a job that failed
         job = plan_job(self._networks.checkpoint, video, params, monitor, latents=latents, precision=self._dtype)
         check_memory(self._networks.checkpoint, job, self._networks.device)

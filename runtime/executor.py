@@ -11,6 +11,8 @@ from fairy.runtime.anchors import AnchorBank, CarriedAnchor, Context
 from fairy.runtime.batches import Part
 from fairy.runtime.device import cpu_threads
 from fairy.runtime.job import Job
+from fairy.runtime.methods.edit import edit_units
+from fairy.runtime.methods.options import runs_in_parts
 from fairy.runtime.networks import Networks, OnBank
 from fairy.runtime.source import Frames
 
@@ -56,9 +58,12 @@ class InProcess:
         self._threads = threads
 
     def edit(self, job: Job, reads: Iterator[list[Frames]]) -> Generator[Edited, None, None]:
-        """Phase A, then phase B part by part; see `Executor`."""
+        """Phase A, then phase B part by part, or unit by unit where the method is such; see `Executor`."""
         carried: CarriedAnchor | None = None
         for segment in job.segments:
+            if not runs_in_parts(job.method):
+                yield from edit_units(self._networks, job, segment, reads, self._threads)
+                continue
             job.precision = job.asked_precision
             with cpu_threads(self._threads):
                 text = self._networks.encode_text(job, segment.prompt)

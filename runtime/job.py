@@ -16,13 +16,21 @@ from fairy.kernels.errors import InputError
 from fairy.runtime.batches import Part
 from fairy.runtime.geometry import Geometry, make_geometry
 from fairy.runtime.guidance import Guidance, make_guidance
+from fairy.runtime.inversion import INVERTIBLE
+from fairy.runtime.methods import Method, find_method
+from fairy.runtime.methods.graphs import graphs_by_name
+from fairy.runtime.methods.options import check_model, runs_in_parts
 from fairy.runtime.params import EditParams
 from fairy.runtime.progress import Monitor
 from fairy.runtime.result import EditReport
 from fairy.runtime.sampler import Schedule, make_schedule
+from fairy.runtime.schedule import UNITS_AT_ONCE, Order
 from fairy.runtime.segments import Segment, frames_of_prompts, plan_segments
 from fairy.runtime.shots import check_detector, find_cuts
 from fairy.runtime.source import Source, VideoInput, open_source
+
+# What depth-conditioned models are made for, where neither the user nor fairy.json says otherwise.
+DEPTH_DEFAULTS: dict[str, Any] = {"num_inference_steps": 50, "sampler": "ddim", "image_guidance_scale": 1.0}
 
 
 @dataclass(slots=True)
@@ -70,6 +78,16 @@ class Job:
     sha256: Any = field(default_factory=hashlib.sha256)
 
     @property
+    def method(self) -> Method:
+        """Who reads whose keys and values, and what follows a step."""
+        return find_method(self.params.method)
+
+    @property
+    def order(self) -> Order:
+        """In which order the method's units are computed."""
+        return self.params.order or self.method.orders[0]
+
+    @property
     def anchors(self) -> tuple[int, ...]:
         """The anchors of all segments."""
         return tuple(a for segment in self.segments for a in segment.anchors)
@@ -86,7 +104,7 @@ class Job:
 
     @property
     def most_anchors(self) -> int:
-        """Anchors in the largest bank of the job."""
+        """Anchors in the largest bank of the job, where its method has one."""
         carried = int(self.params.continue_look and len(self.segments) > 1)
         return max(len(segment.anchors) for segment in self.segments) + carried
 
@@ -120,7 +138,8 @@ def plan_job(
     precision: torch.dtype,
 ) -> Job:
     """Look at the input and decide everything that follows. Raises InputError for whatever is impossible."""
-    make_schedule_of(checkpoint, params.resolved(checkpoint.recommended))  # a wrong sampler is told before decoding
+    check_model(checkpoint, params)
+    make_schedule_of(checkpoint, resolved_for(checkpoint, params))  # a wrong sampler is told before decoding
     if params.shots == "auto":
         check_detector()
     with monitor.timed("probe"):
@@ -131,9 +150,17 @@ def plan_job(
     return plan_source(checkpoint, source, params, monitor, latents=latents, precision=precision)
 
 
+def resolved_for(checkpoint: Checkpoint, params: EditParams) -> EditParams:
+    """The parameters with all that the model recommends, or is made for, filled in."""
+    usual = DEPTH_DEFAULTS if checkpoint.condition == "depth" else {}
+    return params.resolved({**usual, **checkpoint.recommended})
+
+
 def make_schedule_of(checkpoint: Checkpoint, params: EditParams) -> Schedule:
     """The schedule of resolved parameters."""
-    return make_schedule(str(params.sampler), checkpoint.scheduler_config, int(params.num_inference_steps or 0))
+    exact = INVERTIBLE if checkpoint.condition == "depth" else {}
+    config = {**checkpoint.scheduler_config, **exact}
+    return make_schedule(str(params.sampler), config, int(params.num_inference_steps or 0))
 
 
 def plan_source(
@@ -147,10 +174,12 @@ def plan_source(
 ) -> Job:
     """The job of a source that was looked at, with shots and prompts as frame numbers. It reads none of its frames."""
     recommended_anchors = params.anchors is None and checkpoint.recommended.get("anchors") is not None
-    params = params.resolved(checkpoint.recommended)
+    params = resolved_for(checkpoint, params)
     if recommended_anchors and isinstance(params.anchors, int):  # a recommendation must suit short videos too
         params = replace(params, anchors=min(params.anchors, source.num_frames))
-    segments, micro_batch = plan_segments(params, source.num_frames, params.micro_batch)
+    method = find_method(params.method)
+    at_once = params.micro_batch or (None if runs_in_parts(method) else UNITS_AT_ONCE)
+    segments, micro_batch = plan_segments(params, source.num_frames, at_once)
     sizes = {"long_side": int(params.long_side or 0), "multiple": checkpoint.size_multiple}
     geometry = make_geometry(*source.size, upscale=params.upscale, **sizes)
     latent_shape = (checkpoint.vae.config.latent_channels, *geometry.latent(checkpoint.vae_factor))
@@ -163,7 +192,7 @@ def plan_source(
         segments=segments,
         micro_batch=micro_batch,
         frames_at_once=micro_batch,
-        graphs=graph_specs(checkpoint, layers=params.layers),
+        graphs=_graphs(checkpoint, params, segments),
         latent_shape=latent_shape,
         initial=_initial_noise(latents, source.num_frames, latent_shape),
         monitor=monitor,
@@ -173,16 +202,25 @@ def plan_source(
     )
 
 
+def _graphs(checkpoint: Checkpoint, params: EditParams, segments: tuple[Segment, ...]) -> dict[str, GraphSpec]:
+    """The graphs of a job by name."""
+    layers, method = str(params.layers), find_method(params.method)
+    graphs = graph_specs(checkpoint, layers=layers)
+    if runs_in_parts(method):
+        return graphs
+    return graphs | graphs_by_name(graphs["unet"], method, layers, {s.stop - s.start for s in segments})
+
+
 def report_job(
     job: Job, *, model: str, backend: str, usage: Usage, device: torch.device, precision: torch.dtype, threads: int
 ) -> EditReport:
     """The report of a job that is done; `precision` is the one that was asked for, `usage` what the backend ran."""
     height, width = job.result_size
     times = {**job.monitor.times_ms, "total": job.monitor.elapsed_ms()}
-    used = replace(job.params, anchors=job.anchors, micro_batch=job.micro_batch)
+    used = job.params.to_json() | {"anchors": job.anchors, "micro_batch": job.micro_batch}
     return EditReport(
         source=job.source.describe(),
-        params=used.to_json() | {"latents": "given" if job.initial is not None else "from the seed"},
+        params=used | {"latents": "given" if job.initial is not None else "from the seed"},
         model=model,
         backend=backend,
         device=str(device),

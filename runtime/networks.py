@@ -49,10 +49,10 @@ class Networks:
         ).input_ids
 
         def run(precision: torch.dtype) -> Tensor:
-            return self._engine(job, "text_encoder", precision)({"input_ids": ids.to(self.device)})["text"]
+            return self.engine(job, "text_encoder", precision)({"input_ids": ids.to(self.device)})["text"]
 
         with job.monitor.timed("text"):
-            wanted, unwanted = _finite(job, run, "The text features")
+            wanted, unwanted = finite(job, run, "The text features")
             return branch_text(job.guidance, wanted, unwanted)
 
     def encode(self, job: Job, pictures: Sequence[Frames]) -> Tensor:
@@ -62,9 +62,9 @@ class Networks:
             job.monitor.check()
 
             def run(precision: torch.dtype) -> Tensor:
-                return self._engine(job, "vae_encoder", precision)({"image": image.to(precision)})["image_latents"]
+                return self.engine(job, "vae_encoder", precision)({"image": image.to(precision)})["image_latents"]
 
-            return _finite(job, run, "The image latents")
+            return finite(job, run, "The image latents")
 
         with job.monitor.timed("encode"):
             return torch.cat([encode_one(self._network_input(job, picture)) for picture in pictures])
@@ -76,9 +76,9 @@ class Networks:
             job.monitor.check()
 
             def run(precision: torch.dtype) -> Tensor:
-                return self._engine(job, "vae_decoder", precision)({"latents": latent.to(precision)})["image"]
+                return self.engine(job, "vae_decoder", precision)({"latents": latent.to(precision)})["image"]
 
-            return _picture(job, _finite(job, run, "A decoded frame"))
+            return _picture(job, finite(job, run, "A decoded frame"))
 
         with job.monitor.timed("decode"):
             return [decode_one(latents[i : i + 1]) for i in range(len(latents))]
@@ -118,7 +118,7 @@ class Networks:
             )
 
         with job.monitor.timed("anchors"):
-            latents = _finite(job, run, "The anchors")
+            latents = finite(job, run, "The anchors")
         ((job.precision, bank),) = banks.items()
         job.bank_bytes = max(job.bank_bytes, bank.num_bytes)
         return latents, bank
@@ -140,7 +140,7 @@ class Networks:
                     latents.append(self._denoise_batch(job, frames[now], image_latents[now], text, bank))
                     done += len(frames[now])
                 except (RuntimeError, MemoryError) as error:
-                    _halve_batch(job, error)
+                    halve_batch(job, error)
         job.batches_done += 1
         return torch.cat(latents)
 
@@ -160,7 +160,7 @@ class Networks:
 
             return self._denoise(job, "unet_frame", padded, image_latents, text, precision, context=context)
 
-        return _finite(job, run, f"Frames {frames[0]} to {frames[-1]}")[: len(frames)]
+        return finite(job, run, f"Frames {frames[0]} to {frames[-1]}")[: len(frames)]
 
     def source_like_result(self, job: Job, pictures: Sequence[Frames]) -> Frames:
         """Source frames at the size of the result: uint8 [n, height, width, 3]."""
@@ -190,19 +190,20 @@ class Networks:
             job.tell_step(stage, step)
 
         return denoise(
-            self._engine(job, graph, precision),
+            self.engine(job, graph, precision),
             job.schedule,
             job.guidance,
             text=text.to(precision),
             image_latents=image_latents.to(precision),
-            latents=self._initial_noise(job, frames),
-            noise=lambda step: self._noise(job, step, frames),
+            latents=self.initial_noise(job, frames),
+            noise=lambda step: self.noise(job, step, frames),
             context=context,
             targets=targets,
             on_step=tell,
         )
 
-    def _engine(self, job: Job, graph: str, precision: torch.dtype) -> Engine:
+    def engine(self, job: Job, graph: str, precision: torch.dtype) -> Engine:
+        """The engine of one of the job's graphs."""
         return self.backend.engine(job.graphs[graph], precision)
 
     def new_bank(self, job: Job, num_anchors: int, precision: torch.dtype, carried: CarriedAnchor | None) -> AnchorBank:
@@ -218,13 +219,13 @@ class Networks:
             carried=carried,
         )
 
-    def _initial_noise(self, job: Job, frames: Sequence[int]) -> Tensor:
+    def initial_noise(self, job: Job, frames: Sequence[int]) -> Tensor:
         """Unit noise the latents start as: float32 [1 or frames, c, h, w]."""
         if job.initial is None:
-            return self._noise(job, INITIAL, frames)
+            return self.noise(job, INITIAL, frames)
         return (job.initial[list(frames)] if len(job.initial) > 1 else job.initial).to(self.device)
 
-    def _noise(self, job: Job, step: int, frames: Sequence[int]) -> Tensor:
+    def noise(self, job: Job, step: int, frames: Sequence[int]) -> Tensor:
         """Unit noise of one step: float32 [1 or frames, c, h, w]."""
         if job.params.noise == "per-frame":
             return draw_noise(job.params.seed, step, frames, job.latent_shape, per_frame=True).to(self.device)
@@ -243,7 +244,7 @@ class Networks:
         return torch.from_numpy(np.array(picture)).to(self.device).permute(2, 0, 1).float().unsqueeze(0)
 
 
-def _finite(job: Job, run: Callable[[torch.dtype], Tensor], what: str) -> Tensor:
+def finite(job: Job, run: Callable[[torch.dtype], Tensor], what: str) -> Tensor:
     """The result in the job's precision or, where that is not finite, in float32."""
     result = run(job.precision)
     if bool(torch.isfinite(result).all()):
@@ -260,7 +261,7 @@ def _finite(job: Job, run: Callable[[torch.dtype], Tensor], what: str) -> Tensor
     )
 
 
-def _halve_batch(job: Job, error: Exception) -> None:
+def halve_batch(job: Job, error: Exception) -> None:
     """Let the job go on with half as many frames at once, where the error says that the memory did not suffice."""
     full = isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
     if not full or job.frames_at_once == 1:
