@@ -1,8 +1,11 @@
 """Engines that torch's Inductor compiles: packages made ahead of time, or modules compiled on the spot.
 
 A package (AOTInductor, `model.pt2`) holds machine code and weights and runs without compiling anything. It is compiled
-where it will run: on the CPU with plain attention, on a CUDA GPU with our kernel, which Python calls. On the spot,
+where it will run: on the CPU with plain attention, on a CUDA GPU with our kernels, which Python calls. On the spot,
 `torch.compile` does the same within the process at the first call of every shape, which takes from seconds to minutes.
+
+What is compiled is the network with its steps applied (`fairy.export.steps`). A package has those that change a network
+by itself; those that want something computed ahead of a call, or graphs recorded, are for modules compiled on the spot.
 """
 
 import importlib.metadata
@@ -11,7 +14,7 @@ import platform
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,14 +22,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from fairy.engines.cuda_graphs import GraphRunner
 from fairy.engines.eager import EagerBackend, EagerEngine
-from fairy.engines.engine import BuildOptions, EngineSpec, OnBuild, Shapes, Usage
+from fairy.engines.engine import BuildOptions, Engine, EngineSpec, OnBuild, Shapes, Usage
+from fairy.engines.fast import FastEngine, Run
 from fairy.export.checkpoint import Checkpoint
+from fairy.export.fast_blocks import NotServed
+from fairy.export.fast_unet import FastUNet, FastUNetGraph
+from fairy.export.fast_vae import FastVaeDecoder, FastVaeEncoder
 from fairy.export.graphs import GraphSpec
-from fairy.export.model import build_graph
+from fairy.export.model import Attend, build_graph
 from fairy.export.precision import with_network_in
 from fairy.export.shapes import dtype_of, random_inputs
+from fairy.export.steps import Steps, choose_steps
 from fairy.kernels.anchor_attention import anchor_attention
 from fairy.kernels.errors import Cancelled, InputError, MachineError
 
@@ -34,6 +44,12 @@ PACKAGE = "model.pt2"
 _LOG = logging.getLogger(__name__)
 _SIDES = ("height", "width", "image_height", "image_width")
 _PACKAGES = ("torch", "diffusers", "transformers")
+_RECOMPILATIONS = 64  # shapes, graphs and precisions that one function may be compiled for
+# Steps that a package holds: those that change a network and nothing else.
+_PACKAGED = frozenset(
+    {"one-batch", "channels-last", "anchor-attention", "group-norm-silu", "geglu", "fused-qkv"}
+    | {"folded-upsampling", "lean-vae", "inductor"}
+)
 
 
 class CompiledBuilder:
@@ -141,42 +157,104 @@ class CompiledBackend(EagerBackend):
 
     name = "compiled"
 
-    def engine(self, graph: GraphSpec, precision: torch.dtype | None = None) -> EagerEngine:
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, without: Iterable[str] = ()
+    ) -> None:
+        """`without`: names of steps to leave out. Raises InputError where there is no such step."""
+        super().__init__(checkpoint, device, dtype)
+        self.steps = choose_steps(without, device.type)
+        self._unets: dict[torch.dtype, FastUNet] = {}
+        self._fast: dict[tuple[GraphSpec, torch.dtype], Engine] = {}
+        self._notes: list[str] = []
+
+    def engine(self, graph: GraphSpec, precision: torch.dtype | None = None) -> Engine:
         """The engine of a graph; its first call compiles and the log says how long that took."""
-        fresh = (graph, precision or self._dtype) not in self._engines
-        engine = super().engine(graph, precision)
-        if fresh and engine._module is not None:
-            engine._module = _CompiledOnTheSpot(graph.name, engine._module)
-        return engine
+        key = (graph, precision or self._dtype)
+        if key not in self._fast:
+            self._fast[key] = self._make(*key)
+        return self._fast[key]
 
     def take_usage(self) -> Usage:
         """What ran since this was last asked: nothing of a store."""
-        note = "graphs were compiled on the spot; `fairy build --backend compiled` keeps them"
-        return Usage(fallbacks=(*super().take_usage().fallbacks, note))
+        compiled = "graphs were compiled on the spot; `fairy build --backend compiled` keeps them"
+        notes = [compiled] if "inductor" in self.steps else []
+        return Usage(fallbacks=(*super().take_usage().fallbacks, *notes, *dict.fromkeys(self._notes)))
+
+    def close(self) -> None:
+        """Close every engine and let go of the weights."""
+        super().close()
+        for engine in self._fast.values():
+            engine.close()
+        self._fast.clear()
+        self._unets.clear()
+
+    def _make(self, graph: GraphSpec, dtype: torch.dtype) -> Engine:
+        spec = EngineSpec(graph, self.name, str(self._device), str(dtype).removeprefix("torch."))
+        try:
+            if graph.layers:
+                return self._fast_engine(spec, dtype)
+            module = fast_module(self._checkpoint(dtype), graph, self.steps)
+        except NotServed as error:
+            self._notes.append(f"{graph.name} ran without the steps that change it: {error}")
+            module = build_graph(self._checkpoint(dtype), graph)
+        return EagerEngine(spec, _CompiledOnTheSpot(graph.name, module) if "inductor" in self.steps else module)
+
+    def _fast_engine(self, spec: EngineSpec, dtype: torch.dtype) -> FastEngine:
+        if dtype not in self._unets:
+            self._unets[dtype] = FastUNet(self._checkpoint(dtype).unet, self.steps, attention(self.steps))
+        unet, graph = self._unets[dtype], spec.graph
+
+        def call(inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+            return tuple(unet(inputs, graph))
+
+        run: Run = _CompiledOnTheSpot(graph.name, call) if "inductor" in self.steps else call
+        return FastEngine(spec, unet, GraphRunner(run) if "cuda-graphs" in self.steps else run)
 
 
 class _CompiledOnTheSpot(nn.Module):
-    """A module that is compiled for each combination of input shapes, and says so."""
+    """A call that is compiled for each combination of input shapes, and says so."""
 
-    def __init__(self, name: str, module: nn.Module) -> None:
+    def __init__(self, name: str, call: Callable[..., Sequence[Tensor]]) -> None:
         super().__init__()
         self._name = name
-        self._compiled = torch.compile(module, dynamic=False)
+        self._compiled = torch.compile(call, dynamic=False)
         self._seen: set[tuple[torch.Size, ...]] = set()
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        shapes = tuple(t.shape for t in inputs)
+    def forward(self, *inputs: Any) -> tuple[Tensor, ...]:
+        shapes = tuple(t.shape for t in tree_leaves(inputs))
         if shapes in self._seen:
             return tuple(self._compiled(*inputs))
         _LOG.warning("compiling %s for %s …", self._name, list(shapes[0]))
         started = time.perf_counter()
         try:
-            results = tuple(self._compiled(*inputs))
+            with torch._dynamo.config.patch(recompile_limit=_RECOMPILATIONS):
+                results = tuple(self._compiled(*inputs))
         except Exception as error:  # Inductor's and Dynamo's errors have no common base
             raise MachineError(f"{self._name} cannot be compiled here ({_reason(error)}); use eager.") from error
         self._seen.add(shapes)
         _LOG.warning("compiled %s in %.1f s", self._name, time.perf_counter() - started)
         return results
+
+
+def fast_module(checkpoint: Checkpoint, graph: GraphSpec, steps: Steps, attend: Attend | None = None) -> nn.Module:
+    """The module of a graph with the steps that change a network; inputs and outputs as of `build_graph`'s.
+
+    Raises:
+        NotServed: the network has a part that is not known to the fast path.
+    """
+    attend = attend or attention(steps)
+    if graph.layers:
+        return FastUNetGraph(FastUNet(checkpoint.unet, steps, attend), graph)
+    if graph.name == "vae_encoder":
+        return FastVaeEncoder(checkpoint.vae, steps)
+    if graph.name == "vae_decoder":
+        return FastVaeDecoder(checkpoint.vae, steps)
+    return build_graph(checkpoint, graph, attend)
+
+
+def attention(steps: Steps) -> Attend:
+    """What computes attention: our op, or SDPA on joined keys."""
+    return anchor_attention if "anchor-attention" in steps else joined_attention
 
 
 def joined_attention(
@@ -213,8 +291,14 @@ def trace(checkpoint: Checkpoint, spec: EngineSpec, shapes: Shapes) -> torch.exp
         MachineError: torch cannot trace the graph over these shapes.
     """
     device, precision = torch.device(spec.device), getattr(torch, spec.precision)
-    attend = anchor_attention if device.type == "cuda" else joined_attention
-    module = build_graph(with_network_in(checkpoint, spec.graph, precision), spec.graph, attend).eval().to(device)
+    there = with_network_in(checkpoint, spec.graph, precision)
+    steps = packaged_steps(device)
+    try:
+        module = fast_module(there, spec.graph, steps)
+    except NotServed as error:
+        _LOG.info("%s is compiled without the steps that change it: %s", spec.graph.name, error)
+        module = build_graph(there, spec.graph, attention(steps))
+    module = module.eval().to(device)
     sizes, dims = _example(spec.graph, shapes, checkpoint)
     inputs = [t.to(device) for t in random_inputs(spec.graph, sizes, precision, seed=0).values()]
     axes: list[Any] = [{i: dims[d] for i, d in enumerate(t.dims) if d in dims} for t in spec.graph.inputs]
@@ -224,6 +308,12 @@ def trace(checkpoint: Checkpoint, spec: EngineSpec, shapes: Shapes) -> torch.exp
             return torch.export.export(module, tuple(inputs), dynamic_shapes=(*axes[:3], *context), strict=False)
     except Exception as error:  # torch.export's errors have no common base
         raise MachineError(f"{spec.graph.name} cannot be traced ({_reason(error)}).") from error
+
+
+def packaged_steps(device: torch.device) -> Steps:
+    """The steps that a package for a device holds. On the CPU there is no Python to call our ops."""
+    steps = choose_steps((), device.type) & _PACKAGED
+    return steps if device.type == "cuda" else steps - {"anchor-attention"}
 
 
 def _example(graph: GraphSpec, shapes: Shapes, checkpoint: Checkpoint) -> tuple[dict[str, int], dict[str, Any]]:
@@ -264,4 +354,13 @@ def _reason(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-__all__ = ["CompiledBackend", "CompiledBuilder", "CompiledEngine", "joined_attention", "trace"]
+__all__ = [
+    "CompiledBackend",
+    "CompiledBuilder",
+    "CompiledEngine",
+    "attention",
+    "fast_module",
+    "joined_attention",
+    "packaged_steps",
+    "trace",
+]

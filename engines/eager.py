@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fairy.engines.engine import EngineSpec, Usage
+from fairy.engines.engine import Engine, EngineSpec, Usage
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
 from fairy.export.model import build_graph
@@ -59,7 +59,7 @@ class EagerBackend:
         self._weights = {dtype: checkpoint}
         self._engines: dict[tuple[GraphSpec, torch.dtype], EagerEngine] = {}
 
-    def engine(self, graph: GraphSpec, precision: torch.dtype | None = None) -> EagerEngine:
+    def engine(self, graph: GraphSpec, precision: torch.dtype | None = None) -> Engine:
         """The engine of a graph, in the backend's precision unless another is named; made once and kept."""
         dtype = precision or self._dtype
         key = (graph, dtype)

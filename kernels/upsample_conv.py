@@ -63,15 +63,20 @@ def fold_weight(weight: Tensor) -> Tensor:
     return folded_abOyxI.contiguous().permute(0, 1, 2, 5, 3, 4)
 
 
-@torch.library.custom_op("fairy::upsample_conv", mutates_args=())
-def _upsample_conv_op(x: Tensor, folded: Tensor, bias: Tensor | None) -> Tensor:
-    _check(x, folded, bias)
+def upsample_conv_folded(x: Tensor, folded: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What the op computes, in torch's own operators, so that compilers see through it; shapes as in the contract."""
     out = _new_output(x, folded)
     height, width = x.shape[2:]
     for a, b in product((0, 1), (0, 1)):
         phase = F.conv2d(x, folded[a, b], bias, padding=1)  # [N, O, H + 1, W + 1]
         out[:, :, a::2, b::2] = phase[:, :, a : a + height, b : b + width]
     return out
+
+
+@torch.library.custom_op("fairy::upsample_conv", mutates_args=())
+def _upsample_conv_op(x: Tensor, folded: Tensor, bias: Tensor | None) -> Tensor:
+    _check(x, folded, bias)
+    return upsample_conv_folded(x, folded, bias)
 
 
 @_upsample_conv_op.register_fake

@@ -1,0 +1,36 @@
+"""The list of steps: names, order, what runs where, and the sentence for a name that is none."""
+
+import pytest
+
+from fairy.export.steps import ALL_STEPS, NO_STEPS, STEPS, check_steps, choose_steps, in_order
+from fairy.kernels.errors import InputError
+
+
+def test_names_are_unique_and_every_step_says_why() -> None:
+    assert len(ALL_STEPS) == len(STEPS)
+    for step in STEPS:
+        assert step.name == step.name.lower()
+        assert " " not in step.name
+        assert step.why
+        assert step.gain
+        assert set(step.devices) <= {"cpu", "cuda"}
+
+
+def test_what_runs_is_what_can_run_and_is_not_left_out() -> None:
+    cuda = choose_steps(("fused-qkv",), "cuda")
+    assert cuda == ALL_STEPS - {"fused-qkv"} - {step.name for step in STEPS if not step.exact}
+    cpu = choose_steps((), "cpu")
+    assert {"cuda-graphs", "group-norm-silu", "geglu"} & cpu == NO_STEPS
+    assert "channels-last" in cpu
+    assert choose_steps(("cuda-graphs",), "cpu") == cpu
+
+
+def test_order_is_the_lists() -> None:
+    assert in_order(["inductor", "one-batch"]) == ("one-batch", "inductor")
+    assert check_steps(["inductor", "one-batch", "inductor"]) == ("one-batch", "inductor")
+    assert check_steps("inductor") == ("inductor",)
+
+
+def test_an_unknown_step_is_a_sentence_that_names_the_choices() -> None:
+    with pytest.raises(InputError, match="no step 'fused_qkv'; choose from one-batch, channels-last, .*, cuda-graphs"):
+        choose_steps(("text-kv", "fused_qkv"))
