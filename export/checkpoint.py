@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -57,6 +57,11 @@ class Checkpoint:
         return int(self.vae_factor * 2 ** (len(self.unet.config.block_out_channels) - 1))
 
     @property
+    def condition(self) -> Literal["image", "depth"]:
+        """What the UNet sees beside the noisy latents: image latents, or one channel of depth."""
+        return "depth" if self.unet.config.in_channels == self.vae.config.latent_channels + 1 else "image"
+
+    @property
     def text_channels(self) -> int:
         return int(self.unet.config.cross_attention_dim)
 
@@ -72,7 +77,7 @@ def load_checkpoint(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Checkpoint:
-    """Load an InstructPix2Pix-type model from a directory in diffusers' format, or from the hub by its id.
+    """Load an InstructPix2Pix-type or depth-conditioned model: a folder in diffusers' format, or a hub id.
 
     Raises:
         InputError: the model is missing, of another kind, or holds no safetensors files.
@@ -96,9 +101,9 @@ def load_checkpoint(
 
 
 def check_is_editor(checkpoint: Checkpoint) -> None:
-    """Refuse, in a sentence, networks that are not those of an InstructPix2Pix-type editor."""
+    """Refuse, in a sentence, networks that see neither the picture (InstructPix2Pix) nor its depth."""
     unet, vae = checkpoint.unet.config, checkpoint.vae.config
-    if unet.in_channels != 2 * vae.latent_channels:
+    if unet.in_channels != 2 * vae.latent_channels and checkpoint.condition != "depth":
         raise InputError(
             f"{checkpoint.name} is not an InstructPix2Pix-type editor: its UNet takes {unet.in_channels} channels, "
             f"not the {2 * vae.latent_channels} of noisy and image latents; choose an instruction-editing checkpoint."

@@ -181,7 +181,8 @@ def source_layers(
     `own`: to itself too; without sources it always does.
     """
     itself: OwnTokens = "frame" if own or not sources else "none"
-    segments: tuple[Segment, ...] = ("frame",) * sources
+    each: Segment = "frame"
+    segments = (each,) * sources
     return tuple(
         replace(layer, own=itself, segments=segments, emits=True) if _chosen(layer, choice) else layer
         for layer in layers

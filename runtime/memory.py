@@ -8,6 +8,8 @@ from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
 from fairy.runtime.anchors import tokens_at
 from fairy.runtime.job import Job
+from fairy.runtime.methods.memory import check_bank, most_units, unit_bytes
+from fairy.runtime.methods.options import runs_in_parts
 from fairy.runtime.placement import StageCosts, check_fits
 
 
@@ -20,8 +22,36 @@ def check_memory(checkpoint: Checkpoint, job: Job, device: torch.device) -> None
         InputError: says what it needs, what there is, and which changes would make it fit.
     """
     free = free_bytes(device)
-    if free is not None:  # what this job needs of it includes the weights, which are loaded already
+    if free is None:
+        return
+    if not runs_in_parts(job.method):
+        check_bank(job.method, job.order, *_units(job), _pictures_bytes(job), free)
+    else:  # what this job needs of it includes the weights, which are loaded already
         check_fits(known_costs(checkpoint, job), len(job.schedule), free + weights_bytes(checkpoint))
+
+
+def _units(job: Job) -> tuple[int, int]:
+    """For a method that works unit by unit: how many units' keys and values are kept at most, and the bytes of one."""
+    method, steps = job.method, len(job.schedule)
+    most = max(most_units(method, job.order, s.stop - s.start, steps, job.micro_batch) for s in job.segments)
+    each = max(
+        unit_bytes(
+            graph,
+            branches=job.guidance.groups,
+            latent_size=job.latent_shape[1:],
+            itemsize=job.precision.itemsize,
+        )
+        for graph in job.graphs.values()
+    )
+    return most, each
+
+
+def _pictures_bytes(job: Job) -> int:
+    """Source frames that wait in memory: all of a segment's where every frame is at work until the end."""
+    if job.order != "step-major":
+        return 0
+    height, width = job.source.size
+    return 3 * height * width * max(s.stop - s.start for s in job.segments)
 
 
 def known_costs(checkpoint: Checkpoint, job: Job) -> StageCosts:

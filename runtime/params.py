@@ -5,11 +5,16 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Literal
 
 from fairy.export.graphs import LAYER_CHOICES
 from fairy.kernels.errors import InputError
+from fairy.runtime.methods import Method, find_method
+from fairy.runtime.methods.options import check_options
+from fairy.runtime.methods.pix2video import DELTA
 from fairy.runtime.sampler import SAMPLERS
+from fairy.runtime.schedule import ORDERS, Order
 from fairy.runtime.video import MAX_PIXELS
 
 # What a parameter is when neither the user nor the model's fairy.json says.
@@ -26,6 +31,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "noise": ("shared", "per-frame"),
     "size": ("scaled", "source"),
     "layers": LAYER_CHOICES,
+    "order": ORDERS,
 }
 _RANGES: dict[str, tuple[float, float]] = {
     "num_inference_steps": (1, 1000),
@@ -37,6 +43,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "start": (0.0, math.inf),
     "end": (0.0, math.inf),
     "max_pixels": (1, 2**31 - 1),
+    "delta": (0.0, 1e6),
+    "update_steps": (0, 1000),
 }
 
 
@@ -56,7 +64,7 @@ class EditParams:
         seed: of all noise; the same seed gives the same result on any number of workers.
         long_side: pixels of the result's long side (512); a smaller source keeps its size unless `upscale`.
         size: "scaled", or "source" to scale the result back to the source's size.
-        layers: self-attention layers that see the anchors: "all" or "decoder".
+        layers: self-attention layers that see other frames: "all" or "decoder"; None = what the method has.
         micro_batch: frames denoised at once (None: chosen from the number of anchors); no effect on the result
             beyond rounding.
         start, end: seconds of the video to edit from and to; None = its beginning and end.
@@ -67,6 +75,13 @@ class EditParams:
             video (float) to the instruction that is used from there on; `prompt` is used before.
         continue_look: frames of a shot also attend to the last anchor of the one before, so that a look that the
             instruction leaves open does not change at a cut.
+        method: "fairy", "pix2video" or "per_frame", or a `Method` of your own; see docs/methods.md.
+        order: in which order a method's units are computed, "wavefront" or "step-major" where it allows both.
+        delta: strength of Pix2Video's guided update (100), 0 = off; update_steps: how many steps from the first it
+            acts in (half of them); paper_scale: divide by the size of the latents at hand, as the paper does, not by
+            that at 512×512.
+        source_prompt: what the video shows, for models whose frames are inverted; "auto" = caption the first frame.
+        depth: a folder of depth maps, one a frame, for models that see depth; None = estimate it.
 
     Raises:
         InputError: a value is of the wrong type, unknown or impossible; the sentence names it and the remedy.
@@ -85,7 +100,7 @@ class EditParams:
     long_side: int | None = None
     upscale: bool = False
     size: Literal["scaled", "source"] = "scaled"
-    layers: Literal["all", "decoder"] = "all"
+    layers: Literal["all", "decoder"] | None = None
     micro_batch: int | None = None
     start: float | None = None
     end: float | None = None
@@ -93,15 +108,24 @@ class EditParams:
     shots: Literal["off", "auto"] | tuple[int, ...] | list[int] = "off"
     prompts: Mapping[int | float, str] | Sequence[tuple[int | float, str]] | None = None
     continue_look: bool = False
+    method: str | Method = "fairy"
+    order: Order | None = None
+    delta: float | None = None
+    update_steps: int | None = None
+    paper_scale: bool = False
+    source_prompt: str | None = None
+    depth: str | Path | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise InputError('The instruction is empty; say what to do, for example "make it a watercolour painting".')
         if not isinstance(self.negative_prompt, str):
             raise InputError(f"negative_prompt must be text, not {self.negative_prompt!r}.")
-        for name in ("prompt", "negative_prompt"):
-            _check_text(name, getattr(self, name))
-        for name in ("upscale", "continue_look"):
+        for name in ("prompt", "negative_prompt", "source_prompt"):
+            _check_text(name, getattr(self, name) or "")
+        if not isinstance(self.source_prompt, str | None):
+            raise InputError(f"source_prompt must be text, not {self.source_prompt!r}.")
+        for name in ("upscale", "continue_look", "paper_scale"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be True or False, not {getattr(self, name)!r}.")
         for name, choices in _CHOICES.items():
@@ -115,6 +139,7 @@ class EditParams:
         object.__setattr__(self, "prompts", _normal_prompts(self.prompts))
         if self.continue_look and self.anchors in (0, ()):
             raise InputError("continue_look hands on an anchor, but anchors = 0 asks for none; choose at least one.")
+        check_options(self)
 
     def resolved(self, recommended: Mapping[str, Any]) -> "EditParams":
         """The same with every None that a model may recommend filled in: from `recommended`, else our defaults.
@@ -127,7 +152,13 @@ class EditParams:
             raise InputError(f"fairy.json recommends {unknown[0]!r}, which is none of {', '.join(_RECOMMENDABLE)}.")
         if not isinstance(recommended.get("anchors", 0), int):
             raise InputError(f"fairy.json recommends anchors = {recommended['anchors']!r}; it may only say how many.")
-        values = {**DEFAULTS, **recommended}
+        method = find_method(self.method)
+        values = {**DEFAULTS, **recommended, "layers": method.layers, "order": method.orders[0]}
+        if method.anchors != "chosen":
+            values.pop("anchors", None)
+        if method.after_step is not None:
+            steps = self.num_inference_steps or values["num_inference_steps"]
+            values |= {"delta": DELTA, "update_steps": (steps + 1) // 2}
         missing = {name: value for name, value in values.items() if getattr(self, name) is None}
         return replace(self, **missing)
 
@@ -138,11 +169,12 @@ class EditParams:
 
     def to_json(self) -> dict[str, Any]:
         """Every value by name, for a report."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain | {"method": str(self.method), "depth": None if self.depth is None else str(self.depth)}
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value is None and name in DEFAULTS:
+    if value is None and name in (*DEFAULTS, "layers", "order"):
         return
     if value not in choices:
         raise InputError(f"{name} = {value!r} is not known; choose one of {', '.join(choices)}.")

@@ -20,6 +20,7 @@ from fairy.kernels.errors import InputError
 
 Order = Literal["parallel", "wavefront", "step-major"]
 ORDERS: tuple[Order, ...] = get_args(Order)
+UNITS_AT_ONCE = 8  # of a wave, unless the user says otherwise: keeps a GPU busy, and few copies of keys and values
 
 
 class Unit(NamedTuple):

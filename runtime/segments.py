@@ -12,6 +12,7 @@ import numpy as np
 from fairy.kernels.errors import InputError
 from fairy.runtime.anchors import DEFAULT_ANCHORS, choose_anchors
 from fairy.runtime.batches import Part, cut_into_parts, default_micro_batch
+from fairy.runtime.methods import find_method
 from fairy.runtime.params import EditParams
 from fairy.runtime.source import Source
 
@@ -52,7 +53,7 @@ def plan_segments(params: EditParams, num_frames: int, micro_batch: int | None) 
             raise InputError(f"{name}: {outside[0]} is not a frame of the video; its frames are 0 to {num_frames - 1}.")
     starts = sorted({0, *cuts, *prompts})
     stops = [*starts[1:], num_frames]
-    anchors = _anchors(params.anchors, list(zip(starts, stops, strict=True)))
+    anchors = _anchors_of(params, list(zip(starts, stops, strict=True)))
     batch = micro_batch or default_micro_batch(max(map(len, anchors)))
     segments = []
     prompt = params.prompt
@@ -61,6 +62,14 @@ def plan_segments(params: EditParams, num_frames: int, micro_batch: int | None) 
         parts = cut_into_parts(stop, frozenset(chosen), batch, start=start)
         segments.append(Segment(start, stop, prompt, chosen, parts))
     return tuple(segments), batch
+
+
+def _anchors_of(params: EditParams, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
+    """The anchors of every segment, as its method has them."""
+    who = find_method(params.method).anchors
+    if who == "chosen":
+        return _anchors(params.anchors, ranges)
+    return [(start,) if who == "first" else () for start, _ in ranges]
 
 
 def _anchors(

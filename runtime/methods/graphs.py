@@ -1,5 +1,7 @@
 """The UNet graphs of a method: the model's network with other context, by the same exporter."""
 
+from collections.abc import Iterable
+
 from fairy.export.graphs import GraphSpec, source_layers, unet_spec
 from fairy.runtime.methods.method import Method
 
@@ -10,7 +12,7 @@ def graph_name(method: Method, width: int) -> str:
     return f"unet_{own}{width}_sources" if width else "unet_no_sources"
 
 
-def method_graphs(unet: GraphSpec, method: Method, layers: str, widths: set[int]) -> dict[int, GraphSpec]:
+def method_graphs(unet: GraphSpec, method: Method, layers: str, widths: Iterable[int]) -> dict[int, GraphSpec]:
     """A graph for every number of frames that a frame reads.
 
     Args:
@@ -31,5 +33,11 @@ def method_graphs(unet: GraphSpec, method: Method, layers: str, widths: set[int]
             text_channels=int(text.dims[2]),
             conditions=tuple(conditions),
         )
-        for width in sorted(widths)
+        for width in sorted(set(widths))
     }
+
+
+def graphs_by_name(unet: GraphSpec, method: Method, layers: str, lengths: Iterable[int]) -> dict[str, GraphSpec]:
+    """The graphs that a method needs for segments of these lengths, by name."""
+    widths = [len(read) for length in lengths for read in method.all_sources(length, (0,))]
+    return {graph.name: graph for graph in method_graphs(unet, method, layers, widths).values()}
