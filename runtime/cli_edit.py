@@ -44,7 +44,24 @@ def edit(
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="euler_ancestral, euler, ddim or lcm.")] = None,
     noise: Annotated[str, typer.Option(help="shared or per-frame.")] = "shared",
-    layers: Annotated[str, typer.Option(help="Layers that see the anchors: all or decoder.")] = "all",
+    layers: Annotated[
+        str | None, typer.Option(help="Layers that see other frames: all or decoder [the method's].")
+    ] = None,
+    method: Annotated[str, typer.Option(help="fairy, pix2video or per_frame.")] = "fairy",
+    order: Annotated[
+        str | None, typer.Option(help="pix2video: wavefront, or step-major for less memory [wavefront].")
+    ] = None,
+    delta: Annotated[float | None, typer.Option(help="pix2video: pull to the previous frame, 0 = off [100].")] = None,
+    update_steps: Annotated[int | None, typer.Option(help="pix2video: steps that pull [half of them].")] = None,
+    paper_scale: Annotated[
+        bool, typer.Option("--paper-scale", help="pix2video: pull more at smaller sizes, as the paper does.")
+    ] = False,
+    source_prompt: Annotated[
+        str | None, typer.Option(help="Depth models: what the video shows, or auto to caption its first frame.")
+    ] = None,
+    depth: Annotated[
+        Path | None, typer.Option(help="Depth models: a folder with a map for every frame [estimated].")
+    ] = None,
     long_side: Annotated[int | None, typer.Option(help="Pixels of the long side [the model's, else 512].")] = None,
     upscale: Annotated[bool, typer.Option("--upscale", help="Scale a smaller video up to --long-side.")] = False,
     size: Annotated[str, typer.Option(help="scaled, or source: scale the result back.")] = "scaled",
@@ -73,6 +90,9 @@ def edit(
     gpus: Annotated[int, typer.Option(help="How many GPUs share the job.")] = 1,
     workers: Annotated[int, typer.Option(help="How many processes share the job on the CPU.")] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads of the computation.")] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from what an interrupted edit into the same file had finished.")
+    ] = False,
     compare: Annotated[Path | None, typer.Option(help="Also write source and result side by side.")] = None,
     preview: Annotated[Path | None, typer.Option(help="Write the edited anchors as a PNG before the rest.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a JSON report of the job.")] = None,
@@ -80,6 +100,7 @@ def edit(
 ) -> None:
     """Edit a video from an instruction."""
     from fairy.runtime.editor import Editor
+    from fairy.runtime.methods.options import check_processes
     from fairy.runtime.params import EditParams
     from fairy.runtime.prompts import first_instruction, read_prompts
     from fairy.runtime.request import FileRequest
@@ -108,11 +129,19 @@ def edit(
         shots=_parse_shots(shots),  # type: ignore[arg-type]
         prompts=schedule,
         continue_look=continue_look,
+        method=method,
+        order=order,  # type: ignore[arg-type]
+        delta=delta,
+        update_steps=update_steps,
+        paper_scale=paper_scale,
+        source_prompt=source_prompt,
+        depth=depth,
     )
     processes = processes_asked_for(device, gpus, workers)
     if processes is None:
         return
     gpus, workers = processes
+    check_processes(params, max(gpus, workers))
     # Whatever cannot be written is refused before the model is loaded.
     rate = _parse_rate(fps)
     request = FileRequest.checked(video, out, compare=compare, preview=preview, report=report, fps=rate, crf=crf)
@@ -127,6 +156,7 @@ def edit(
             workers=workers,
             threads=threads,
         ) as editor,
+        _telling_of_journal(request.out),
         _progress_bar(quiet) as on_progress,
     ):
         done = editor.edit_file(
@@ -139,8 +169,23 @@ def edit(
             fps=request.fps,
             crf=request.crf,
             on_progress=on_progress,
+            resume=resume,
         )
     _tell(done, out, compare, preview, report)
+
+
+@contextmanager
+def _telling_of_journal(out: Path) -> Iterator[None]:
+    """Say, where an edit ends too early, that it can go on."""
+    from fairy.runtime.journal import journal_folder
+
+    try:
+        yield
+    except BaseException:
+        kept = journal_folder(out)
+        if kept.is_dir():
+            typer.echo(f"note: what was finished is kept in {kept}; add --resume to go on from there.", err=True)
+        raise
 
 
 @contextmanager

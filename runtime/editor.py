@@ -12,7 +12,6 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from weakref import WeakSet
 
@@ -24,19 +23,23 @@ from fairy.engines.backends import check_backend, make_backend
 from fairy.engines.engine import Backend
 from fairy.engines.store import EngineStore
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
-from fairy.kernels.errors import FairyError, InputError, MachineError
+from fairy.kernels.errors import FairyError, InputError
 from fairy.runtime.batches import default_micro_batch
 from fairy.runtime.device import check_threads, cpu_threads, resolve_device, resolve_dtype, worker_devices
 from fairy.runtime.executor import Executor, InProcess
 from fairy.runtime.files import check_outputs, user_path, write_picture
+from fairy.runtime.identity import identity_of
 from fairy.runtime.job import Job, plan_job, report_job
+from fairy.runtime.journal import Journal, journal_folder
 from fairy.runtime.memory import check_memory
 from fairy.runtime.methods import find_method
 from fairy.runtime.methods.options import check_processes
 from fairy.runtime.models import embedded_model
 from fairy.runtime.networks import Networks
+from fairy.runtime.overlap import Behind, ahead
 from fairy.runtime.params import EditParams
 from fairy.runtime.progress import Monitor, Progress
+from fairy.runtime.reads import read_frames_of
 from fairy.runtime.request import DEFAULT_CRF, FileRequest
 from fairy.runtime.result import (
     EditPart,
@@ -51,6 +54,9 @@ from fairy.runtime.source import Frames, VideoInput
 from fairy.runtime.workers.pool import PoolOptions, WorkerPool
 
 OnProgress = Callable[[Progress], object]
+
+_QUEUED = 2
+"""Parts that are read before they are needed, and that wait to be written."""
 
 
 class Editor:
@@ -68,10 +74,12 @@ class Editor:
         dtype: torch.dtype,
         threads: int = 1,
         executor: Executor | None = None,
+        store: EngineStore | None = None,
     ) -> None:
-        """`executor`: what computes; None = the backend's engines in this process."""
+        """`executor`: what computes; None = the backend's engines in this process. `store`: where they come from."""
         self._networks = Networks(checkpoint, backend, device)
         self._executor = executor or InProcess(self._networks, threads)
+        self._store = store
         self._dtype = dtype
         self._threads = threads
         self._lock = threading.Lock()
@@ -131,12 +139,14 @@ class Editor:
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
+        engines = EngineStore(store)
         if len(devices) == 1:
             with cpu_threads(threads):  # some engines take the number of threads when they are loaded
-                made = make_backend(backend, checkpoint, chosen_device, chosen_dtype, store=EngineStore(store))
-            return cls(checkpoint, made, device=chosen_device, dtype=chosen_dtype, threads=threads)
-        pool = _make_pool(checkpoint, devices, chosen_dtype, backend, EngineStore(store), threads)
-        return cls(checkpoint, pool, device=chosen_device, dtype=chosen_dtype, threads=threads, executor=pool)
+                made = make_backend(backend, checkpoint, chosen_device, chosen_dtype, store=engines)
+            return cls(checkpoint, made, device=chosen_device, dtype=chosen_dtype, threads=threads, store=engines)
+        pool = _make_pool(checkpoint, devices, chosen_dtype, backend, engines, threads)
+        how = {"device": chosen_device, "dtype": chosen_dtype, "threads": threads, "store": engines}
+        return cls(checkpoint, pool, executor=pool, **how)  # type: ignore[arg-type]
 
     def edit(
         self,
@@ -211,6 +221,7 @@ class Editor:
         on_progress: OnProgress | None = None,
         cancel: threading.Event | None = None,
         latents: Tensor | None = None,
+        resume: bool = False,
     ) -> EditReport:
         """Edit a file of any length into another, in flat memory; `out` appears only when it is whole.
 
@@ -221,18 +232,29 @@ class Editor:
             report: a JSON file for the report.
             fps: frames per second, where the source is a folder of images.
             crf: constant rate factor of the encoder, 0 (best) to 51.
+            resume: go on from the micro-batches that an interrupted edit of the same into the same file had finished;
+                it left them in `out` + ".job", which is removed when `out` is there.
             params, preview, on_progress, cancel, latents: as in `edit`.
         """
         request = FileRequest.checked(video, out, compare=compare, preview=preview, report=report, fps=fps, crf=crf)
         with self._one_job():
             job = self._open(request.video, params, Monitor(on_progress, cancel), latents, request.preview)
-            self._write(job, request)
+            job.journal = Journal(journal_folder(request.out), self._identity(job))
+            self._write(job, request, resume=resume)
+            job.journal.finish()
             done = self._report(job)
         if request.report is not None:
             done.save(request.report)
         return done
 
-    def _write(self, job: Job, request: FileRequest) -> None:
+    def _identity(self, job: Job) -> dict[str, object]:
+        networks = self._networks
+        name, folder = networks.backend.name, networks.checkpoint.folder
+        engines = [] if self._store is None or name == "eager" else [e.digest for e in self._store.engines()]
+        told = {"backend": name, "engines": engines, "device": networks.device, "threads": self._threads}
+        return identity_of(job, model=folder, **told)  # type: ignore[arg-type]
+
+    def _write(self, job: Job, request: FileRequest, *, resume: bool) -> None:
         """Run a job into its files. They get their names when all is done, the edited video first."""
         height, width = job.result_size
         make = partial(
@@ -243,11 +265,19 @@ class Editor:
             if request.compare is not None:
                 beside = stack.enter_context(make(request.compare, width=side_by_side_width(width)))
             writer = stack.enter_context(make(request.out, width=width))
-            for part, pictures in self._run(job, request.preview):
+
+            def write(item: tuple[EditPart, list[Frames]]) -> None:
+                part, pictures = item
                 with job.monitor.timed("write"):
                     writer.write(part.frames)
                     if beside is not None:
                         beside.write(side_by_side(self._networks.source_like_result(job, pictures), part.frames))
+
+            if job.journal is not None:
+                job.journal.begin(resume=resume)
+            with Behind(write, _QUEUED) as behind, closing(self._run(job, request.preview)) as parts:
+                for item in parts:
+                    behind.put(item)
             with job.monitor.timed("write"):
                 stack.close()
             job.notes += writer.notes
@@ -300,10 +330,10 @@ class Editor:
         check_memory(self._networks.checkpoint, job, self._networks.device)
         return job
 
-    def _run(self, job: Job, preview: Path | None) -> Iterator[tuple[EditPart, list[Frames]]]:
+    def _run(self, job: Job, preview: Path | None) -> Generator[tuple[EditPart, list[Frames]], None, None]:
         """The edit itself. Yields parts in order, each with its source frames as they were read."""
         previews: list[list[Frames]] = []
-        with closing(self._read(job)) as reads, closing(self._executor.edit(job, reads)) as edits:
+        with closing(ahead(read_frames_of(job), _QUEUED)) as reads, closing(self._executor.edit(job, reads)) as edits:
             for segment in job.segments:
                 _, anchor_frames = next(edits)
                 if preview is not None:
@@ -317,21 +347,6 @@ class Editor:
                     clock = job.source.clock
                     pts = None if clock is None else tuple(map(int, clock.pts[part.start : part.stop]))
                     yield EditPart(part.start, frames, pts), pictures
-
-    def _read(self, job: Job) -> Generator[list[Frames], None, None]:
-        """The frames of every segment's anchors, then those of its parts, as they are asked for.
-
-        Two readers, one ahead of the other, so that nothing is decoded more than twice, however many segments.
-        """
-        with closing(job.source.read(job.anchors)) as ahead, closing(job.source.read()) as reader:
-            for segment in job.segments:
-                with job.monitor.timed("read"):
-                    pictures = _take(ahead, len(segment.anchors))
-                yield pictures
-                for part in segment.parts:
-                    with job.monitor.timed("read"):
-                        pictures = _take(reader, part.stop - part.start)
-                    yield pictures
 
     def _report(self, job: Job) -> EditReport:
         return report_job(
@@ -372,13 +387,6 @@ def _make_pool(
         checkpoint.folder.absolute(), checkpoint.variant, devices, dtype, backend, store.root, threads=threads
     )
     return WorkerPool(options)
-
-
-def _take(reader: Iterator[Frames], count: int) -> list[Frames]:
-    pictures = list(islice(reader, count))
-    if len(pictures) < count:
-        raise MachineError(f"The video ended {count - len(pictures)} frames early; it was changed, edit it again.")
-    return pictures
 
 
 def _preview_path(preview: str | Path | None) -> Path | None:

@@ -60,6 +60,7 @@ class InProcess:
     def edit(self, job: Job, reads: Iterator[list[Frames]]) -> Generator[Edited, None, None]:
         """Phase A, then phase B part by part, or unit by unit where the method is such; see `Executor`."""
         carried: CarriedAnchor | None = None
+        number = 0
         for segment in job.segments:
             if not runs_in_parts(job.method):
                 yield from edit_units(self._networks, job, segment, reads, self._threads)
@@ -75,7 +76,13 @@ class InProcess:
             for part in segment.parts:
                 pictures = next(reads)
                 with cpu_threads(self._threads):
-                    edited = edit_frames(self._networks, job, part.frames, frames_of(part, pictures), text, bank)
+                    latents = load_latents(job, number)
+                    if latents is None:
+                        frames = frames_of(part, pictures)
+                        latents = denoise_frames(self._networks, job, part.frames, frames, text, bank)
+                        save_latents(job, number, latents)
+                    edited = decode_frames(self._networks, job, part.frames, latents)
+                number += 1
                 yield pictures, edited
             if job.params.continue_look and bank is not None:
                 carried = bank.last_anchor()
@@ -114,12 +121,34 @@ def edit_anchors(
 
 
 @torch.inference_mode()
-def edit_frames(
+def denoise_frames(
     networks: Networks, job: Job, frames: tuple[int, ...], pictures: list[Frames], text: Tensor, bank: Context | None
-) -> dict[int, Frames]:
-    """Phase B for one micro-batch: the edited frames by frame number."""
+) -> Tensor:
+    """Phase B for one micro-batch, up to the latents [frames, c, h, w], float32."""
     if not frames:
-        return {}
-    image_latents = networks.encode(job, pictures)
-    latents = networks.denoise_frames(job, frames, image_latents, text, bank)
-    return dict(zip(frames, networks.decode(job, latents), strict=True))
+        return torch.empty(0, *job.latent_shape)
+    return networks.denoise_frames(job, frames, networks.encode(job, pictures), text, bank)
+
+
+@torch.inference_mode()
+def decode_frames(networks: Networks, job: Job, frames: tuple[int, ...], latents: Tensor) -> dict[int, Frames]:
+    """Latents of `denoise_frames` to edited frames by frame number."""
+    return dict(zip(frames, networks.decode(job, latents.to(networks.device)), strict=True)) if frames else {}
+
+
+def load_latents(job: Job, number: int) -> Tensor | None:
+    """The latents of a part that an interrupted edit had finished, if there are any; progress is told."""
+    latents = None if job.journal is None else job.journal.load(number)
+    part = job.parts[number]
+    if latents is None or not part.frames:
+        return None
+    if tuple(latents.shape) != (len(part.frames), *job.latent_shape):
+        return None
+    job.tell_resumed()
+    return latents
+
+
+def save_latents(job: Job, number: int, latents: Tensor) -> None:
+    """Keep the latents of a finished part in the job's journal, where it has one."""
+    if job.journal is not None and len(latents):
+        job.journal.save(number, latents)

@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -17,12 +16,13 @@ from fairy.runtime.batches import Part
 from fairy.runtime.geometry import Geometry, make_geometry
 from fairy.runtime.guidance import Guidance, make_guidance
 from fairy.runtime.inversion import INVERTIBLE
+from fairy.runtime.journal import Journal
 from fairy.runtime.methods import Method, find_method
 from fairy.runtime.methods.graphs import graphs_by_name
 from fairy.runtime.methods.options import check_model, runs_in_parts
 from fairy.runtime.params import EditParams
 from fairy.runtime.progress import Monitor
-from fairy.runtime.result import EditReport
+from fairy.runtime.result import EditReport, installed_versions
 from fairy.runtime.sampler import Schedule, make_schedule
 from fairy.runtime.schedule import UNITS_AT_ONCE, Order
 from fairy.runtime.segments import Segment, frames_of_prompts, plan_segments
@@ -40,13 +40,15 @@ class Job:
     Attributes:
         params: every parameter filled in.
         segments: the video cut into what is edited by one instruction against its own anchors, and those into the
-            parts that leave one after another.
+            parts that leave one after another. anchors, parts: those of all segments, in order; batches: how many parts
+            have frames that are not anchors.
         graphs: the graphs by name, with anchors in the layers the parameters say.
         latent_shape: [channels, h, w] of one frame's latents, padded.
         initial: the caller's own initial noise [1 or frames, c, h, w], or None.
         asked_precision: of the computation; precision: the same, or float32 for the rest of a segment whose bank
             needed it.
         frames_at_once: `micro_batch`, or less from the moment the memory did not suffice.
+        journal: where finished micro-batches are kept, and found, while a file is edited.
         lost_workers, redone_batches: worker processes that ended before the job did, and what others did again.
     """
 
@@ -65,6 +67,7 @@ class Job:
     precision: torch.dtype
 
     frames_at_once: int
+    journal: Journal | None = None
     workers: int = 1
     lost_workers: list[str] = field(default_factory=list)
     redone_batches: int = 0
@@ -77,6 +80,10 @@ class Job:
     notes: list[str] = field(default_factory=list)
     sha256: Any = field(default_factory=hashlib.sha256)
 
+    anchors: tuple[int, ...] = field(init=False)
+    parts: tuple[Part, ...] = field(init=False)
+    batches: int = field(init=False)
+
     @property
     def method(self) -> Method:
         """Who reads whose keys and values, and what follows a step."""
@@ -87,20 +94,10 @@ class Job:
         """In which order the method's units are computed."""
         return self.params.order or self.method.orders[0]
 
-    @property
-    def anchors(self) -> tuple[int, ...]:
-        """The anchors of all segments."""
-        return tuple(a for segment in self.segments for a in segment.anchors)
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The parts of all segments, in order."""
-        return tuple(part for segment in self.segments for part in segment.parts)
-
-    @property
-    def batches(self) -> int:
-        """How many micro-batches there are in all."""
-        return sum(1 for part in self.parts if part.frames)
+    def __post_init__(self) -> None:
+        self.anchors = tuple(a for segment in self.segments for a in segment.anchors)
+        self.parts = tuple(part for segment in self.segments for part in segment.parts)
+        self.batches = sum(1 for part in self.parts if part.frames)
 
     @property
     def most_anchors(self) -> int:
@@ -112,6 +109,11 @@ class Job:
     def result_size(self) -> tuple[int, int]:
         """(height, width) of the result, in pixels."""
         return self.geometry.source if self.params.size == "source" else self.geometry.scaled
+
+    def tell_resumed(self) -> None:
+        """Report that a micro-batch did not have to be denoised. Raises Cancelled."""
+        self.batches_done += 1
+        self.tell_step("frames", -1)
 
     def tell_step(self, stage: str, step: int) -> None:
         """Report that a denoising step of the anchors or of the current micro-batch is done. Raises Cancelled."""
@@ -229,6 +231,7 @@ def report_job(
         workers=job.workers,
         lost_workers=tuple(job.lost_workers),
         redone_batches=job.redone_batches,
+        resumed_batches=0 if job.journal is None else job.journal.resumed,
         anchors=job.anchors,
         micro_batch=job.micro_batch,
         segments=tuple(
@@ -240,10 +243,10 @@ def report_job(
         times_ms={stage: round(ms, 1) for stage, ms in times.items()},
         bank_bytes=job.bank_bytes,
         fallbacks=tuple(dict.fromkeys([*job.fallbacks, *usage.fallbacks])),
-        notes=tuple(dict.fromkeys(job.notes)),
+        notes=tuple(dict.fromkeys([*job.notes, *(job.journal.notes if job.journal is not None else ())])),
         engine_digests=usage.digests,
         frames_sha256=job.sha256.hexdigest(),
-        versions={name: _version(name) for name in ("fairy-runtime", "torch", "diffusers", "av")},
+        versions=installed_versions(),
     )
 
 
@@ -260,10 +263,3 @@ def _initial_noise(latents: Tensor | None, num_frames: int, shape: tuple[int, in
     if not bool(torch.isfinite(latents).all()):
         raise InputError("latents hold NaN or infinite values; give unit normal noise.")
     return latents.detach().float().reshape(-1, *shape)
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"

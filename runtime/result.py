@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ class EditReport:
         params: every parameter as it was really used.
         model, backend, device, precision, threads: what ran, where and how; threads are those of the CPU.
         workers: how many processes computed; lost_workers: those that ended before the job did, and why, in sentences;
-            redone_batches: micro-batches that others did again for them.
+            redone_batches: micro-batches that others did again for them. resumed_batches: those that an interrupted
+            edit had finished.
         anchors: frame numbers of the anchors, counted from the first edited frame.
         micro_batch: frames denoised at once.
         segments: what was edited by one instruction against its own anchors: start, stop, prompt, anchors (in frames).
@@ -67,6 +69,7 @@ class EditReport:
     workers: int
     lost_workers: tuple[str, ...]
     redone_batches: int
+    resumed_batches: int
     anchors: tuple[int, ...]
     micro_batch: int
     segments: tuple[dict[str, Any], ...]
@@ -174,3 +177,15 @@ def contact_sheet(rows: Sequence[Sequence[Frames]]) -> Frames:
             top, left = i * (height + _GAP), j * (width + _GAP)
             sheet[top : top + height, left : left + width] = picture
     return sheet
+
+
+def installed_versions() -> dict[str, str]:
+    """Of fairy and the libraries that decide the result."""
+    return {name: _version(name) for name in ("fairy-runtime", "torch", "diffusers", "av")}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"

@@ -18,12 +18,19 @@ from typing import Literal
 
 from fairy.engines.engine import Usage
 from fairy.kernels.errors import MachineError
-from fairy.runtime.executor import Edited, frames_of
+from fairy.runtime.executor import Edited, frames_of, load_latents, save_latents
 from fairy.runtime.job import Job
 from fairy.runtime.source import Frames
 from fairy.runtime.video.wire import Message
 from fairy.runtime.workers.process import Event, WorkerProcess
-from fairy.runtime.workers.protocol import describe_job, error_of, pack_frames, unpack_frames
+from fairy.runtime.workers.protocol import (
+    describe_job,
+    error_of,
+    pack_frames,
+    pack_latents,
+    unpack_edited,
+    unpack_frames,
+)
 
 _POLL_S = 0.1
 _MOST_TRIES = 3
@@ -76,6 +83,7 @@ class Dispatch:
         """
         self._number, self._job, self._events = number, job, events
         self._index, self._segment = segment, job.segments[segment]
+        self._first = sum(len(earlier.parts) for earlier in job.segments[:segment])
         self._members = [Member(worker, device) for worker, device in workers]
         self._meeting, self._deadline_s = meeting, deadline_s
         self._window = 2 * len(workers) + 2
@@ -85,6 +93,7 @@ class Dispatch:
         self._edited: dict[int, dict[int, Frames]] = {}
         self._again: list[int] = []
         self._tries: dict[int, int] = {}
+        self._resumed: set[int] = set()
         self._held: list[tuple[Member, Event]] = []
         self._next = self._emitted = self._finished = self._anchor_steps = 0
         self._steps: dict[int, int] = {}
@@ -179,8 +188,13 @@ class Dispatch:
             if not frames:
                 self._edited[part] = {}
                 continue
-            pictures = frames_of(self._segment.parts[part], self._pictures[part])
             self._assign(member, part)
+            latents = load_latents(self._job, self._first + part) if part not in self._tries else None
+            if latents is not None:
+                self._resumed.add(part)
+                self._post(member, {"do": "decode", "part": part, "frames": frames}, pack_latents(latents))
+                continue
+            pictures = frames_of(self._segment.parts[part], self._pictures[part])
             self._post(member, {"do": "part", "part": part, "frames": frames}, pack_frames(pictures))
 
     def _take_part(self, reads: Iterator[list[Frames]]) -> int | None:
@@ -236,9 +250,12 @@ class Dispatch:
             self._accept_anchors(message, event.payload)
         else:
             self._note(message)
-            frames = unpack_frames(event.payload, self._job.result_size)
-            self._edited[part] = dict(zip(self._segment.parts[part].frames, frames, strict=True))
-            self._finished += 1
+            numbers = self._segment.parts[part].frames
+            edited, latents = unpack_edited(event.payload, len(numbers), self._job.result_size, self._job.latent_shape)
+            if part not in self._resumed:
+                save_latents(self._job, self._first + part, latents)
+                self._finished += 1
+            self._edited[part] = dict(zip(numbers, edited, strict=True))
             self._steps.pop(part, None)
 
     def _accept_anchors(self, message: Message, payload: bytearray) -> None:

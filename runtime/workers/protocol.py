@@ -7,6 +7,7 @@ A message is a JSON line and raw bytes (`video/wire.py`); nothing is pickled. Th
     bank     the anchors' bank comes from another worker; where to meet
     anchors  compute phase A of these pictures, and send the bank to the others where a meeting place is named
     part     compute these frames
+    decode   these frames' latents are there already: decode them
     stop     the job is over, done or not; forget it
 
 and a worker answers `ready`, `step`, `waiting`, `bank`, `anchors`, `part`, `undone` (it had no bank) or `error`.
@@ -67,7 +68,7 @@ def describe_job(job: Job, segment: int) -> tuple[Message, bytes]:
     noise = None if job.initial is None else list(job.initial.shape)
     height_width = list(job.source.size)
     facts = {"params": params, "num_frames": job.source.num_frames, "size": height_width, "initial": noise}
-    return facts | {"segment": segment}, initial
+    return facts | {"segment": segment, "latent_shape": list(job.latent_shape)}, initial
 
 
 def rebuild_job(
@@ -95,6 +96,29 @@ def pack_frames(frames: Sequence[Frames]) -> bytes:
 def unpack_frames(payload: bytearray, size: tuple[int, int]) -> list[Frames]:
     """The frames of `pack_frames`, whose (height, width) is known."""
     return list(np.frombuffer(payload, np.uint8).reshape(-1, *size, 3))
+
+
+def pack_latents(latents: Tensor) -> bytes:
+    """Latents [frames, c, h, w] as float32 bytes."""
+    return latents.detach().float().cpu().contiguous().numpy().tobytes()
+
+
+def pack_edited(frames: Sequence[Frames], latents: Tensor) -> bytes:
+    """A finished micro-batch: its frames, then the latents they were decoded from."""
+    return pack_frames(frames) + pack_latents(latents)
+
+
+def unpack_latents(payload: bytearray, count: int, latent_shape: tuple[int, int, int]) -> Tensor:
+    """The latents of `pack_latents`."""
+    return torch.frombuffer(payload, dtype=torch.float32).reshape(count, *latent_shape)
+
+
+def unpack_edited(
+    payload: bytearray, count: int, size: tuple[int, int], latent_shape: tuple[int, int, int]
+) -> tuple[list[Frames], Tensor]:
+    """The frames and latents of `pack_edited`."""
+    pixels = count * size[0] * size[1] * 3
+    return unpack_frames(payload[:pixels], size), unpack_latents(payload[pixels:], count, latent_shape)
 
 
 def error_message(error: FairyError) -> Message:

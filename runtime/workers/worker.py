@@ -23,14 +23,22 @@ from fairy.export.checkpoint import load_checkpoint
 from fairy.kernels.errors import Cancelled, FairyError, MachineError
 from fairy.runtime.anchors import AnchorBank, CarriedAnchor, Context
 from fairy.runtime.device import DTYPES
-from fairy.runtime.executor import edit_anchors, edit_frames
+from fairy.runtime.executor import decode_frames, denoise_frames, edit_anchors
 from fairy.runtime.job import Job
 from fairy.runtime.networks import Networks
 from fairy.runtime.progress import Monitor, Progress
 from fairy.runtime.segments import Segment
 from fairy.runtime.video import wire
 from fairy.runtime.workers.bank import ArrivingBank, BankGroup, BankLost
-from fairy.runtime.workers.protocol import LIMIT_BYTES, error_message, pack_frames, rebuild_job, unpack_frames
+from fairy.runtime.workers.protocol import (
+    LIMIT_BYTES,
+    error_message,
+    pack_edited,
+    pack_frames,
+    rebuild_job,
+    unpack_frames,
+    unpack_latents,
+)
 
 _PR_SET_PDEATHSIG = 1
 
@@ -151,7 +159,8 @@ class Server:
             self._work = None
             self._networks.backend.take_usage()
         elif self._work is not None and not task.cancel.is_set():
-            {"bank": self._receive_bank, "anchors": self._anchors, "part": self._part}[what](task, self._work)
+            todo = {"bank": self._receive_bank, "anchors": self._anchors, "part": self._part, "decode": self._decode}
+            todo[what](task, self._work)
 
     def _begin(self, task: Task) -> None:
         def tell(progress: Progress) -> None:
@@ -222,8 +231,17 @@ class Server:
         frames = tuple(task.message["frames"])
         work.job.batches_done = work.job.steps_told = 0  # the controller counts micro-batches, this worker steps
         pictures = unpack_frames(task.payload, work.job.source.size)
-        edited = edit_frames(self._networks, work.job, frames, pictures, work.text, work.bank)
-        self._outbox.send(self._answer(task, "part") | self._tell_of(work), pack_frames(list(edited.values())))
+        latents = denoise_frames(self._networks, work.job, frames, pictures, work.text, work.bank)
+        self._send_edited(task, work, frames, latents)
+
+    def _decode(self, task: Task, work: Work) -> None:
+        """A micro-batch whose latents an interrupted edit left."""
+        frames = tuple(task.message["frames"])
+        self._send_edited(task, work, frames, unpack_latents(task.payload, len(frames), work.job.latent_shape))
+
+    def _send_edited(self, task: Task, work: Work, frames: tuple[int, ...], latents: Tensor) -> None:
+        edited = list(decode_frames(self._networks, work.job, frames, latents).values())
+        self._outbox.send(self._answer(task, "part") | self._tell_of(work), pack_edited(edited, latents))
 
     def _answer(self, task: Task, what: str) -> wire.Message:
         generation = self._work.generation if self._work is not None else 0

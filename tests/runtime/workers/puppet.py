@@ -13,6 +13,7 @@ so that it starts in no time.
 """
 
 import json
+import math
 import os
 import sys
 import time
@@ -74,6 +75,7 @@ while True:
     what = message["do"]
     if what == "job":
         job, has_bank = message["job"], not message["params"]["anchors"]
+        latent_bytes = 4 * math.prod(message["latent_shape"])
     elif what == "bank":
         generation, has_bank = message["generation"], not role.get("lost")
         send(answer("bank") | {"complete": has_bank})
@@ -89,4 +91,5 @@ while True:
             send(answer("undone") | {"part": message["part"]})
             continue
         send(answer("step") | {"stage": "frames", "done": 1})
-        send(answer("part") | {"part": message["part"]}, invert(payload))
+        latents = bytes([message["part"] % 256]) * latent_bytes * len(message["frames"])
+        send(answer("part") | {"part": message["part"]}, invert(payload) + latents)

@@ -1,0 +1,159 @@
+"""An edit that was interrupted goes on where it was, with the same bytes, and trusts nothing that is not its own."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+
+from fairy.kernels.errors import Cancelled
+from fairy.runtime import Editor, EditParams, Progress
+from tests.runtime.conftest import make_frames, write_clip
+
+PARAMS = EditParams("make it snow", num_inference_steps=2, anchors=2, micro_batch=2, seed=5)
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    return write_clip(tmp_path / "clip.mp4", make_frames(12), sound=False)
+
+
+def interrupt(editor: Editor, video: Path, out: Path, after: int, params: EditParams = PARAMS) -> None:
+    """Edit until so many micro-batches are done."""
+    cancel = Event()
+
+    def on_progress(progress: Progress) -> None:
+        if progress.stage == "frames" and progress.done > after * 2:
+            cancel.set()
+
+    with pytest.raises(Cancelled):
+        editor.edit_file(video, out, params, on_progress=on_progress, cancel=cancel)
+
+
+def count_denoised(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    done: list[int] = []
+    really = editor._networks.denoise_frames
+
+    def counted(job, frames, *rest):
+        done.extend(frames)
+        return really(job, frames, *rest)
+
+    monkeypatch.setattr(editor._networks, "denoise_frames", counted)
+    return done
+
+
+def test_it_goes_on_from_the_finished_micro_batches(
+    editor: Editor, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / "whole.mp4", tmp_path / "out.mp4"
+    expected = editor.edit_file(video, whole, PARAMS)
+    interrupt(editor, video, out, 3)
+    assert not out.exists()
+    kept = sorted(path.name for path in (tmp_path / "out.mp4.job").iterdir())
+    assert kept == [f"{i:06d}.safetensors" for i in range(3)] + ["identity.json"]
+    denoised, told = count_denoised(editor, monkeypatch), []
+    report = editor.edit_file(video, out, PARAMS, resume=True, on_progress=told.append)
+    assert len(denoised) == 10 - 3 * 2
+    assert (report.resumed_batches, expected.resumed_batches) == (3, 0)
+    assert report.frames_sha256 == expected.frames_sha256
+    assert out.read_bytes() == whole.read_bytes()
+    assert not (tmp_path / "out.mp4.job").exists()
+    frames = [p.done for p in told if p.stage == "frames"]
+    assert frames == sorted(frames)
+    assert frames[-1] == 10
+
+
+def test_without_being_asked_it_begins_anew(editor: Editor, video: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    interrupt(editor, video, out, 2)
+    mine = tmp_path / "out.mp4.job" / "notes of mine.txt"
+    mine.write_text("keep me")
+    assert editor.edit_file(video, out, PARAMS).resumed_batches == 0
+    assert [path.name for path in (tmp_path / "out.mp4.job").iterdir()] == [mine.name]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "resumed", "note"),
+    [
+        (lambda job: (job / "000001.safetensors").write_bytes(b"nonsense"), 2, "000001.safetensors .* is damaged"),
+        (lambda job: flip_a_bit(job / "000002.safetensors"), 2, "000002.safetensors .* is damaged"),
+        (lambda job: (job / "000000.safetensors").unlink(), 2, None),
+        (lambda job: (job / "000000.safetensors").replace(job / "000004.safetensors"), 2, None),
+        (lambda job: (job / "identity.json").write_text("{}"), 0, "is of another edit .another"),
+        (lambda job: (job / "identity.json").write_text("[oh"), 0, "its identity cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_computed_again(
+    editor: Editor, video: Path, tmp_path: Path, spoil, resumed: int, note: str | None
+) -> None:
+    import re
+
+    out = tmp_path / "out.mp4"
+    expected = editor.edit_file(video, tmp_path / "whole.mp4", PARAMS).frames_sha256
+    interrupt(editor, video, out, 3)
+    spoil(tmp_path / "out.mp4.job")
+    report = editor.edit_file(video, out, PARAMS, resume=True)
+    assert report.frames_sha256 == expected
+    assert report.resumed_batches == resumed
+    assert note is None or any(re.search(note, sentence) for sentence in report.notes), report.notes
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-7] ^= 1
+    path.write_bytes(data)
+
+
+def test_another_edit_or_a_changed_video_is_not_gone_on_with(editor: Editor, video: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    interrupt(editor, video, out, 2)
+    other = EditParams("make it night", num_inference_steps=2, anchors=2, micro_batch=2, seed=5)
+    report = editor.edit_file(video, out, other, resume=True)
+    assert report.resumed_batches == 0
+    assert any("another params" in note for note in report.notes)
+    interrupt(editor, video, out, 2)
+    write_clip(video, make_frames(12, seed=9), sound=False)
+    report = editor.edit_file(video, out, PARAMS, resume=True)
+    assert report.resumed_batches == 0
+    assert any("another source" in note for note in report.notes)
+    report = editor.edit_file(video, out, PARAMS, resume=True)
+    assert any("There is no out.mp4.job" in note for note in report.notes)
+
+
+def test_a_disk_that_takes_no_journal_costs_the_journal_only(editor: Editor, video: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.mp4.job").write_text("in the way")
+    report = editor.edit_file(video, tmp_path / "out.mp4", PARAMS)
+    assert any("could not be written" in note for note in report.notes)
+    assert (tmp_path / "out.mp4").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_command_goes_on(checkpoint_folder: Path, editor: Editor, tmp_path: Path, workers: int) -> None:
+    """SIGKILL in the middle; then --resume, with another number of workers than before."""
+    video, out = write_clip(tmp_path / "clip.mp4", make_frames(40), sound=False), tmp_path / "out.mp4"
+    expected = editor.edit_file(video, tmp_path / "whole.mp4", PARAMS).frames_sha256
+    command = [sys.executable, "-m", "fairy.runtime.cli", "edit", str(video), PARAMS.prompt, "-o", str(out)]
+    command += ["--model", str(checkpoint_folder), "--steps", "2", "--anchors", "2", "--micro-batch", "2", "--quiet"]
+    command += ["--seed", "5"]
+    process = subprocess.Popen([*command, "--workers", str(workers)])
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "out.mp4.job" / "000002.safetensors").exists() and time.monotonic() < deadline:
+            assert process.poll() is None, "the edit ended before it could be killed"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    assert not out.exists()
+    with Editor.from_pretrained(checkpoint_folder, device="cpu", workers=3 - workers) as other:
+        report = other.edit_file(video, out, PARAMS, resume=True)
+    assert report.frames_sha256 == expected
+    assert report.resumed_batches >= 3
+    assert np.array_equal(np.frombuffer(out.read_bytes(), np.uint8), np.fromfile(tmp_path / "whole.mp4", np.uint8))
+    assert not (tmp_path / "out.mp4.job").exists()
