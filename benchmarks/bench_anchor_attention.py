@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.cells import Cell, Row, measure
+from benchmarks.cells import Cell, RunCell
 from fairy.kernels.anchor_attention import anchor_attention, anchor_attention_reference
 
 GROUPS = 3
@@ -41,6 +41,9 @@ class Shape:
     tokens: int
     anchors: int
     frames: int
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def sd15(size: str, level: int, anchors: int, batch: int) -> Shape:
@@ -129,15 +132,15 @@ def exponentials_per_s(device: torch.device) -> float:
     return 16.0 * properties.multi_processor_count * getattr(properties, "clock_rate", 1_755_000) * 1e3
 
 
+def cases(on_gpu: bool, full: bool) -> list[Shape]:
+    """The grid that this machine and the option ask for."""
+    return small_shapes() if not on_gpu else full_shapes() if full else default_shapes()
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_anchor_attention(device: torch.device, full: bool, report: Callable[[Sequence[Row]], None]) -> None:
-    on_gpu = device.type == "cuda"
-    shapes = small_shapes() if not on_gpu else full_shapes() if full else default_shapes()
-    dtype = torch.float16 if on_gpu else torch.float32
-    rows: list[Row] = []
-    for shape in shapes:
-        rows += measure(make_cell(shape, dtype, device), device, budget_ms=150 if on_gpu else 400)
-    report(rows)
+def test_anchor_attention(case: Shape, device: torch.device, run_cell: RunCell) -> None:
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    rows = run_cell(make_cell(case, dtype, device))
     assert all(row.error < 5e-3 for row in rows if row.way == "fairy")
 
 

@@ -1,13 +1,12 @@
 """`fairy::geglu` beside the plain form and what the compiler makes of it: ``pytest benchmarks/bench_geglu.py``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.cells import Cell, Row, compiled, measure
+from benchmarks.cells import Cell, RunCell, compiled
 from fairy.kernels.geglu import geglu, geglu_plain, geglu_reference
 
 LEVELS = {"level 0": (3072, 1280), "level 1": (768, 2560), "level 2": (192, 5120)}
@@ -24,13 +23,14 @@ def make_cell(level: str, batch: int, dtype: torch.dtype, device: torch.device, 
     return Cell(name, ways, lambda: geglu_reference(x[:1].double()), 3 * x.nbytes // 2, dtype=dtype)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_geglu(level: str, device: torch.device, full: bool, report: Callable[[Sequence[Row]], None]) -> None:
-    on_gpu = device.type == "cuda"
+def cases(on_gpu: bool, full: bool) -> list[tuple[str, int]]:
+    """Levels and batches."""
     batches = (9, 45, 180, 360) if on_gpu and full else (9, 360) if on_gpu else (1,)
+    return [(level, batch) for level in LEVELS for batch in batches]
+
+
+def test_geglu(case: tuple[str, int], device: torch.device, full: bool, run_cell: RunCell) -> None:
+    on_gpu = device.type == "cuda"
     dtype = torch.float16 if on_gpu else torch.float32
-    rows = []
-    for batch in batches:
-        rows += measure(make_cell(level, batch, dtype, device, compile_too=on_gpu or full), device)
-    report(rows)
+    rows = run_cell(make_cell(*case, dtype, device, compile_too=on_gpu or full))
     assert all(row.error < 2e-3 for row in rows)

@@ -1,13 +1,12 @@
 """`fairy::group_norm_silu` beside torch's norm and activation: ``pytest benchmarks/bench_group_norm_silu.py``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.cells import Cell, Row, compiled, measure
+from benchmarks.cells import Cell, RunCell, compiled
 from fairy.kernels.group_norm_silu import group_norm_silu, group_norm_silu_plain, group_norm_silu_reference
 
 # name: channels, height, width at 512×384
@@ -37,15 +36,14 @@ def make_cell(name: str, batch: int, dtype: torch.dtype, device: torch.device, *
     return Cell(f"{name} × {batch}, {str(dtype).removeprefix('torch.')}", ways, exact, 3 * x.nbytes, dtype=dtype)
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_group_norm_silu(name: str, device: torch.device, full: bool, report: Callable[[Sequence[Row]], None]) -> None:
-    on_gpu = device.type == "cuda"
+def cases(on_gpu: bool, full: bool) -> list[tuple[str, int]]:
+    """Shapes and batches; the decoder takes one picture at a time."""
     batches = (9, 45, 180, 360) if on_gpu and full else (9, 180) if on_gpu else (1,)
-    if name == "decoder":
-        batches = batches[:1]
+    return [(name, batch) for name in SHAPES for batch in (batches[:1] if name == "decoder" else batches)]
+
+
+def test_group_norm_silu(case: tuple[str, int], device: torch.device, full: bool, run_cell: RunCell) -> None:
+    on_gpu = device.type == "cuda"
     dtype = torch.float16 if on_gpu else torch.float32
-    rows = []
-    for batch in batches:
-        rows += measure(make_cell(name, batch, dtype, device, compile_too=on_gpu or full), device)
-    report(rows)
+    rows = run_cell(make_cell(*case, dtype, device, compile_too=on_gpu or full))
     assert all(row.error < 3e-3 for row in rows)

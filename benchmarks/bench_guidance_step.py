@@ -1,13 +1,12 @@
 """`fairy::guidance_step` beside the runtime's guidance and sampler: ``pytest benchmarks/bench_guidance_step.py``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.cells import Cell, Row, compiled, measure
+from benchmarks.cells import Cell, RunCell, compiled
 from fairy.kernels.guidance_step import euler_ancestral_coefficients, guidance_step, guidance_step_reference
 from fairy.runtime.guidance import guide, make_guidance
 from fairy.runtime.sampler import Schedule, euler_ancestral_step
@@ -43,10 +42,13 @@ def make_cell(frames: int, dtype: torch.dtype, device: torch.device, *, compile_
     return Cell(f"{frames} frames, {str(dtype).removeprefix('torch.')}", ways, exact, num_bytes)
 
 
-@pytest.mark.parametrize("frames", [3, 15, 120])
-def test_guidance_step(frames: int, device: torch.device, full: bool, report: Callable[[Sequence[Row]], None]) -> None:
+def cases(on_gpu: bool, full: bool) -> list[int]:
+    """Numbers of frames."""
+    return [3, 15, 120]
+
+
+def test_guidance_step(case: int, device: torch.device, full: bool, run_cell: RunCell) -> None:
     on_gpu = device.type == "cuda"
     dtype = torch.float16 if on_gpu else torch.float32
-    rows = measure(make_cell(frames, dtype, device, compile_too=on_gpu or full), device)
-    report(rows)
+    rows = run_cell(make_cell(case, dtype, device, compile_too=on_gpu or full))
     assert all(row.error < 1e-5 for row in rows)

@@ -1,13 +1,12 @@
 """`fairy::upsample_conv` beside upsampling and convolving: ``pytest benchmarks/bench_upsample_conv.py``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.cells import Cell, Row, compiled, measure
+from benchmarks.cells import Cell, RunCell, compiled
 from fairy.kernels.upsample_conv import fold_weight, upsample_conv, upsample_conv_plain, upsample_conv_reference
 
 # name: channels, height, width of the small picture at 512×384
@@ -39,17 +38,15 @@ def make_cell(name: str, batch: int, dtype: torch.dtype, device: torch.device, *
     return Cell(name, ways, exact, 5 * x.nbytes + folded.nbytes, flops, dtype)
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_upsample_conv(name: str, device: torch.device, full: bool, report: Callable[[Sequence[Row]], None]) -> None:
-    on_gpu = device.type == "cuda"
-    if name == "decoder" and not (on_gpu or full):
-        pytest.skip("takes a CPU several seconds; --full runs it")
+def cases(on_gpu: bool, full: bool) -> list[tuple[str, int]]:
+    """Shapes and batches; the decoder takes one picture at a time, and a CPU several seconds for it."""
     batches = (9, 45, 180, 360) if on_gpu and full else (9, 180) if on_gpu else (1,)
-    if name == "decoder":
-        batches = batches[:1]
+    names = [name for name in SHAPES if name != "decoder" or on_gpu or full]
+    return [(name, batch) for name in names for batch in (batches[:1] if name == "decoder" else batches)]
+
+
+def test_upsample_conv(case: tuple[str, int], device: torch.device, full: bool, run_cell: RunCell) -> None:
+    on_gpu = device.type == "cuda"
     dtype = torch.float16 if on_gpu else torch.float32
-    rows = []
-    for batch in batches:
-        rows += measure(make_cell(name, batch, dtype, device, compile_too=on_gpu or full), device)
-    report(rows)
+    rows = run_cell(make_cell(*case, dtype, device, compile_too=on_gpu or full))
     assert all(row.error < 5e-3 for row in rows)

@@ -6,13 +6,12 @@ means that nothing is left to gain.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from benchmarks.timing import copy_gb_per_s, matmul_tflop_per_s, side_by_side
+from fairy.benchmarks.timing import Timing, copy_gb_per_s, matmul_tflop_per_s, side_by_side
 
 COLUMNS = ("cell", "way", "ms", "p20…p80", "GB/s", "TFLOP/s", "of bound", "× slower", "error", "measured")
 
@@ -48,20 +47,21 @@ class Row:
 
     cell: str
     way: str
-    ms: float
-    p20_ms: float
-    p80_ms: float
+    timing: Timing
     gb_per_s: float
     tflop_per_s: float
     of_bound: float
     slower: float
     error: float
-    how: str
-    throttled: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """The row as JSON takes it."""
-        return asdict(self)
+    @property
+    def ms(self) -> float:
+        """The median time, milliseconds."""
+        return self.timing.median_ms
+
+
+RunCell = Callable[[Cell], list[Row]]
+"""The fixture `run_cell` of `conftest.py`: measures a cell, prints its rows and keeps their records."""
 
 
 def measure(cell: Cell, device: torch.device, *, budget_ms: float = 200) -> list[Row]:
@@ -78,16 +78,12 @@ def measure(cell: Cell, device: torch.device, *, budget_ms: float = 200) -> list
         Row(
             cell=cell.name,
             way=name,
-            ms=t.median_ms,
-            p20_ms=t.p20_ms,
-            p80_ms=t.p80_ms,
+            timing=t,
             gb_per_s=cell.num_bytes / t.median_ms / 1e6,
             tflop_per_s=cell.flops / t.median_ms / 1e9,
             of_bound=bound_ms / t.median_ms,
             slower=t.median_ms / ours_ms,
             error=errors[name],
-            how=t.how,
-            throttled=t.throttled,
         )
         for name, t in timings.items()
     ]
@@ -113,13 +109,13 @@ def _texts(row: Row) -> tuple[str, ...]:
         row.cell,
         row.way,
         f"{row.ms:.4g}",
-        f"{row.p20_ms:.4g}…{row.p80_ms:.4g}",
+        f"{row.timing.p20_ms:.4g}…{row.timing.p80_ms:.4g}",
         f"{row.gb_per_s:.4g}",
         f"{row.tflop_per_s:.3g}" if row.tflop_per_s else "",
         f"{row.of_bound:.2f}",
         f"{row.slower:.2f}",
         f"{row.error:.1e}",
-        ", ".join((row.how, *row.throttled)),
+        ", ".join((row.timing.how, *row.timing.throttled)),
     )
 
 

@@ -1,8 +1,9 @@
 """Everything that wants a GPU, in one go: ``python -m benchmarks.gpu --out RESULTS.json`` (under nine minutes).
 
 Every part is a process of its own with its own time limit; one that fails or is late becomes a row with the reason and
-stops no other. The file is written anew after each part, so that what was measured is never lost. `--list` names the
-parts, `--only NAME` runs some. A later part is a line in `PARTS`.
+stops no other. The file is written anew after each part, so that what was measured is never lost; it holds the records
+of all parts, so that `fairy bench gate` takes it as it is. `--list` names the parts, `--only NAME` runs some. A later
+part is a line in `PARTS`.
 """
 
 import argparse
@@ -15,17 +16,18 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.timing import machine
+from fairy.benchmarks.records import FORMAT
+from fairy.benchmarks.timing import machine
 from fairy.runtime.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
-PYTEST = (sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider")
+PYTEST = (sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "--benchmark-quiet")
 FIGURES = "{figures}"  # stands for a file that the part may write JSON to
 TAIL = 4000  # characters of a part's output that are kept
 
@@ -47,7 +49,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a part went: "passed", "failed" or "late", why not if it did not, its figures and the end of its output."""
+    """How a part went: "passed", "failed" or "late", why not if it did not, its figures and the end of its output.
+
+    `figures` is what it wrote: a file of records, or JSON of its own.
+    """
 
     name: str
     status: str
@@ -100,9 +105,20 @@ def run_all(parts: Sequence[Part], out: Path, device: torch.device) -> list[Outc
         outcomes.append(run_part(part))
         last = outcomes[-1]
         print(f"    {last.status} after {last.seconds:.1f} s{f': {last.reason}' if last.reason else ''}", flush=True)
-        content = {"machine": machine(device), "parts": [asdict(outcome) for outcome in outcomes]}
-        write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
+        write_atomically(out, (json.dumps(_content(outcomes, device), indent=1) + "\n").encode())
     return outcomes
+
+
+def _content(outcomes: Sequence[Outcome], device: torch.device) -> dict[str, Any]:
+    """The records of every part in one file of records, beside how the parts went."""
+    records, refused, parts = [], [], []
+    for outcome in outcomes:
+        if isinstance(outcome.figures, dict) and outcome.figures.get("format") == FORMAT:
+            records += outcome.figures["records"]
+            refused += outcome.figures["refused"]
+            outcome = replace(outcome, figures=None)
+        parts.append(asdict(outcome))
+    return {"format": FORMAT, "machine": machine(device), "parts": parts, "records": records, "refused": refused}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

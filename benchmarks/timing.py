@@ -80,7 +80,7 @@ def side_by_side(
             runs[name].append(watch())
     throttled = tuple(sorted(before | throttle_reasons(device)))
     _synchronise(device)
-    return {name: _summary([read() for read in runs[name]], how, throttled) for name, (_, how) in watches.items()}
+    return {name: summarise([read() for read in runs[name]], how, throttled) for name, (_, how) in watches.items()}
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -175,7 +175,8 @@ def _warm_up(watch: Watch, device: torch.device, at_least_ms: float = 25) -> flo
     return ms
 
 
-def _summary(times_ms: list[float], how: str, throttled: tuple[str, ...]) -> Timing:
+def summarise(times_ms: list[float], how: str, throttled: tuple[str, ...]) -> Timing:
+    """The distribution of measured times."""
     wanted = torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64)
     median, p20, p80 = torch.tensor(times_ms, dtype=torch.float64).quantile(wanted).tolist()
     return Timing(median, p20, p80, len(times_ms), how, throttled)

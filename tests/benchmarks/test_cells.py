@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from benchmarks.cells import Cell, measure, table
-from benchmarks.timing import copy_gb_per_s
+from fairy.benchmarks.gate import compare, failed
+from fairy.benchmarks.records import RecordFile, read_records
+from fairy.benchmarks.timing import copy_gb_per_s
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -36,10 +38,10 @@ def test_rows_say_error_rate_and_ratio() -> None:
 
 @pytest.mark.slow
 def test_a_benchmark_runs_and_keeps_its_figures(tmp_path: Path) -> None:
-    figures = tmp_path / "figures.json"
+    figures, stores = tmp_path / "figures.json", tmp_path / "stored.json"
     command = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "benchmarks/bench_guidance_step.py"]
     done = subprocess.run(
-        [*command, "-k", "3", f"--figures={figures}"],
+        [*command, "-k", "3", f"--figures={figures}", f"--benchmark-json={stores}"],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -48,7 +50,17 @@ def test_a_benchmark_runs_and_keeps_its_figures(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    content = json.loads(figures.read_text())
-    assert content["machine"]["torch"] == torch.__version__
-    assert {"fairy", "eager"} <= {row["way"] for row in content["rows"]}
+    found = read_records(figures).records
+    assert set(found) == {f"guidance_step, 3 frames, float32, {way}" for way in ("fairy", "eager")}
+    for record in found.values():
+        assert record.machine["torch"] == torch.__version__
+        assert record.timing is not None
+        assert record.timing.runs >= 5
+        assert 0 < record.quality["error"].value < 1e-5
     assert "× slower" in done.stdout
+    (stored,) = json.loads(stores.read_text())["benchmarks"]  # what pytest-benchmark keeps
+    ours = found["guidance_step, 3 frames, float32, fairy"]
+    assert stored["stats"]["rounds"] >= 5
+    assert stored["extra_info"]["recipe_sha256"] == ours.recipe_sha256
+    assert stored["extra_info"]["on_the_device"]["fairy"]["median_ms"] == ours.timing.median_ms  # type: ignore[union-attr]
+    assert not failed(compare(RecordFile(found, {}), RecordFile(found, {})))

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,16 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.gpu import FIGURES, PARTS, Part, main, run_all, run_part
+from fairy.benchmarks.records import Quality, make_record, read_records, write_records
+from fairy.benchmarks.timing import Timing
+from fairy.runtime.cli import run as run_cli
 
 
 def _python(code: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-c", code, *arguments)
 
 
+ERROR = {"error": Quality(1e-6, "lower")}
 WRITES = "import json, sys; print('done'); json.dump({'ms': 1.5}, open(sys.argv[1], 'w'))"
 
 
@@ -46,6 +51,27 @@ def test_every_kind_of_end_is_a_row_and_the_others_go_on(tmp_path: Path, capsys:
 def test_figures_that_are_no_json_are_no_figures() -> None:
     outcome = run_part(Part("breaks off", _python("import sys; open(sys.argv[1], 'w').write('{')", FIGURES), 20))
     assert (outcome.status, outcome.figures) == ("passed", None)
+
+
+def test_the_records_of_all_parts_are_one_file_that_the_gate_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {name: make_record(name, {"n": name}, torch.device("cpu"), counts={"launches": 3}) for name in ("a", "b")}
+    hot = replace(kept["b"], name="hot", timing=Timing(1, 1, 1, 5, "graph", ("power cap",)), quality=ERROR)
+    files = {}
+    for name, records in (("one", [kept["a"]]), ("two", [kept["b"], hot])):
+        files[name] = tmp_path / f"{name}.json"
+        write_records(files[name], records)
+    copy = "import shutil, sys; shutil.copyfile(sys.argv[1], sys.argv[2])"
+    parts = [Part(name, _python(copy, str(path), FIGURES), 20) for name, path in files.items()]
+    out = tmp_path / "out.json"
+    run_all([*parts, Part("fails", _python("raise SystemExit(3)"), 20)], out, torch.device("cpu"))
+    found = read_records(out)
+    assert found.records == kept
+    assert list(found.refused) == ["hot"]
+    assert [part["figures"] for part in json.loads(out.read_text())["parts"]] == [None] * 3
+    assert run_cli(["bench", "gate", str(out), str(out)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "2 pass"
 
 
 def test_a_late_part_leaves_no_process_behind(tmp_path: Path) -> None:

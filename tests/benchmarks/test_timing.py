@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.nvml import named_throttles
-from benchmarks.timing import copy_gb_per_s, machine, side_by_side, time_ms
+from benchmarks.timing import copy_gb_per_s, machine, side_by_side, summarise, time_ms
 
 CPU = torch.device("cpu")
 
@@ -55,9 +55,7 @@ def test_a_failing_call_is_not_hidden() -> None:
 
 
 def test_percentiles_are_those_of_the_runs() -> None:
-    from benchmarks.timing import _summary
-
-    timing = _summary([5.0, 1.0, 2.0, 4.0, 3.0, 6.0], "clock", ())
+    timing = summarise([5.0, 1.0, 2.0, 4.0, 3.0, 6.0], "clock", ())
     assert (timing.median_ms, timing.p20_ms, timing.p80_ms) == pytest.approx((3.5, 2.0, 5.0))
 
 
