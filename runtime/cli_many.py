@@ -1,8 +1,9 @@
 """`fairy edit-many`: every clip of a folder, here or on a Ray cluster, and a table of what became of them."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,7 +79,8 @@ def edit_many(
     if report is not None:
         _check_report(user_path(report), items)
     try:
-        with _progress_bar(quiet, len(items)) as on_result:
+        # Ray prints what it thinks of lost nodes; stdout is for the table.
+        with redirect_stdout(sys.stderr), _progress_bar(quiet, len(items)) as on_result:
             done = edit_items(items, setup, options, skip_existing=skip_existing, on_result=on_result)
     except KeyboardInterrupt:
         raise Cancelled(f"Interrupted; the clips that were finished are in {out}.") from None

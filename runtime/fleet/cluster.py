@@ -69,7 +69,7 @@ def _local(ray: Any) -> Iterator[None]:
                     _temp_dir=str(folder),
                 )
         except Exception as error:  # of many kinds, where one of its processes does not start
-            raise MachineError(f"Ray did not start on this machine ({_first_line(error)}).") from error
+            raise MachineError(f"Ray did not start on this machine ({first_line(error)}).") from error
         yield
     finally:
         ray.shutdown()
@@ -84,7 +84,7 @@ def _remote(ray: Any, address: str) -> Iterator[None]:
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except Exception as error:  # of many kinds, few of them Ray's own
             raise InputError(
-                f"No Ray cluster answers at {address!r} ({_first_line(error)}); give the address of one that this "
+                f"No Ray cluster answers at {address!r} ({first_line(error)}); give the address of one that this "
                 "machine belongs to, or local."
             ) from error
         yield
@@ -133,6 +133,7 @@ def _own_signals() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What Ray says first of an error, without its state and traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".")

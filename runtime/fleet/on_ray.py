@@ -18,7 +18,7 @@ from typing import Any
 
 from fairy.kernels.errors import Cancelled, FairyError, InputError, MachineError
 from fairy.runtime.fleet.actor import EditorActor
-from fairy.runtime.fleet.cluster import connected
+from fairy.runtime.fleet.cluster import connected, first_line
 from fairy.runtime.fleet.items import WorkItem
 from fairy.runtime.fleet.results import ClipResult, too_late
 from fairy.runtime.fleet.setup import EditorSetup, FleetOptions, room_for_editors, with_gpus
@@ -78,8 +78,9 @@ class _Crew:
             num_cpus=self._cpus,
             num_gpus=self._gpus,
             max_concurrency=2,
-            max_restarts=-1,
-            max_task_retries=options.retries,
+            max_restarts=options.retries,
+            # Not a number of tries: until a lost node is known to be lost, within seconds, Ray tries it in vain.
+            max_task_retries=-1,
         )(EditorActor)
         self._tasks: dict[Any, _Task] = {}
         self._refused: FairyError | None = None
@@ -241,7 +242,6 @@ def _parts(items: Sequence[WorkItem]) -> Iterator[Path]:
 
 
 def _lost(error: Exception, item: WorkItem | None, retries: int) -> str:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if item is None:
-        return f"An editor could not be started ({reason.rstrip('.')}); every node needs fairy-runtime with its models."
-    return f"{item.video} was tried {retries + 1} times and its editor was lost each time ({reason.rstrip('.')})."
+        return f"An editor could not be started ({first_line(error)}); every node needs fairy-runtime with its models."
+    return f"The editor of {item.video} was lost, and {retries} times started again in vain ({first_line(error)})."

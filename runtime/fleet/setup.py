@@ -60,7 +60,7 @@ class FleetOptions:
         gpus_per_editor: GPUs of each; 0 = the CPU; None = one where there are some and the device is not "cpu".
         item_timeout_s: seconds after which a clip that was handed to an editor is given up.
         start_timeout_s: seconds that the first editor may take to be ready, placement and loading included.
-        retries: how many more times a clip is tried whose editor was lost.
+        retries: how often an editor that was lost is started again, with the clip it had.
 
     Raises:
         InputError: a value is impossible.
