@@ -84,13 +84,12 @@ def show(request: pytest.FixtureRequest, device: torch.device) -> Callable[[str]
 @pytest.fixture(scope="session")
 def keep(request: pytest.FixtureRequest) -> Keep:
     """Keep records, and write what there is so far: a run that is stopped keeps its finished cells."""
-    config = request.config
+    kept, path = request.config.stash[_RECORDS], request.config.getoption("--figures")
 
     def add(records: Sequence[Record]) -> None:
-        config.stash[_RECORDS].extend(records)
-        path = config.getoption("--figures")
+        kept.extend(records)
         if path is not None:
-            write_atomically(path, (json.dumps(to_json(config.stash[_RECORDS]), indent=1) + "\n").encode())
+            write_atomically(path, (json.dumps(to_json(kept), indent=1) + "\n").encode())
 
     return add
 

@@ -7,12 +7,47 @@ from typing import Annotated
 
 import typer
 
+from fairy.kernels.errors import InputError
+
 bench = typer.Typer(help="Measure, and plan from what was measured.", rich_markup_mode=None)
 
 
-@bench.callback()
-def _bench() -> None:
-    """Keeps the commands below commands, however few they are."""
+@bench.callback(invoke_without_command=True)
+def clip(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option(help="A folder or hub id [the embedded model].")] = None,
+    video: Annotated[Path | None, typer.Option(help="A clip of yours, with --prompt [a generated one].")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The instruction [make it sepia].")] = None,
+    frames: Annotated[int | None, typer.Option(help="How many frames [6 on a CPU, 120 on a GPU].")] = None,
+    long_side: Annotated[int | None, typer.Option(help="Pixels of the long side [96 on a CPU, 512 on a GPU].")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps [the model's, else 10].")] = None,
+    anchors: Annotated[int | None, typer.Option(help="Anchor frames [3].")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all noise.")] = 0,
+    repeats: Annotated[int, typer.Option(help="Measured edits of each way.")] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, eager, onnxruntime, tensorrt or compiled.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads of the computation.")] = 1,
+    out: Annotated[Path, typer.Option(help="The folder for record.json and page.html.")] = Path("fairy-bench"),
+) -> None:
+    """Edit a clip several times on this machine: one table and one page of speed, memory, energy and quality."""
+    if context.invoked_subcommand is not None:
+        _refuse_options_before(context)
+        return
+    command = import_module("fairy.benchmarks.clip_command")
+    options = {name: value for name, value in context.params.items() if name != "out"}
+    for line in command.run(options, out, lambda sentence: typer.echo(f"  {sentence}", err=True)):
+        typer.echo(line)
+
+
+def _refuse_options_before(context: typer.Context) -> None:
+    """Options of the clip benchmark before another command's name would be ignored."""
+    given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+    if given:
+        raise InputError(
+            f"--{given[0].replace('_', '-')} stands before {context.invoked_subcommand}, which does not take it; "
+            "write options after the command."
+        )
 
 
 @bench.command()
