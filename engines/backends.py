@@ -4,7 +4,7 @@ Each backend is a file of its own in this folder, imported only when it is asked
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import torch
@@ -16,6 +16,7 @@ from fairy.engines.store import EngineStore
 from fairy.engines.stored import NotBuilt, StoredBackend
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.model import graph_specs
+from fairy.export.steps import check_steps
 from fairy.kernels.errors import FairyError, InputError, MachineError
 
 _LOG = logging.getLogger(__name__)
@@ -52,13 +53,17 @@ def make_builder(name: str) -> Builder:
     return made
 
 
-def check_backend(name: str, device: torch.device) -> None:
+def check_backend(name: str, device: torch.device, without: Sequence[str] = ()) -> None:
     """Refuse, before a model is loaded, a backend that does not exist or cannot work on this device.
 
+    Args:
+        without: steps of the compiled path to leave out.
+
     Raises:
-        InputError: there is no backend of that name. MachineError: its libraries do not work here.
+        InputError: there is no backend or step of that name. MachineError: its libraries do not work here.
     """
     _check_name(name)
+    check_without(name, without)
     if name in BUILDABLE:
         full_environment(make_builder(name), device)
 
@@ -71,35 +76,48 @@ def make_backend(
     *,
     store: EngineStore | None = None,
     builders: Builders | None = None,
+    without: Sequence[str] = (),
 ) -> Backend:
     """The backend of that name, its engines loaded; "auto" is the best one that is ready, decided here and logged once.
 
-    "compiled" alone needs no engines: where the store has none, graphs are compiled when they are first called.
+    "compiled" alone needs no engines: where the store has none, or steps are left out, graphs are compiled when they
+    are first called.
 
     Args:
         store: where built engines lie; None = the user's own store.
         builders: gives the builder of a backend by its name; None = `make_builder`.
+        without: steps of the compiled path to leave out; see `fairy.export.steps`.
 
     Raises:
         InputError: there is no backend of that name, or the store lacks its engines; says what to run.
         MachineError: its libraries or an engine do not work here.
     """
     _check_name(name)
+    check_without(name, without)
     store = store or EngineStore()
     builders = builders or make_builder
     if name == "auto":
         return _best(checkpoint, device, dtype, store, builders)
     if name == "eager":
         return EagerBackend(checkpoint, device, dtype)
-    backend = StoredBackend(name, store, checkpoint, device, dtype, builder=builders(name))
-    try:
-        return _prepared(backend, checkpoint)
-    except NotBuilt:
-        if name != "compiled":
-            raise
+    if not without:
+        backend = StoredBackend(name, store, checkpoint, device, dtype, builder=builders(name))
+        try:
+            return _prepared(backend, checkpoint)
+        except NotBuilt:
+            if name != "compiled":
+                raise
     from fairy.engines.compiled import CompiledBackend
 
-    return CompiledBackend(checkpoint, device, dtype)
+    return CompiledBackend(checkpoint, device, dtype, without=without)
+
+
+def check_without(backend: str, without: Sequence[str]) -> None:
+    """Raise InputError where a step to leave out does not exist, or the backend has none."""
+    if check_steps(without) and backend != "compiled":
+        raise InputError(
+            f"Backend {backend!r} has no steps to leave out; choose the backend compiled, or leave none out."
+        )
 
 
 def _best(

@@ -36,7 +36,7 @@ from fairy.export.graphs import GraphSpec
 from fairy.export.model import Attend, build_graph
 from fairy.export.precision import with_network_in
 from fairy.export.shapes import dtype_of, random_inputs
-from fairy.export.steps import Steps, choose_steps
+from fairy.export.steps import Steps, choose_steps, in_order
 from fairy.kernels.anchor_attention import anchor_attention
 from fairy.kernels.errors import Cancelled, InputError, MachineError
 
@@ -100,6 +100,10 @@ class CompiledBuilder:
                 raise Cancelled(f"Building {spec.graph.name} was cancelled.")
             made = work(made)
         on_progress("compile", len(phases), len(phases))
+
+    def steps(self, device: torch.device) -> Steps:
+        """The steps that packages for a device hold."""
+        return packaged_steps(device)
 
     def load(self, spec: EngineSpec, folder: Path, device: torch.device) -> "CompiledEngine":
         """The engine whose package lies in `folder`.
@@ -178,7 +182,7 @@ class CompiledBackend(EagerBackend):
         """What ran since this was last asked: nothing of a store."""
         compiled = "graphs were compiled on the spot; `fairy build --backend compiled` keeps them"
         notes = [compiled] if "inductor" in self.steps else []
-        return Usage(fallbacks=(*super().take_usage().fallbacks, *notes, *dict.fromkeys(self._notes)))
+        return Usage(fallbacks=(*notes, *dict.fromkeys(self._notes)), steps=in_order(self.steps))
 
     def close(self) -> None:
         """Close every engine and let go of the weights."""

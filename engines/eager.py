@@ -11,6 +11,7 @@ from fairy.engines.engine import Engine, EngineSpec, Usage
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
 from fairy.export.model import build_graph
+from fairy.export.steps import NO_STEPS, Steps
 from fairy.kernels.errors import InputError
 
 
@@ -48,6 +49,7 @@ class EagerBackend:
     """Engines that share one set of weights; a second set is made when float32 is asked for beside 16 bit."""
 
     name = "eager"
+    steps: Steps = NO_STEPS
 
     def __init__(
         self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, fallbacks: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from torch import Tensor
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
 from fairy.export.shapes import shape_of
+from fairy.export.steps import Steps, in_order
 from fairy.kernels.errors import InputError
 
 Range = tuple[int, int, int]
@@ -148,20 +149,27 @@ class Usage:
     Attributes:
         digests: of the stored engines that ran, by graph.
         fallbacks: what ran otherwise than asked for, and why, in sentences.
+        steps: names of the steps that networks ran with; see `fairy.export.steps`.
     """
 
     digests: dict[str, str] = field(default_factory=dict)
     fallbacks: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
 
     def joined(self, other: "Usage") -> "Usage":
         """Both together."""
-        return Usage({**self.digests, **other.digests}, tuple(dict.fromkeys((*self.fallbacks, *other.fallbacks))))
+        return Usage(
+            {**self.digests, **other.digests},
+            tuple(dict.fromkeys((*self.fallbacks, *other.fallbacks))),
+            in_order((*self.steps, *other.steps)),
+        )
 
 
 class Backend(Protocol):
-    """A way to run graphs. `name` is what reports and options call it."""
+    """A way to run graphs. `name` is what reports and options call it, `steps` what its callers may rely on."""
 
     name: str
+    steps: Steps
 
     def engine(self, graph: GraphSpec, precision: torch.dtype | None = None) -> Engine:
         """An engine for this graph, in the backend's own precision or in another; made once and kept."""

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,9 +19,19 @@ from fairy.engines.key import full_environment, make_key, request_digest
 from fairy.engines.store import EngineStore, StoredEngine
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
+from fairy.export.steps import NO_STEPS, Steps, in_order
 from fairy.kernels.errors import FairyError, InputError, MachineError
 
 _SAME_BUT_FOR_VERSIONS = ("weights", "graph", "backend", "device", "precision")
+
+
+@runtime_checkable
+class HoldsSteps(Protocol):
+    """A builder whose engines are networks with steps applied; see `fairy.export.steps`."""
+
+    def steps(self, device: torch.device) -> Steps:
+        """Those that its engines for a device hold."""
+        ...
 
 
 class NotBuilt(InputError):
@@ -84,7 +95,9 @@ class StoredGraph:
 
 
 class StoredBackend:
-    """Engines of the store by one builder, on one device."""
+    """Engines of the store by one builder, on one device. What steps they hold is theirs: callers need not know."""
+
+    steps: Steps = NO_STEPS
 
     def __init__(
         self,
@@ -156,7 +169,10 @@ class StoredBackend:
 
     def take_usage(self) -> Usage:
         """Digests of the engines that ran, and what eager ran instead, since this was last asked."""
-        usage = Usage(dict(self._digests), tuple(self._fallbacks))
+        builder, held = self._builder, NO_STEPS
+        if isinstance(builder, HoldsSteps) and self._digests:
+            held = builder.steps(self._device)
+        usage = Usage(dict(self._digests), tuple(self._fallbacks), in_order(held))
         self._digests.clear()
         self._fallbacks.clear()
         return usage

@@ -34,6 +34,7 @@ class Checkpoint:
         scheduler_config: the checkpoint's own scheduler configuration, as it stands.
         recommended: values of `fairy.json` beside `model_index.json`; empty without that file.
         folder, variant: where the files were read from, and which of them; None where the networks were made in code.
+        depth_estimator, depth_processor: the DPT that comes with a depth-conditioned model, in float32; else None.
     """
 
     name: str
@@ -45,6 +46,8 @@ class Checkpoint:
     recommended: dict[str, Any]
     folder: Path | None = None
     variant: str | None = None
+    depth_estimator: Any = None
+    depth_processor: Any = None
 
     @property
     def vae_factor(self) -> int:
@@ -88,6 +91,7 @@ def load_checkpoint(
         parts: dict[str, Any] = {name: _load(folder, name, dtype, variant) for name in _COMPONENTS}
     for name in ("unet", "vae", "text_encoder"):
         parts[name] = parts[name].eval().requires_grad_(False).to(device=device)
+    parts |= _load_depth(folder, device)
     checkpoint = Checkpoint(
         name=str(model),
         scheduler_config=_read_json(folder / "scheduler" / "scheduler_config.json"),
@@ -186,6 +190,7 @@ def hub_patterns(variant: str | None = None) -> list[str]:
     for part, name in weights.items():
         patterns += [f"{part}/config.json", f"{part}/{name}{dot}.safetensors"]
         patterns += [f"{part}/{name}{dot}-*-of-*.safetensors", f"{part}/{name}.safetensors.index{dot}.json"]
+    patterns += ["depth_estimator/config.json", "depth_estimator/model.safetensors", "feature_extractor/*.json"]
     return patterns
 
 
@@ -242,6 +247,22 @@ def _load_network(where: Path, name: str, dtype: torch.dtype, variant: str | Non
         first = sorted(info["missing_keys"])[0]
         raise InputError(f"The {name} in {where} lacks weights, {first} among them; get the model's files anew.")
     return module
+
+
+def _load_depth(folder: Path, device: str | torch.device) -> dict[str, Any]:
+    """The DPT of a depth-conditioned model, where its folder holds one; what makes pictures its inputs is beside it."""
+    from transformers import DPTForDepthEstimation, DPTImageProcessor
+
+    where, beside = folder / "depth_estimator", folder / "feature_extractor"
+    if not where.is_dir() or not beside.is_dir():
+        return {}
+    try:
+        estimator = DPTForDepthEstimation.from_pretrained(where, dtype=torch.float32, use_safetensors=True)
+        processor = DPTImageProcessor.from_pretrained(beside)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"The depth_estimator in {where} cannot be loaded ({reason}); get its files anew.") from error
+    return {"depth_estimator": estimator.eval().requires_grad_(False).to(device), "depth_processor": processor}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -57,6 +57,10 @@ class CarriedAnchor:
     keys: tuple[dict[str, Tensor], ...]
     values: tuple[dict[str, Tensor], ...]
 
+    def first_step(self) -> "CarriedAnchor":
+        """The same of the first step alone."""
+        return CarriedAnchor(self.keys[:1], self.values[:1])
+
 
 @dataclass(frozen=True, slots=True)
 class AnchorBank:
@@ -130,6 +134,9 @@ class AnchorBank:
                 slots = bank[step][layer.name].unflatten(1, (self.num_anchors + self.carries, -1))
                 named[name] = slots[:, : self.num_anchors]
         return named
+
+    def finish(self, step: int) -> None:
+        """Phase A is done with a step; nothing is left to do here."""
 
     def carried_context(self, step: int) -> dict[str, Tensor]:
         """What phase A reads of the segment before: input name to a view [branch, 1, tokens, heads·dim]."""

@@ -87,6 +87,12 @@ def edit(
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
     backend: Annotated[str, typer.Option(help="auto, eager, onnxruntime, tensorrt or compiled.")] = "auto",
     store: Annotated[Path | None, typer.Option(help="The store of engines [$FAIRY_STORE, else the cache].")] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help="A step of the backend compiled to leave out; may be repeated.")
+    ] = None,
+    bank: Annotated[
+        str, typer.Option(help="Where the anchors' keys and values are kept: device, or host for small cards.")
+    ] = "device",
     gpus: Annotated[int, typer.Option(help="How many GPUs share the job.")] = 1,
     workers: Annotated[int, typer.Option(help="How many processes share the job on the CPU.")] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads of the computation.")] = 1,
@@ -152,9 +158,11 @@ def edit(
             dtype=dtype,
             backend=backend,
             store=store,
+            without=tuple(without or ()),
             gpus=gpus,
             workers=workers,
             threads=threads,
+            bank=bank,
         ) as editor,
         _telling_of_journal(request.out),
         _progress_bar(quiet) as on_progress,

@@ -7,7 +7,7 @@ and then takes the other frames in micro-batches: read, encode, denoise against 
 """
 
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -75,9 +75,11 @@ class Editor:
         threads: int = 1,
         executor: Executor | None = None,
         store: EngineStore | None = None,
+        bank: str = "device",
     ) -> None:
-        """`executor`: what computes; None = the backend's engines in this process. `store`: where they come from."""
-        self._networks = Networks(checkpoint, backend, device)
+        """`executor`: what computes; None = the backend's engines in this process. `store`: where they come from.
+        `bank`: as in `from_pretrained`."""
+        self._networks = Networks(checkpoint, backend, device, bank_on_host=bank == "host")
         self._executor = executor or InProcess(self._networks, threads)
         self._store = store
         self._dtype = dtype
@@ -97,9 +99,11 @@ class Editor:
         torch_dtype: str | torch.dtype | None = None,
         backend: str = "auto",
         store: str | Path | None = None,
+        without: Sequence[str] = (),
         gpus: int = 1,
         workers: int = 1,
         threads: int = 1,
+        bank: str = "device",
         revision: str | None = None,
         variant: str | None = None,
         token: str | bool | None = None,
@@ -116,9 +120,12 @@ class Editor:
             backend: "auto" (the best one whose engines are in the store, else eager), "eager", "onnxruntime",
                 "tensorrt" or "compiled".
             store: the folder of built engines; None = `$FAIRY_STORE`, else the user's cache folder.
+            without: steps of the backend "compiled" to leave out, such as "fused-qkv"; it then compiles on the spot.
             gpus, workers: how many processes compute, each on a GPU of its own or all on the CPU; 1 = this process. The
                 result is the same for any number.
             threads: CPU threads of the computation; results may differ in rounding between numbers of threads.
+            bank: where the anchors' keys and values are kept: "device", or "host" memory, from where they are fetched a
+                step ahead, for cards that cannot hold all steps. Several workers then compute the anchors each.
             revision, variant, token, cache_dir, local_files_only: as in diffusers, for models from the hub.
 
         Raises:
@@ -127,8 +134,10 @@ class Editor:
         chosen_device = resolve_device(device)
         chosen_dtype = resolve_dtype(dtype if torch_dtype is None else torch_dtype, chosen_device)
         devices = worker_devices(chosen_device, gpus, workers)
-        check_backend(backend, chosen_device)
+        check_backend(backend, chosen_device, without)
         check_threads(threads)
+        if bank not in ("device", "host"):
+            raise InputError(f"bank = {bank!r} is not known; choose device or host.")
         checkpoint = load_checkpoint(
             embedded_model() if model is None else model,
             dtype=chosen_dtype,
@@ -142,11 +151,15 @@ class Editor:
         engines = EngineStore(store)
         if len(devices) == 1:
             with cpu_threads(threads):  # some engines take the number of threads when they are loaded
-                made = make_backend(backend, checkpoint, chosen_device, chosen_dtype, store=engines)
-            return cls(checkpoint, made, device=chosen_device, dtype=chosen_dtype, threads=threads, store=engines)
-        pool = _make_pool(checkpoint, devices, chosen_dtype, backend, engines, threads)
-        how = {"device": chosen_device, "dtype": chosen_dtype, "threads": threads, "store": engines}
-        return cls(checkpoint, pool, executor=pool, **how)  # type: ignore[arg-type]
+                made = make_backend(backend, checkpoint, chosen_device, chosen_dtype, store=engines, without=without)
+            executor = None
+        else:
+            assert checkpoint.folder is not None
+            folder, left_out = checkpoint.folder.absolute(), tuple(without)
+            what = (folder, checkpoint.variant, devices, chosen_dtype, backend, engines.root)
+            made = executor = WorkerPool(PoolOptions(*what, threads, left_out, bank))
+        how = {"device": chosen_device, "dtype": chosen_dtype, "threads": threads, "store": engines, "bank": bank}
+        return cls(checkpoint, made, executor=executor, **how)  # type: ignore[arg-type]
 
     def edit(
         self,
@@ -251,6 +264,7 @@ class Editor:
         networks = self._networks
         name, folder = networks.backend.name, networks.checkpoint.folder
         engines = [] if self._store is None or name == "eager" else [e.digest for e in self._store.engines()]
+        engines += networks.backend.steps
         told = {"backend": name, "engines": engines, "device": networks.device, "threads": self._threads}
         return identity_of(job, model=folder, **told)  # type: ignore[arg-type]
 
@@ -327,7 +341,7 @@ class Editor:
         check_processes(params, self._executor.workers)
         self._executor.take_usage()  # of a job that failed
         job = plan_job(self._networks.checkpoint, video, params, monitor, latents=latents, precision=self._dtype)
-        check_memory(self._networks.checkpoint, job, self._networks.device)
+        check_memory(self._networks.checkpoint, job, self._networks.device, bank_on_host=self._networks.bank_on_host)
         return job
 
     def _run(self, job: Job, preview: Path | None) -> Generator[tuple[EditPart, list[Frames]], None, None]:
@@ -372,21 +386,6 @@ class Editor:
                 yield
             finally:
                 self._owner = None
-
-
-def _make_pool(
-    checkpoint: Checkpoint,
-    devices: tuple[torch.device, ...],
-    dtype: torch.dtype,
-    backend: str,
-    store: EngineStore,
-    threads: int,
-) -> WorkerPool:
-    assert checkpoint.folder is not None
-    options = PoolOptions(
-        checkpoint.folder.absolute(), checkpoint.variant, devices, dtype, backend, store.root, threads=threads
-    )
-    return WorkerPool(options)
 
 
 def _preview_path(preview: str | Path | None) -> Path | None:

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from fairy.engines.engine import Usage
-from fairy.runtime.anchors import AnchorBank, CarriedAnchor, Context
+from fairy.runtime.anchors import CarriedAnchor, Context
 from fairy.runtime.batches import Part
 from fairy.runtime.device import cpu_threads
 from fairy.runtime.job import Job
 from fairy.runtime.methods.edit import edit_units
 from fairy.runtime.methods.options import runs_in_parts
-from fairy.runtime.networks import Networks, OnBank
+from fairy.runtime.networks import Bank, Networks, OnBank
 from fairy.runtime.source import Frames
 
 Edited = tuple[list[Frames], dict[int, Frames]]
@@ -111,7 +111,7 @@ def edit_anchors(
     text: Tensor,
     carried: CarriedAnchor | None = None,
     on_bank: OnBank = lambda bank, step: None,
-) -> tuple[dict[int, Frames], AnchorBank | None]:
+) -> tuple[dict[int, Frames], Bank | None]:
     """Phase A: the edited anchors by frame number, and the bank that the other frames attend to."""
     if not anchors:
         return {}, None

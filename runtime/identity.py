@@ -17,7 +17,7 @@ def identity_of(
     """Everything that decides the latents of a job, for a journal; a file is known by its size and time of change.
 
     Args:
-        model: the model's folder; engines: digests of the built engines that might run.
+        model: the model's folder; engines: digests of the built engines that might run, and the compiled path's steps.
     """
     video = job.source.video
     path = video.path if video is not None else getattr(job.source, "path", None)

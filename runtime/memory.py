@@ -7,13 +7,14 @@ import torch
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
 from fairy.runtime.anchors import tokens_at
+from fairy.runtime.host_bank import HOST_BANK_STEPS
 from fairy.runtime.job import Job
 from fairy.runtime.methods.memory import check_bank, most_units, unit_bytes
 from fairy.runtime.methods.options import runs_in_parts
-from fairy.runtime.placement import StageCosts, check_fits
+from fairy.runtime.placement import StageCosts, check_fits, memory_per_worker
 
 
-def check_memory(checkpoint: Checkpoint, job: Job, device: torch.device) -> None:
+def check_memory(checkpoint: Checkpoint, job: Job, device: torch.device, *, bank_on_host: bool = False) -> None:
     """Refuse a job whose weights and anchor bank alone are more than a worker on `device` can have.
 
     Both are known exactly; what the networks need besides is not, so that a job taken here may still be too large.
@@ -27,7 +28,13 @@ def check_memory(checkpoint: Checkpoint, job: Job, device: torch.device) -> None
     if not runs_in_parts(job.method):
         check_bank(job.method, job.order, *_units(job), _pictures_bytes(job), free)
     else:  # what this job needs of it includes the weights, which are loaded already
-        check_fits(known_costs(checkpoint, job), len(job.schedule), free + weights_bytes(checkpoint))
+        steps = len(job.schedule)
+        on_device = min(steps, HOST_BANK_STEPS) if bank_on_host else steps
+        costs, there = known_costs(checkpoint, job), free + weights_bytes(checkpoint)
+        if bank_on_host or device.type == "cpu" or memory_per_worker(costs, HOST_BANK_STEPS).total > there:
+            check_fits(costs, on_device, there)
+        else:
+            check_fits(costs, on_device, there, ('bank = "host"',))
 
 
 def _units(job: Job) -> tuple[int, int]:

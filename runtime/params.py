@@ -121,10 +121,10 @@ class EditParams:
             raise InputError('The instruction is empty; say what to do, for example "make it a watercolour painting".')
         if not isinstance(self.negative_prompt, str):
             raise InputError(f"negative_prompt must be text, not {self.negative_prompt!r}.")
-        for name in ("prompt", "negative_prompt", "source_prompt"):
-            _check_text(name, getattr(self, name) or "")
         if not isinstance(self.source_prompt, str | None):
             raise InputError(f"source_prompt must be text, not {self.source_prompt!r}.")
+        for name in ("prompt", "negative_prompt", "source_prompt"):
+            _check_text(name, getattr(self, name) or "")
         for name in ("upscale", "continue_look", "paper_scale"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be True or False, not {getattr(self, name)!r}.")

@@ -10,6 +10,7 @@ or, where the link is slower than the computation, every worker computes phase A
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -256,8 +257,10 @@ def memory_per_worker(costs: StageCosts, num_inference_steps: int) -> Memory:
     )
 
 
-def check_fits(costs: StageCosts, num_inference_steps: int, memory_bytes: int) -> None:
-    """Refuse a job that needs more than `memory_bytes` on a worker.
+def check_fits(
+    costs: StageCosts, num_inference_steps: int, memory_bytes: int, further_remedies: Sequence[str] = ()
+) -> None:
+    """Refuse a job that needs more than `memory_bytes` on a worker; the caller may know `further_remedies`.
 
     Raises:
         InputError: what it needs, what there is, and what would do: fewer frames a batch, fewer anchors, a smaller
@@ -266,7 +269,7 @@ def check_fits(costs: StageCosts, num_inference_steps: int, memory_bytes: int) -
     memory = memory_per_worker(costs, num_inference_steps)
     if memory.total <= memory_bytes:
         return
-    remedies = _remedies(costs, num_inference_steps, memory_bytes)
+    remedies = [*further_remedies, *_remedies(costs, num_inference_steps, memory_bytes)]
     known = costs.unet_frame_bytes > 0
     needs = f"{'' if known else 'at least '}{_gb(memory.total)}"
     working = _gb(memory.working) if known else "not known"

@@ -55,6 +55,7 @@ class EditReport:
         fallbacks: what could not be done as asked and was done otherwise, in sentences.
         notes: what else the user should know about input and output, in sentences.
         engine_digests: digest of every built engine that ran, by graph; empty where none was built beforehand.
+        steps: names of the steps of the compiled path that ran; none with other backends.
         frames_sha256: of the edited frames' bytes, in order.
         versions: of fairy and the libraries that decide the result.
     """
@@ -81,6 +82,7 @@ class EditReport:
     fallbacks: tuple[str, ...]
     notes: tuple[str, ...]
     engine_digests: dict[str, str]
+    steps: tuple[str, ...]
     frames_sha256: str
     versions: dict[str, str]
 

@@ -14,7 +14,7 @@ from fairy.runtime.methods.denoise import UnitDenoiser
 from fairy.runtime.methods.graphs import graph_name
 from fairy.runtime.methods.options import update_of
 from fairy.runtime.networks import Networks, finite, halve_batch
-from fairy.runtime.schedule import Batch, alike, check_causal, ready_units
+from fairy.runtime.schedule import Batch, alike, ready_units
 from fairy.runtime.segments import Segment
 from fairy.runtime.source import Frames
 
@@ -60,7 +60,6 @@ class UnitEdit:
         job.precision = job.asked_precision
         self._method = method = job.method
         self._sources = method.all_sources(segment.stop - segment.start, (0,))
-        check_causal(method.name, self._sources)
         self._conditions = Conditions(networks, job)
         c, h, w = job.latent_shape
         self._denoiser = UnitDenoiser(

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from fairy.export.graphs import GraphSpec, source_layers, unet_spec
 from fairy.runtime.methods.method import Method
+from fairy.runtime.schedule import check_causal
 
 
 def graph_name(method: Method, width: int) -> str:
@@ -38,6 +39,14 @@ def method_graphs(unet: GraphSpec, method: Method, layers: str, widths: Iterable
 
 
 def graphs_by_name(unet: GraphSpec, method: Method, layers: str, lengths: Iterable[int]) -> dict[str, GraphSpec]:
-    """The graphs that a method needs for segments of these lengths, by name."""
-    widths = [len(read) for length in lengths for read in method.all_sources(length, (0,))]
+    """The graphs that a method needs for segments of these lengths, by name.
+
+    Raises:
+        InputError: the method lets a frame read later ones.
+    """
+    widths: set[int] = set()
+    for length in lengths:
+        sources = method.all_sources(length, (0,))
+        check_causal(method.name, sources)
+        widths |= {len(read) for read in sources}
     return {graph.name: graph for graph in method_graphs(unet, method, layers, widths).values()}

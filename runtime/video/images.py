@@ -47,7 +47,7 @@ def probe_images(
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder of pictures.")
-    files = tuple(sorted((f for f in folder.iterdir() if f.suffix.lower() in _SUFFIXES), key=_natural))
+    files = tuple(sorted((f for f in folder.iterdir() if f.suffix.lower() in _SUFFIXES), key=natural_order))
     if not files:
         raise InputError(f"{folder} has no pictures; {', '.join(sorted(_SUFFIXES))} files are read.")
     height, width = _load(files[0], max_pixels).shape[:2]
@@ -81,7 +81,7 @@ def read_images(
         yield picture
 
 
-def _natural(file: Path) -> tuple[list[tuple[int, str]], str]:
+def natural_order(file: Path) -> tuple[list[tuple[int, str]], str]:
     """Runs of digits compare as numbers, all else as text; the name itself breaks ties."""
     parts = re.findall(r"\d+|\D+", file.name.lower())
     return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts], file.name

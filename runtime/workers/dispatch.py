@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fairy.engines.engine import Usage
+from fairy.export.steps import in_order
 from fairy.kernels.errors import MachineError
 from fairy.runtime.executor import Edited, frames_of, load_latents, save_latents
 from fairy.runtime.job import Job
@@ -72,6 +73,7 @@ class Dispatch:
         *,
         meeting: str,
         deadline_s: float,
+        shares_bank: bool = True,
     ) -> None:
         """
         Args:
@@ -80,12 +82,13 @@ class Dispatch:
             workers: processes that are ready, with their devices.
             meeting: a file that does not exist yet, in a private folder.
             deadline_s: no worker that has something to do may be silent for longer.
+            shares_bank: the first worker computes the anchors for all; else each does for itself.
         """
         self._number, self._job, self._events = number, job, events
         self._index, self._segment = segment, job.segments[segment]
         self._first = sum(len(earlier.parts) for earlier in job.segments[:segment])
         self._members = [Member(worker, device) for worker, device in workers]
-        self._meeting, self._deadline_s = meeting, deadline_s
+        self._meeting, self._deadline_s, self._shares_bank = meeting, deadline_s, shares_bank
         self._window = 2 * len(workers) + 2
         self._anchor_pictures: list[Frames] = []
         self._anchors: dict[int, Frames] | None = None  # once edited
@@ -99,11 +102,12 @@ class Dispatch:
         self._steps: dict[int, int] = {}
         self._digests: dict[str, str] = {}
         self._fallbacks: list[str] = []
+        self._compiled_steps: set[str] = set()
 
     @property
     def usage(self) -> Usage:
         """What the workers' backends ran."""
-        return Usage(self._digests, tuple(dict.fromkeys(self._fallbacks)))
+        return Usage(self._digests, tuple(dict.fromkeys(self._fallbacks)), in_order(self._compiled_steps))
 
     @property
     def workers(self) -> list[tuple[WorkerProcess, str]]:
@@ -143,6 +147,10 @@ class Dispatch:
             self._post(member, {"do": "job", **description}, initial)
         if not self._segment.anchors:
             self._anchors = {}
+            return
+        if not self._shares_bank:
+            for member in self._members:
+                self._assign_anchors(member, {})
             return
         leader, *others = self._members
         for rank, member in enumerate(others, start=1):
@@ -350,3 +358,4 @@ class Dispatch:
         self._job.fallbacks += message["fallbacks"]
         self._digests.update(message["digests"])
         self._fallbacks += message["usage"]
+        self._compiled_steps.update(message.get("steps", ()))

@@ -15,6 +15,7 @@ import torch
 
 from fairy.engines.engine import Engine, Usage
 from fairy.export.graphs import GraphSpec
+from fairy.export.steps import NO_STEPS, choose_steps
 from fairy.kernels.errors import FairyError, MachineError
 from fairy.runtime.executor import Edited
 from fairy.runtime.job import Job
@@ -34,7 +35,7 @@ class PoolOptions:
     Attributes:
         model, variant: a folder in diffusers' format, and which of its files.
         devices: one for every worker.
-        dtype, backend, store, threads: as for `Editor.from_pretrained`, resolved.
+        dtype, backend, store, threads, without, bank: as for `Editor.from_pretrained`, resolved.
         deadline_s: no worker that has something to do may be silent for longer: the time for one denoising step, or
             for compiling where a backend does that on the spot. start_deadline_s: the same for loading the model.
         command: what starts a worker.
@@ -47,6 +48,8 @@ class PoolOptions:
     backend: str
     store: Path
     threads: int = 1
+    without: tuple[str, ...] = ()
+    bank: str = "device"
     deadline_s: float = 600.0
     start_deadline_s: float = 600.0
     command: Sequence[str] = COMMAND
@@ -65,6 +68,8 @@ class WorkerPool:
         self._events: queue.Queue[Event] = queue.Queue()
         self._workers: dict[int, WorkerProcess] = {}
         self._jobs = itertools.count(1)
+        compiled = options.backend == "compiled"
+        self.steps = choose_steps(options.without, options.devices[0].type) if compiled else NO_STEPS
         self._usage = Usage()
         self._folder = tempfile.TemporaryDirectory(prefix="fairy-")
         # Workers end with the thread that starts them (see worker.py), so that thread lives as long as the pool.
@@ -98,7 +103,16 @@ class WorkerPool:
             number = next(self._jobs)
             meeting = str(Path(self._folder.name) / f"job-{number}")
             deadline_s = self._options.deadline_s
-            dispatch = Dispatch(number, job, segment, workers, self._events, meeting=meeting, deadline_s=deadline_s)
+            dispatch = Dispatch(
+                number,
+                job,
+                segment,
+                workers,
+                self._events,
+                meeting=meeting,
+                deadline_s=deadline_s,
+                shares_bank=self._options.bank == "device",
+            )
             done = False
             try:
                 with closing(dispatch.run(reads)) as edits:
@@ -152,6 +166,8 @@ class WorkerPool:
                     "backend": options.backend,
                     "store": str(options.store),
                     "threads": options.threads,
+                    "bank": options.bank,
+                    "without": list(options.without),
                 }
             )
         return self._await(set(waiting))

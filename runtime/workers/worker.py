@@ -25,7 +25,7 @@ from fairy.runtime.anchors import AnchorBank, CarriedAnchor, Context
 from fairy.runtime.device import DTYPES
 from fairy.runtime.executor import decode_frames, denoise_frames, edit_anchors
 from fairy.runtime.job import Job
-from fairy.runtime.networks import Networks
+from fairy.runtime.networks import Bank, Networks
 from fairy.runtime.progress import Monitor, Progress
 from fairy.runtime.segments import Segment
 from fairy.runtime.video import wire
@@ -130,9 +130,9 @@ class Server:
             torch.cuda.set_device(device)
         checkpoint = load_checkpoint(message["model"], dtype=self._dtype, device=device, variant=message["variant"])
         store = EngineStore(message["store"])
-        return Networks(
-            checkpoint, make_backend(message["backend"], checkpoint, device, self._dtype, store=store), device
-        )
+        how = {"store": store, "without": message.get("without", ())}
+        backend = make_backend(message["backend"], checkpoint, device, self._dtype, **how)
+        return Networks(checkpoint, backend, device, bank_on_host=message.get("bank") == "host")
 
     def serve(self) -> None:
         """Compute until the process ends."""
@@ -191,6 +191,7 @@ class Server:
             self._outbox.send(here | {"is": "waiting", "step": step})
 
         empty = self._networks.new_bank(work.job, len(work.segment.anchors), work.job.precision, work.carried)
+        assert isinstance(empty, AnchorBank)  # one in host memory is computed by each worker for itself
         work.bank = ArrivingBank(empty, group, waiting)
 
         def watch() -> None:
@@ -207,8 +208,8 @@ class Server:
         first: list[AnchorBank] = []
         group = task.group
 
-        def on_bank(bank: AnchorBank, step: int) -> None:
-            if group is None:
+        def on_bank(bank: Bank, step: int) -> None:
+            if group is None or not isinstance(bank, AnchorBank):
                 return
             if first and first[0] is not bank:  # 16 bit did not suffice: what was sent is void
                 self._outbox.send(self._answer(task, "bank") | {"complete": False, "void": True})
@@ -254,7 +255,8 @@ class Server:
         job.monitor.times_ms.clear()
         fresh = {"notes": job.notes[work.sent["notes"] :], "fallbacks": job.fallbacks[work.sent["fallbacks"] :]}
         work.sent = {"notes": len(job.notes), "fallbacks": len(job.fallbacks)}
-        return {"times_ms": times, **fresh, "digests": usage.digests, "usage": list(usage.fallbacks)}
+        ran = {"digests": usage.digests, "usage": usage.fallbacks, "steps": usage.steps}
+        return {"times_ms": times, **fresh, **ran}
 
 
 def end_with_parent() -> None:
