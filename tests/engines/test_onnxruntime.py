@@ -218,6 +218,7 @@ class _Mixed:
     """UNet graphs by onnxruntime, the rest by eager: what a test of an edit needs without exporting everything."""
 
     name = "onnxruntime"
+    steps = frozenset()
 
     def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
         self._eager = EagerBackend(checkpoint, CPU, torch.float32)

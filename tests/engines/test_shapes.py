@@ -23,6 +23,7 @@ class _Watched:
     """The eager backend, remembering every graph's input shapes."""
 
     name = "eager"
+    steps = frozenset()
 
     def __init__(self, inner) -> None:
         self.inner, self.seen = inner, []
