@@ -18,20 +18,26 @@ from fairy.runtime.anchors import AnchorBank, CarriedAnchor, Context
 from fairy.runtime.denoise import denoise
 from fairy.runtime.geometry import pad_by_reflection, scale_frames
 from fairy.runtime.guidance import branch_text
+from fairy.runtime.host_bank import HostBank
 from fairy.runtime.job import Job
 from fairy.runtime.noise import INITIAL, draw_noise
+from fairy.runtime.prediction import alone_graph
 from fairy.runtime.source import Frames
 
-OnBank = Callable[[AnchorBank, int], None]
+Bank = AnchorBank | HostBank
+OnBank = Callable[[Bank, int], None]
 
 
 class Networks:
     """A backend's engines, called in a job's precision on its device. It keeps nothing of a job."""
 
-    def __init__(self, checkpoint: Checkpoint, backend: Backend, device: torch.device) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, backend: Backend, device: torch.device, *, bank_on_host: bool = False
+    ) -> None:
         self.checkpoint = checkpoint
         self.backend = backend
         self.device = device
+        self.bank_on_host = bank_on_host
 
     def encode_text(self, job: Job, prompt: str) -> Tensor:
         """Text features of every guidance branch for an instruction: [branches, tokens, channels]."""
@@ -96,7 +102,7 @@ class Networks:
         text: Tensor,
         carried: CarriedAnchor | None = None,
         on_bank: OnBank = lambda bank, step: None,
-    ) -> tuple[Tensor, AnchorBank]:
+    ) -> tuple[Tensor, Bank]:
         """Phase A: the anchors as one batch in which each attends to all; their keys and values fill the bank.
 
         `carried` is an anchor of the segment before that they and the bank's readers attend to as well.
@@ -105,11 +111,16 @@ class Networks:
         Returns latents [anchors, c, h, w], float32, and the bank. Where 16 bit did not suffice, the bank is float32
         and so is the rest of the job: what overflowed once would do so again when it is read.
         """
-        banks: dict[torch.dtype, AnchorBank] = {}
+        banks: dict[torch.dtype, Bank] = {}
 
         def run(precision: torch.dtype) -> Tensor:
             banks.clear()  # a bank that failed is of no use and may be large
             banks[precision] = bank = self.new_bank(job, len(anchors), precision, carried)
+
+            def on_step(step: int) -> None:
+                bank.finish(step)
+                on_bank(bank, step)
+
             return self._denoise(
                 job,
                 "unet_anchor" if carried is None else "unet_anchor_continued",
@@ -119,7 +130,7 @@ class Networks:
                 precision,
                 context=bank.carried_context,
                 targets=bank.targets,
-                on_step=lambda step: on_bank(bank, step),
+                on_step=on_step,
             )
 
         with job.monitor.timed("anchors"):
@@ -198,31 +209,43 @@ class Networks:
             self.engine(job, graph, precision),
             job.schedule,
             job.guidance,
-            text=text.to(precision),
+            text=text,
             image_latents=image_latents.to(precision),
             latents=self.initial_noise(job, frames),
             noise=lambda step: self.noise(job, step, frames),
             context=context,
             targets=targets,
             on_step=tell,
+            steps=self.backend.steps,
+            ahead=job.ahead,
+            alone=lambda: self.backend.engine(alone_graph(job.graphs, graph), precision),
         )
 
     def engine(self, job: Job, graph: str, precision: torch.dtype) -> Engine:
         """The engine of one of the job's graphs."""
         return self.backend.engine(job.graphs[graph], precision)
 
-    def new_bank(self, job: Job, num_anchors: int, precision: torch.dtype, carried: CarriedAnchor | None) -> AnchorBank:
+    def new_bank(self, job: Job, num_anchors: int, precision: torch.dtype, carried: CarriedAnchor | None) -> Bank:
         """A bank for so many anchors at the job's steps and branches; empty but for what is carried."""
-        return AnchorBank.allocate(
-            job.graphs["unet_anchor"],
-            num_inference_steps=len(job.schedule),
-            branches=job.guidance.groups,
-            num_anchors=num_anchors,
-            latent_size=job.latent_shape[1:],
-            dtype=precision,
-            device=self.device,
-            carried=carried,
-        )
+
+        def bank(steps: int, device: torch.device, carried: CarriedAnchor | None) -> AnchorBank:
+            return AnchorBank.allocate(
+                job.graphs["unet_anchor"],
+                num_inference_steps=steps,
+                branches=job.guidance.groups,
+                num_anchors=num_anchors,
+                latent_size=job.latent_shape[1:],
+                dtype=precision,
+                device=device,
+                carried=carried,
+            )
+
+        steps = len(job.schedule)
+        if not self.bank_on_host:
+            return bank(steps, self.device, carried)
+        first = None if carried is None else carried.first_step()
+        home = bank(steps, torch.device("cpu"), carried)
+        return HostBank.around(home, bank(1, self.device, first), bank(1, self.device, first), self.device)
 
     def initial_noise(self, job: Job, frames: Sequence[int]) -> Tensor:
         """Unit noise the latents start as: float32 [1 or frames, c, h, w]."""
@@ -246,7 +269,10 @@ class Networks:
 
     def _tensor(self, picture: Frames) -> Tensor:
         """A frame [H, W, 3] as float32 [1, 3, H, W] in 0…255 on the device."""
-        return torch.from_numpy(np.array(picture)).to(self.device).permute(2, 0, 1).float().unsqueeze(0)
+        levels_HWC = torch.from_numpy(np.array(picture))
+        if self.device.type == "cuda":  # a pinned copy is sent while the host goes on
+            levels_HWC = levels_HWC.pin_memory()
+        return levels_HWC.to(self.device, non_blocking=True).permute(2, 0, 1).float().unsqueeze(0)
 
 
 def finite(job: Job, run: Callable[[torch.dtype], Tensor], what: str) -> Tensor:
