@@ -293,3 +293,15 @@ def test_the_clip_benchmark_needs_only_the_installed_package() -> None:
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, cwd="/")
     assert done.stdout.strip() == "[]"
+
+
+def test_joules_a_frame_are_those_between_two_readings(measured: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = iter([100.0, 106.0, 110.0, 118.0])
+    monkeypatch.setattr(clip_module, "energy_j", lambda device: next(readings))
+    editor: Any = SimpleNamespace(edit=lambda frames, params: measured.ways[0].edits[0].result)
+    params = measured.ways[0].params
+    edits = tuple(clip_module._edit(editor, measured.source, params, torch.device("cpu")) for _ in range(2))
+    assert [edit.joules for edit in edits] == [6.0, 8.0]
+    figures = clip_module._figures(replace(measured.ways[0], edits=edits))
+    assert figures["joules_per_frame"] == 7.0 / 4
+    assert measured.records[0].figures["joules_per_frame"] is None
