@@ -41,7 +41,7 @@ QUALITY_HEADS = {
     "warp_error": "warp error 10⁻⁴",
     "psnr_to_reference_db": "PSNR to eager dB",
 }
-_SMALL = (6, 96)  # frames and long side of the generated clip on a CPU
+_SMALL = (6, 256)  # frames and long side of the generated clip on a CPU
 _LARGE = (120, 512)  # on a GPU
 _DECIDING = (
     *("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "image_guidance_scale", "sampler"),

@@ -19,7 +19,7 @@ def clip(
     video: Annotated[Path | None, typer.Option(help="A clip of yours, with --prompt [a generated one].")] = None,
     prompt: Annotated[str | None, typer.Option(help="The instruction [make it sepia].")] = None,
     frames: Annotated[int | None, typer.Option(help="How many frames [6 on a CPU, 120 on a GPU].")] = None,
-    long_side: Annotated[int | None, typer.Option(help="Pixels of the long side [96 on a CPU, 512 on a GPU].")] = None,
+    long_side: Annotated[int | None, typer.Option(help="Pixels of the long side [256 on a CPU, 512 on a GPU].")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps [the model's, else 10].")] = None,
     anchors: Annotated[int | None, typer.Option(help="Anchor frames [3].")] = None,
     seed: Annotated[int, typer.Option(help="Seed of all noise.")] = 0,
@@ -134,3 +134,26 @@ def counts(
     typer.echo(counting.table(found))
     if out is not None:
         records.write_records(out, found)
+
+
+@bench.command()
+def ladder(
+    small: Annotated[bool, typer.Option("--small", help="Small networks and pictures, for a CPU.")] = False,
+    rungs: Annotated[str | None, typer.Option(help="a,b,c,d and steps [all].")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="A step to leave out; may be repeated.")] = None,
+    compiled: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile [on a GPU].", show_default=False)
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Measured passes of every rung.")] = 5,
+    micro_batch: Annotated[int | None, typer.Option(help="Frames denoised at once [15, small 3].", min=1)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads of the computation.", min=1)] = 1,
+    out: Annotated[Path | None, typer.Option(help="A folder for records and table, or a .json file.")] = None,
+) -> None:
+    """Measure what every step of the compiled path is worth, beside what others would run."""
+    command = import_module("fairy.benchmarks.ladder.command")
+    options = {"small": small, "rungs": rungs, "without": tuple(without or ()), "compiled": compiled}
+    options |= {"repeats": repeats, "micro_batch": micro_batch, "device": device, "dtype": dtype, "threads": threads}
+    for line in command.run(**options, out=out, tell=lambda sentence: typer.echo(f"  {sentence}", err=True)):
+        typer.echo(line)
