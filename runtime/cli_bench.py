@@ -3,13 +3,15 @@
 import json
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fairy.kernels.errors import InputError
 
-bench = typer.Typer(help="Measure, and plan from what was measured.", rich_markup_mode=None)
+bench = typer.Typer(
+    help="Edit a clip on this machine and say how fast and how good; or one of the commands.", rich_markup_mode=None
+)
 
 
 @bench.callback(invoke_without_command=True)
@@ -153,7 +155,7 @@ def ladder(
 ) -> None:
     """Measure what every step of the compiled path is worth, beside what others would run."""
     command = import_module("fairy.benchmarks.ladder.command")
-    options = {"small": small, "rungs": rungs, "without": tuple(without or ()), "compiled": compiled}
+    options: dict[str, Any] = {"small": small, "rungs": rungs, "without": tuple(without or ()), "compiled": compiled}
     options |= {"repeats": repeats, "micro_batch": micro_batch, "device": device, "dtype": dtype, "threads": threads}
     for line in command.run(**options, out=out, tell=lambda sentence: typer.echo(f"  {sentence}", err=True)):
         typer.echo(line)
