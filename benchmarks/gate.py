@@ -213,7 +213,13 @@ def _differing(base: Any, new: Any, at: str = "") -> Iterator[str]:
         for name in sorted({*base, *new}):
             yield from _differing(base.get(name), new.get(name), f"{at}.{name}" if at else str(name))
     elif base != new:
-        yield f"{at} {base!r} → {new!r}"
+        yield f"{at} {_short(base)} → {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    """A value as a sentence can hold it: of a digest its beginning."""
+    text = repr(value)
+    return text if len(text) <= 48 else f"{text[:16]}…"
 
 
 def _cells(verdict: Verdict) -> tuple[str, ...]:
