@@ -2,6 +2,7 @@
 # make setup   only build .venv/                          make test-fast  what one runs while working
 # make lint    style and types                            make quality    measure the edits, half an hour
 # make bench   time the ops and engines         make wheels     fetch what the TensorRT tests need
+# make soak    edit a film of 20 000 frames and watch the memory; FRAMES=100000 for a longer one
 # make clean   remove what these commands made
 
 PYTHON ?= python3
@@ -10,11 +11,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 WHEELS := build/wheels
 FOLDERS := kernels export engines runtime
+FRAMES ?= 20000
 INSTRUCTION ?= turn it into a thermal image
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-fast lint format typecheck quality bench wheels clean
+.PHONY: setup demo test test-fast lint format typecheck quality bench soak wheels clean
 
 setup: $(STAMP)
 
@@ -63,6 +65,9 @@ quality: setup
 
 bench: setup
 	$(BIN)/pytest benchmarks
+
+soak: setup
+	$(BIN)/python -m benchmarks.soak --frames $(FRAMES)
 
 clean:
 	rm -rf $(VENV) build demo dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

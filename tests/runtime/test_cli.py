@@ -343,7 +343,8 @@ def _command(*arguments: object) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_sentence_exit_1_and_no_file(checkpoint_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_one_sentence_exit_1_and_no_file(checkpoint_folder: Path, tmp_path: Path, workers: int) -> None:
     rng = np.random.default_rng(0)
     noisy = rng.integers(0, 256, (8, 128, 128, 3), dtype=np.uint8)
     video = write_clip(tmp_path / "clip.mp4", noisy, sound=False)
@@ -361,6 +362,8 @@ def test_a_full_disk_is_one_sentence_exit_1_and_no_file(checkpoint_folder: Path,
             1,
             "--crf",
             0,
+            "--workers",
+            workers,
         ),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
         capture_output=True,

@@ -88,6 +88,24 @@ def test_the_written_files_are_the_same_too(crew: Editor, editor: Editor, clip: 
     assert files[0] == files[1]
 
 
+@pytest.mark.parametrize("workers", [2, 4])
+def test_any_number_of_workers_writes_the_same_file(
+    checkpoint_folder: Path, editor: Editor, tmp_path: Path, workers: int
+) -> None:
+    """Also when one of them is killed half-way."""
+    video = write_clip(tmp_path / "clip.mp4", make_frames(16))
+    params = replace(PARAMS, num_inference_steps=1, micro_batch=2)
+    editor.edit_file(video, tmp_path / "one.mp4", params)
+    with Editor.from_pretrained(checkpoint_folder, device="cpu", workers=workers) as several:
+        report = several.edit_file(video, tmp_path / "several.mp4", params)
+        killing = signal_at(several, "frames", 3, 1, signal.SIGKILL)
+        killed = several.edit_file(video, tmp_path / "killed.mp4", params, on_progress=killing)
+    assert (report.workers, report.lost_workers, len(killed.lost_workers)) == (workers, (), 1)
+    one = (tmp_path / "one.mp4").read_bytes()
+    assert one == (tmp_path / "several.mp4").read_bytes() == (tmp_path / "killed.mp4").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "killed.mp4", "one.mp4", "several.mp4"]
+
+
 @pytest.mark.parametrize(
     ("stage", "done", "number", "which"),
     [
