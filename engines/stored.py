@@ -19,6 +19,7 @@ from fairy.engines.key import full_environment, make_key, request_digest
 from fairy.engines.store import EngineStore, StoredEngine
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
+from fairy.export.model import RARE_GRAPHS
 from fairy.export.steps import NO_STEPS, Steps, in_order
 from fairy.kernels.errors import FairyError, InputError, MachineError
 
@@ -238,7 +239,7 @@ class StoredBackend:
             what += " that was built by the versions installed now"
         words = ["fairy", "build", self._checkpoint.name, "--backend", self.name, "--precision", spec.precision]
         words += ["--device", self._device.type, *sizes.split()]
-        words += [] if spec.graph.name != "unet" else ["--graphs", "unet"]
+        words += ["--graphs", spec.graph.name] if spec.graph.name in ("unet", *RARE_GRAPHS) else []
         words += ["--layers", "decoder"] if _is_for_decoder(spec.graph) else []
         command = shlex.join([*words, "--store", str(self._store.root)])
         return InputError(f"{what}; run `{command}`, or choose the backend eager.")

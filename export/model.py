@@ -20,6 +20,7 @@ from fairy.export.graphs import (
     continued_anchor_layers,
     frame_layers,
     self_attention_layers,
+    source_layers,
     text_encoder_spec,
     unet_spec,
     vae_decoder_spec,
@@ -28,7 +29,7 @@ from fairy.export.graphs import (
 from fairy.kernels.anchor_attention import anchor_attention
 from fairy.kernels.errors import InputError
 
-RARE_GRAPHS = ("unet_anchor_continued",)
+RARE_GRAPHS = ("unet_anchor_continued", "unet_no_sources", "unet_2_sources")
 """Graphs that are exported and built only where they are asked for by name."""
 
 
@@ -190,7 +191,8 @@ def graph_specs(checkpoint: Any, *, layers: str = "all") -> dict[str, GraphSpec]
     """The graphs of a checkpoint by name, with anchors in the chosen self-attention layers ("all" or "decoder").
 
     text_encoder, vae_encoder, vae_decoder; unet_anchor (phase A), unet_anchor_continued (phase A that also attends to
-    an anchor of the segment before), unet_frame (phase B), and unet, the same network without anchors.
+    an anchor of the segment before), unet_frame (phase B), and unet, the same network without anchors. Pix2Video's
+    are unet_no_sources (its first frame) and unet_2_sources (frames that read two others and not themselves).
     """
     unet, latent_channels = checkpoint.unet, checkpoint.vae.config.latent_channels
     plain = self_attention_layers(unet)
@@ -208,6 +210,8 @@ def graph_specs(checkpoint: Any, *, layers: str = "all") -> dict[str, GraphSpec]
         unet_spec("unet_anchor", anchor_layers(plain, layers), **channels),
         unet_spec("unet_anchor_continued", continued_anchor_layers(plain, layers), **channels),
         unet_spec("unet_frame", frame_layers(plain, layers), **channels),
+        unet_spec("unet_no_sources", source_layers(plain, layers, 0, own=False), **channels),
+        unet_spec("unet_2_sources", source_layers(plain, layers, 2, own=False), **channels),
     )
     return {spec.name: spec for spec in specs}
 

@@ -33,7 +33,7 @@ from fairy.runtime.job import Job, plan_job, report_job
 from fairy.runtime.journal import Journal, journal_folder
 from fairy.runtime.memory import check_memory
 from fairy.runtime.methods import find_method
-from fairy.runtime.methods.options import check_processes
+from fairy.runtime.methods.options import check_processes, check_resume
 from fairy.runtime.models import embedded_model
 from fairy.runtime.networks import Networks
 from fairy.runtime.overlap import Behind, ahead
@@ -250,6 +250,7 @@ class Editor:
             params, preview, on_progress, cancel, latents: as in `edit`.
         """
         request = FileRequest.checked(video, out, compare=compare, preview=preview, report=report, fps=fps, crf=crf)
+        check_resume(params, resume)
         with self._one_job():
             job = self._open(request.video, params, Monitor(on_progress, cancel), latents, request.preview)
             job.journal = Journal(journal_folder(request.out), self._identity(job))

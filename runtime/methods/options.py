@@ -66,6 +66,15 @@ def check_processes(params: Any, processes: int) -> None:
         )
 
 
+def check_resume(params: Any, resume: bool) -> None:
+    """Refuse to go on with a job that keeps nothing to go on from. Raises InputError."""
+    if resume and not runs_in_parts(find_method(params.method)):
+        raise InputError(
+            f"resume does not fit the method {params.method}, whose frames are at work together until they are done; "
+            "leave it out."
+        )
+
+
 def runs_in_parts(method: Method) -> bool:
     """Whether parts of a video are independent of each other, but for anchors that were edited before."""
     return method.orders[0] == "parallel"

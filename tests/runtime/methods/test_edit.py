@@ -1,7 +1,9 @@
 """Whole edits by Pix2Video on a small random InstructPix2Pix-type model."""
 
+import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,17 +161,22 @@ def test_what_overflows_in_16_bit_is_computed_again_in_float32(
     assert np.abs(result.frames.astype(int) - edited).mean() < 12  # bfloat16 up to there
 
 
-def test_a_method_of_ones_own(small: Editor, short) -> None:
-    """The page of code that docs/methods.md shows: each frame reads itself and the two before."""
-    window = Method(
-        "window", lambda i, _: tuple(range(max(0, i - 2), i)), True, "decoder", "first", ("wavefront", "step-major")
-    )
-    one = edit(small, short, method=window)
-    assert levels(one, edit(small, short, method=window, order="step-major")) <= 1
+def test_the_methods_that_the_documentation_adds(small: Editor, short: np.ndarray) -> None:
+    """docs/methods.md's page of code, as it stands there."""
+    text = (Path(__file__).resolve().parents[3] / "docs" / "methods.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)
+    window, first = names["SLIDING_WINDOW"], names["FIRST_FRAME"]
     changed = short.copy()
     changed[1] = 255 - changed[1]
-    assert levels(edit(small, changed, method=window)[0], one[0]) == 0
-    assert all(levels(edit(small, changed, method=window)[i], one[i]) > 0 for i in range(1, 6))
+    one, other = edit(small, short, method=window), edit(small, changed, method=window)
+    assert levels(other[0], one[0]) == 0
+    assert all(levels(other[i], one[i]) > 0 for i in range(1, 6))
+    alone, beside = edit(small, short, method=first), edit(small, changed, method=first)
+    assert levels(np.delete(beside, 1, 0), np.delete(alone, 1, 0)) <= 1
+    assert levels(edit(small, short, method=first, order="step-major"), alone) <= 1
+    assert names["edit_with_a_window"](small, short).report.params["method"] == "sliding_window"
 
 
 def test_rules_that_read_ahead_are_refused(small: Editor, short) -> None:
@@ -229,6 +236,8 @@ def test_the_command_line(small_folder: Path, short, tmp_path: Path, capsys: pyt
     assert "2 processes cannot share the method pix2video" in capsys.readouterr().err
     assert run([*words, "--anchors", "2"]) == 2
     assert "--anchors 2 does not fit the method pix2video" in capsys.readouterr().err
+    assert run([*words, "--resume"]) == 2
+    assert "resume does not fit the method pix2video" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("anchors", [0, 2])
