@@ -35,6 +35,7 @@ def edit_many(
     item_timeout: Annotated[float, typer.Option(help="Seconds after which a clip is given up.")] = 86_400.0,
     start_timeout: Annotated[float, typer.Option(help="Seconds to wait for the first editor.")] = 600.0,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave out clips that are in OUT.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on within clips that were interrupted.")] = False,
     ending: Annotated[str | None, typer.Option(help="Container of the results, e.g. .mp4 [the clip's].")] = None,
     params: Annotated[Path | None, typer.Option(help="A JSON file with more parameters; options win.")] = None,
     model: Annotated[
@@ -75,7 +76,9 @@ def edit_many(
     }
     items = items_of_folder(folder, out, _params(prompt, params, given), ending=ending, crf=crf)
     setup = EditorSetup(model, device=device, dtype=dtype, backend=backend, store=store, threads=threads)
-    options = FleetOptions(ray, editors, gpus_per_editor, item_timeout_s=item_timeout, start_timeout_s=start_timeout)
+    options = FleetOptions(
+        ray, editors, gpus_per_editor, item_timeout_s=item_timeout, start_timeout_s=start_timeout, resume=resume
+    )
     if report is not None:
         _check_report(user_path(report), items)
     try:
@@ -83,7 +86,7 @@ def edit_many(
         with redirect_stdout(sys.stderr), _progress_bar(quiet, len(items)) as on_result:
             done = edit_items(items, setup, options, skip_existing=skip_existing, on_result=on_result)
     except KeyboardInterrupt:
-        raise Cancelled(f"Interrupted; the clips that were finished are in {out}.") from None
+        raise Cancelled(f"Interrupted; finished clips are in {out}; go on with --skip-existing --resume.") from None
     if report is not None:
         done.save(report)
     _tell(done, out)

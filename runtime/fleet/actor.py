@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fairy.kernels.errors import Cancelled, InputError
 from fairy.runtime.fleet.items import WorkItem
 from fairy.runtime.fleet.results import ClipResult, edit_item, sentence_of
-from fairy.runtime.fleet.setup import EditorSetup
+from fairy.runtime.fleet.setup import EditorSetup, FleetOptions
 
 if TYPE_CHECKING:
     from fairy.runtime.editor import Editor
@@ -21,18 +21,17 @@ if TYPE_CHECKING:
 class EditorActor:
     """An `Editor` whose answers are plain values: an error of one clip must not look to Ray like a lost actor."""
 
-    def __init__(self, setup: EditorSetup, marks: tuple[Path, ...], driver_folder: Path, timeout_s: float) -> None:
+    def __init__(self, setup: EditorSetup, options: FleetOptions, marks: tuple[Path, ...], driver_folder: Path) -> None:
         """Load the model.
 
         Args:
             marks: files that are here if this machine sees the folders of the results.
             driver_folder: the working folder of the process that owns the job.
-            timeout_s: of one clip.
         """
         # Ray puts it first on the path of its workers, where a folder of it could hide a library.
         sys.path[:] = [place for place in sys.path if place != str(driver_folder)]
         os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
-        self._marks, self._timeout_s = marks, timeout_s
+        self._options, self._marks = options, marks
         self._stop = threading.Event()
         self._redone: bool = import_module("ray").get_runtime_context().was_current_actor_reconstructed
         self._editor: Editor | None = None
@@ -60,7 +59,13 @@ class EditorActor:
                     f"{item.video} is not there on the node {platform.node()}; put the clips on a file system that "
                     "every node shares, under the same path."
                 )
-            result = edit_item(self._editor, item, timeout_s=self._timeout_s, cancel=self._stop)
+            result = edit_item(
+                self._editor,
+                item,
+                timeout_s=self._options.item_timeout_s,
+                cancel=self._stop,
+                resume=redone or self._options.resume,
+            )
         except (InputError, Cancelled) as error:
             result = ClipResult.failed(item, error)
         return replace(result, redone=redone)

@@ -72,7 +72,7 @@ class _Crew:
         self._ray, self._options = ray, options
         self._gpus = setup.gpus if setup.device == "cuda" else 0
         self._cpus = setup.threads
-        self._arguments = (setup, marks, Path.cwd(), options.item_timeout_s)
+        self._arguments = (setup, options, marks, Path.cwd())
         # One thread edits, the other one hears that it shall stop.
         self._class = ray.remote(
             num_cpus=self._cpus,

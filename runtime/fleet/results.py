@@ -80,21 +80,25 @@ class FleetReport:
 
 
 def edit_item(
-    editor: "Editor", item: WorkItem, *, timeout_s: float, cancel: threading.Event | None = None
+    editor: "Editor", item: WorkItem, *, timeout_s: float, cancel: threading.Event | None = None, resume: bool = False
 ) -> ClipResult:
     """Edit one clip; whatever goes wrong is said in the result.
 
     Args:
         timeout_s: seconds after which the edit stops at its next step, and the clip has failed.
         cancel: set it to stop.
+        resume: go on from what an edit of the same that was interrupted has left, where it left something.
 
     Raises:
         Cancelled: `cancel` was set.
     """
+    from fairy.runtime.journal import journal_folder
+
+    resume = resume and journal_folder(item.out).is_dir()
     limit = _Limit(timeout_s, cancel)
     started = time.monotonic()
     try:
-        report = editor.edit_file(item.video, item.out, item.params, crf=item.crf, cancel=limit)
+        report = editor.edit_file(item.video, item.out, item.params, crf=item.crf, cancel=limit, resume=resume)
     except Cancelled:
         if cancel is not None and cancel.is_set():
             raise

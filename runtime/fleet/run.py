@@ -77,7 +77,7 @@ def _edit_here(
         for item in items:
             if cancel is not None and cancel.is_set():
                 raise Cancelled("The edits were cancelled; finished clips are there.")
-            yield edit_item(editor, item, timeout_s=options.item_timeout_s, cancel=cancel)
+            yield edit_item(editor, item, timeout_s=options.item_timeout_s, cancel=cancel, resume=options.resume)
 
 
 def _make_folders(folders: set[Path]) -> None:

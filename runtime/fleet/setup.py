@@ -61,6 +61,7 @@ class FleetOptions:
         item_timeout_s: seconds after which a clip that was handed to an editor is given up.
         start_timeout_s: seconds that the first editor may take to be ready, placement and loading included.
         retries: how often an editor that was lost is started again, with the clip it had.
+        resume: go on where interrupted edits of the same clips stopped; a clip whose editor was lost always does.
 
     Raises:
         InputError: a value is impossible.
@@ -72,6 +73,7 @@ class FleetOptions:
     item_timeout_s: float = DAY_S
     start_timeout_s: float = 600.0
     retries: int = 2
+    resume: bool = False
 
     def __post_init__(self) -> None:
         if self.ray is not None and (not self.ray.strip() or "://" in self.ray):
