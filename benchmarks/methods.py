@@ -4,7 +4,8 @@ Rows: every frame by itself, Pix2Video with one context or the other, with both,
 ablation of arXiv 2303.12688), and Fairy; all from the same noise. Columns: Pixel-MSE along the clip's true flow (or
 RAFT's), warp error (the same where the surface is visible), CLIP-Image between successive frames, CLIP-Text to the
 instruction, PSNR to the exact target. CLIP's figures need its weights on this machine; without them CLIP-Image uses the
-embedded autoencoder's features, is called so, and CLIP-Text is left out. Writes methods.json and methods.md.
+embedded autoencoder's features, is called so, and CLIP-Text is left out. Clips differ far more than methods do, so the
+last column compares each clip with itself. Writes methods.json and methods.md.
 """
 
 import argparse
@@ -149,12 +150,15 @@ def measure(editor: Editor, clip: Clip, steps: int | None, flow: str) -> Iterato
 
 def markdown(figures: list[Figures], encoder: str, note: str) -> str:
     """The table: means with 95 % intervals over clips."""
-    lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    heads = [*COLUMNS.values(), "Pixel-MSE ÷ per frame's"]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    alone = {f.clip: f.pixel_mse for f in figures if f.row == "per frame"}
     for row in dict.fromkeys(f.row for f in figures):
         cells = []
         for column in COLUMNS:
             values = [v for f in figures if f.row == row and (v := getattr(f, column)) is not None]
             cells.append(str(estimate(values)) if values else "–")
+        cells.append(str(estimate([f.pixel_mse / alone[f.clip] for f in figures if f.row == row])))
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     names = f"CLIP-Image is the cosine of successive frames' features by {encoder}"
     names += "" if any(f.clip_text is not None for f in figures) else "; CLIP-Text needs CLIP's weights"
