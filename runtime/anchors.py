@@ -117,10 +117,11 @@ class AnchorBank:
             carried is not None,
         )
         if carried is not None:
-            bank._put(carried)
+            bank.put(carried)
         return bank
 
-    def _put(self, carried: "CarriedAnchor") -> None:
+    def put(self, carried: "CarriedAnchor") -> None:
+        """Copy what is carried into its place, step by step."""
         for mine, theirs in ((self.keys, carried.keys), (self.values, carried.values)):
             for step, tensors in enumerate(theirs):
                 for name, tensor in tensors.items():

@@ -93,6 +93,12 @@ def edit(
     bank: Annotated[
         str, typer.Option(help="Where the anchors' keys and values are kept: device, or host for small cards.")
     ] = "device",
+    bank_dtype: Annotated[
+        str | None, typer.Option(help="Approximate: float8 keeps the anchors' keys and values in 8 bit.")
+    ] = None,
+    guidance_end: Annotated[
+        float, typer.Option(help="Approximate: the share of the steps, from the first on, that are guided.")
+    ] = 1.0,
     gpus: Annotated[int, typer.Option(help="How many GPUs share the job.")] = 1,
     workers: Annotated[int, typer.Option(help="How many processes share the job on the CPU.")] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads of the computation.")] = 1,
@@ -135,6 +141,8 @@ def edit(
         shots=_parse_shots(shots),  # type: ignore[arg-type]
         prompts=schedule,
         continue_look=continue_look,
+        guidance_end=guidance_end,
+        bank_dtype=bank_dtype,  # type: ignore[arg-type]
         method=method,
         order=order,  # type: ignore[arg-type]
         delta=delta,

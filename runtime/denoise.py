@@ -7,9 +7,12 @@ from torch import Tensor
 
 from fairy.engines.engine import Engine
 from fairy.export.steps import NO_STEPS, Steps
-from fairy.runtime.guidance import Guidance, guide
+from fairy.runtime.guidance import Guidance, guide, unguided
 from fairy.runtime.prediction import Ahead, Pictures, Prediction, Update, first_step, fused_update
 from fairy.runtime.sampler import Schedule, needs_noise, scale_model_input, step
+
+Stretch = tuple[Prediction, Update]
+"""What predicts and what updates, for some consecutive steps."""
 
 
 def denoise(
@@ -17,6 +20,7 @@ def denoise(
     schedule: Schedule,
     guidance: Guidance,
     *,
+    guided_steps: int | None = None,
     text: Tensor,
     image_latents: Tensor,
     latents: Tensor,
@@ -32,6 +36,7 @@ def denoise(
 
     Args:
         engine: a UNet graph.
+        guided_steps: steps with all branches, from the first on; later ones compute the first branch alone (None: all).
         text: [branches, tokens, channels].
         image_latents: [frames, c, h, w], not scaled, in the engine's precision.
         latents: unit noise [frames or 1, c, h, w], float32.
@@ -49,22 +54,34 @@ def denoise(
     dtype, device, frames = image_latents.dtype, image_latents.device, image_latents.shape[0]
     ahead = ahead or Ahead()
     times = torch.tensor(schedule.timesteps, dtype=torch.float32, device=device)
-    predict = Prediction(
-        engine,
-        ahead.conditions_of(engine, text, dtype, times, frames),
-        Pictures(guidance, image_latents, steps),
-        context,
-        targets,
-        None if alone is None else first_step(steps, guidance, latents, alone, ahead),
-    )
-    update = fused_update(schedule, guidance, steps, device) or plain_update(schedule, guidance)
+
+    def stretch(guidance: Guidance, text: Tensor, ahead: Ahead, alone: Callable[[], Engine] | None) -> Stretch:
+        predict = Prediction(
+            engine,
+            ahead.conditions_of(engine, text, dtype, times, frames),
+            Pictures(guidance, image_latents, steps),
+            lambda i: _branches(context(i), guidance),
+            lambda i: _branches(targets(i) or {}, guidance) or None,
+            None if alone is None else first_step(steps, guidance, latents, alone, ahead),
+        )
+        return predict, fused_update(schedule, guidance, steps, device) or plain_update(schedule, guidance)
+
+    guided = len(schedule) if guided_steps is None else guided_steps
+    predict, update = stretch(guidance, text, ahead, alone)
     x = (latents * schedule.init_noise_sigma).expand(frames, -1, -1, -1)
     for i in range(len(schedule)):
+        if i == guided:
+            predict, update = stretch(unguided(guidance), ahead.first_branch(text), ahead.unguided(), None)
         output = predict(i, scale_model_input(schedule, i, x))
         fresh = noise(i) if needs_noise(schedule, i) else None
         x = update(i, x, output, fresh)
         on_step(i)
     return x
+
+
+def _branches(named: Mapping[str, Tensor], guidance: Guidance) -> dict[str, Tensor]:
+    """Keys and values of the branches that are computed; those that are not are the last."""
+    return {name: tensor[: guidance.groups] for name, tensor in named.items()}
 
 
 def plain_update(schedule: Schedule, guidance: Guidance) -> Update:

@@ -38,6 +38,12 @@ def make_guidance(guidance_scale: float, image_guidance_scale: float) -> Guidanc
     return Guidance(branches, guidance_scale, image_guidance_scale)
 
 
+def unguided(guidance: Guidance) -> Guidance:
+    """The same without pull: only the branch that sees instruction and picture, which must be the first computed."""
+    assert guidance.branches[0] == 0
+    return make_guidance(1.0, 1.0)
+
+
 def guide(guidance: Guidance, outputs: Tensor) -> Tensor:
     """One prediction from those of the branches: [branches, frames, c, h, w] to [frames, c, h, w], in float32.
 

@@ -112,6 +112,11 @@ class Job:
         """(height, width) of the result, in pixels."""
         return self.geometry.source if self.params.size == "source" else self.geometry.scaled
 
+    @property
+    def guided_steps(self) -> int:
+        """How many steps from the first on are guided."""
+        return round(float(self.params.guidance_end) * len(self.schedule))
+
     def tell_resumed(self) -> None:
         """Report that a micro-batch did not have to be denoised. Raises Cancelled."""
         self.batches_done += 1
@@ -183,6 +188,12 @@ def plan_source(
         params = replace(params, anchors=min(params.anchors, source.num_frames))
     method = find_method(params.method)
     at_once = params.micro_batch or (None if runs_in_parts(method) else UNITS_AT_ONCE)
+    guidance = make_guidance(float(params.guidance_scale or 0), float(params.image_guidance_scale or 0))
+    if params.guidance_end < 1.0 and guidance.branches[0] != 0:
+        raise InputError(
+            f"guidance_end = {params.guidance_end:g} leaves the instruction's branch, which guidance_scale = 0 leaves "
+            "out; choose a larger guidance_scale."
+        )
     segments, micro_batch = plan_segments(params, source.num_frames, at_once)
     sizes = {"long_side": int(params.long_side or 0), "multiple": checkpoint.size_multiple}
     geometry = make_geometry(*source.size, upscale=params.upscale, **sizes)
@@ -192,7 +203,7 @@ def plan_source(
         source=source,
         geometry=geometry,
         schedule=make_schedule_of(checkpoint, params),
-        guidance=make_guidance(float(params.guidance_scale or 0), float(params.image_guidance_scale or 0)),
+        guidance=guidance,
         segments=segments,
         micro_batch=micro_batch,
         frames_at_once=micro_batch,

@@ -16,6 +16,7 @@ from fairy.export.checkpoint import Checkpoint
 from fairy.kernels.errors import NumericalError
 from fairy.runtime.anchors import AnchorBank, CarriedAnchor, Context
 from fairy.runtime.denoise import denoise
+from fairy.runtime.float8_bank import Float8Bank
 from fairy.runtime.geometry import pad_by_reflection, scale_frames
 from fairy.runtime.guidance import branch_text
 from fairy.runtime.host_bank import HostBank
@@ -24,7 +25,7 @@ from fairy.runtime.noise import INITIAL, draw_noise
 from fairy.runtime.prediction import alone_graph
 from fairy.runtime.source import Frames
 
-Bank = AnchorBank | HostBank
+Bank = AnchorBank | HostBank | Float8Bank
 OnBank = Callable[[Bank, int], None]
 
 
@@ -209,6 +210,7 @@ class Networks:
             self.engine(job, graph, precision),
             job.schedule,
             job.guidance,
+            guided_steps=job.guided_steps,
             text=text,
             image_latents=image_latents.to(precision),
             latents=self.initial_noise(job, frames),
@@ -241,9 +243,11 @@ class Networks:
             )
 
         steps = len(job.schedule)
+        first = None if carried is None else carried.first_step()
+        if job.params.bank_dtype == "float8":
+            return Float8Bank(bank(1, self.device, first), steps, carried)
         if not self.bank_on_host:
             return bank(steps, self.device, carried)
-        first = None if carried is None else carried.first_step()
         home = bank(steps, torch.device("cpu"), carried)
         return HostBank.around(home, bank(1, self.device, first), bank(1, self.device, first), self.device)
 

@@ -28,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
 _RECOMMENDABLE = (*DEFAULTS, "anchors")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "sampler": SAMPLERS,
+    "bank_dtype": ("float8",),
     "noise": ("shared", "per-frame"),
     "size": ("scaled", "source"),
     "layers": LAYER_CHOICES,
@@ -40,6 +41,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "long_side": (8, 16384),
     "micro_batch": (1, 1024),
+    "guidance_end": (0.0, 1.0),
     "start": (0.0, math.inf),
     "end": (0.0, math.inf),
     "max_pixels": (1, 2**31 - 1),
@@ -82,6 +84,9 @@ class EditParams:
             that at 512×512.
         source_prompt: what the video shows, for models whose frames are inverted; "auto" = caption the first frame.
         depth: a folder of depth maps, one a frame, for models that see depth; None = estimate it.
+        guidance_end: approximate; the share of the steps that are guided: later ones compute only the branch that sees
+            instruction and picture.
+        bank_dtype: approximate; "float8" keeps the anchors' keys and values in 8 bit; None = as they were computed.
 
     Raises:
         InputError: a value is of the wrong type, unknown or impossible; the sentence names it and the remedy.
@@ -108,6 +113,8 @@ class EditParams:
     shots: Literal["off", "auto"] | tuple[int, ...] | list[int] = "off"
     prompts: Mapping[int | float, str] | Sequence[tuple[int | float, str]] | None = None
     continue_look: bool = False
+    guidance_end: float = 1.0
+    bank_dtype: Literal["float8"] | None = None
     method: str | Method = "fairy"
     order: Order | None = None
     delta: float | None = None
@@ -174,7 +181,7 @@ class EditParams:
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value is None and name in (*DEFAULTS, "layers", "order"):
+    if value is None and name in (*DEFAULTS, "layers", "order", "bank_dtype"):
         return
     if value not in choices:
         raise InputError(f"{name} = {value!r} is not known; choose one of {', '.join(choices)}.")
@@ -182,7 +189,7 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def _number(name: str, value: Any, low: float, high: float) -> int | float | None:
     """The value as a plain int or float; NumPy's numbers are taken too."""
-    if value is None and name not in ("seed", "max_pixels"):
+    if value is None and name not in ("seed", "max_pixels", "guidance_end"):
         return None
     whole = isinstance(low, int)
     if not isinstance(value, bool) and isinstance(value, Integral if whole else Real):

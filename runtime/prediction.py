@@ -34,12 +34,26 @@ class Ahead:
 
     Attributes:
         conditions: of the text that is used now, by precision and number of frames.
+        rest: of the steps that are not guided; first_text: a text and its first branch.
         first_outputs: of the branch without picture at the first step, [1, 1, c, h, w], by precision.
     """
 
     text: Tensor | None = None
     conditions: dict[tuple[torch.dtype, int], Conditions] = field(default_factory=dict)
     first_outputs: dict[torch.dtype, Tensor] = field(default_factory=dict)
+    rest: "Ahead | None" = None
+    first_text: tuple[Tensor, Tensor] | None = None
+
+    def unguided(self) -> "Ahead":
+        """The same for steps that compute the first branch alone."""
+        self.rest = self.rest or Ahead()
+        return self.rest
+
+    def first_branch(self, text: Tensor) -> Tensor:
+        """The first branch's text, the same tensor for the same text."""
+        if self.first_text is None or self.first_text[0] is not text:
+            self.first_text = (text, text[:1])
+        return self.first_text[1]
 
     def conditions_of(
         self, engine: Engine, text: Tensor, precision: torch.dtype, times: Tensor, frames: int

@@ -111,7 +111,7 @@ class WorkerPool:
                 self._events,
                 meeting=meeting,
                 deadline_s=deadline_s,
-                shares_bank=self._options.bank == "device",
+                shares_bank=self._options.bank == "device" and job.params.bank_dtype is None,
             )
             done = False
             try:
