@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from statistics import median
 from typing import Protocol
 
 import torch
@@ -18,6 +18,7 @@ from fairy.runtime.sampler import Schedule, make_schedule
 
 MEASURED_STEPS = 2  # the first step, which may be cheaper, and a later one, which stands for all that follow
 TEXT_SCALE, IMAGE_SCALE = 7.5, 1.5
+PROCESSOR = "processor time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +91,18 @@ class Rung(Protocol):
 
 
 class Laps:
-    """A clock that waits for the device before it looks."""
+    """A clock that waits for the device before it looks: the wall's, or the processor's; see `clock_of`."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._now = time.process_time if clock_of(device) == PROCESSOR else time.perf_counter
         self.times: list[float] = []
         self.start()
 
     def start(self) -> None:
         """Begin a lap."""
         self._wait()
-        self._before = time.perf_counter()
+        self._before = self._now()
 
     def after_step(self, step: int) -> None:
         """End a lap; what loops call after every step."""
@@ -109,7 +111,7 @@ class Laps:
     def lap(self) -> float:
         """Milliseconds since the last lap; kept in `times` too."""
         self._wait()
-        now = time.perf_counter()
+        now = self._now()
         ms, self._before = (now - self._before) * 1e3, now
         self.times.append(ms)
         return ms
@@ -117,6 +119,25 @@ class Laps:
     def _wait(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+def clock_of(device: torch.device) -> str:
+    """What the ladder's clock counts on a device: on the CPU with one thread, processor time.
+
+    That is what passes on an idle machine, and what other programs on a busy one hardly change.
+    """
+    return PROCESSOR if device.type == "cpu" and torch.get_num_threads() == 1 else "wall time"
+
+
+def matmul_tflop_per_s(device: torch.device, dtype: torch.dtype) -> float:
+    """10¹² operations a second of one large square matrix product, by the clock of the laps."""
+    size = 8192 if device.type == "cuda" else 768
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    laps = Laps(device)
+    for _ in range(12):
+        a @ b
+        laps.lap()
+    return 2 * size**3 / median(laps.times[2:]) / 1e9
 
 
 def make_case(size: Size, networks: Checkpoint, device: torch.device, dtype: torch.dtype) -> Case:
@@ -145,27 +166,29 @@ def make_case(size: Size, networks: Checkpoint, device: torch.device, dtype: tor
 
 @contextmanager
 def work_bytes(device: torch.device) -> Iterator[list[int]]:
-    """The most memory used inside the block beyond what was there before, once the block has ended."""
+    """The most memory used inside the block beyond what was there before, once it has ended; nothing on a CPU.
+
+    What a process holds there is whatever its allocator kept, so that it says nothing about one rung among many.
+    """
     found: list[int] = []
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+    if device.type != "cuda":
         yield found
-        found.append(torch.cuda.max_memory_allocated(device) - before)
         return
-    with suppress(OSError):  # a kernel without this counts from the process's start, which shows nothing: no figure
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _resident("VmRSS")
-        yield found
-        found.append(max(0, _resident("VmHWM") - before))
-        return
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     yield found
+    found.append(torch.cuda.max_memory_allocated(device) - before)
 
 
-def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-__all__ = ["BRANCHES", "Case", "Lap", "Laps", "Rung", "make_case", "work_bytes"]
+__all__ = [
+    "BRANCHES",
+    "Case",
+    "Lap",
+    "Laps",
+    "Rung",
+    "clock_of",
+    "make_case",
+    "matmul_tflop_per_s",
+    "work_bytes",
+]

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairy.benchmarks.ladder.case import BRANCHES, Case, Lap, Rung
+from fairy.benchmarks.ladder.case import BRANCHES, Case, Lap, Rung, clock_of, matmul_tflop_per_s
 from fairy.benchmarks.ladder.networks import Flops, count_flops
 from fairy.benchmarks.ladder.ours import OurRung
 from fairy.benchmarks.ladder.rivals import BatchedRung, PipelineRung
 from fairy.benchmarks.nvml import energy_j, throttle_reasons
 from fairy.benchmarks.records import Quality, Record, make_record
-from fairy.benchmarks.timing import matmul_tflop_per_s, summarise
+from fairy.benchmarks.timing import summarise
 from fairy.export.steps import STEPS, Steps, check_steps, choose_steps
 from fairy.kernels.errors import InputError
 
@@ -146,7 +146,7 @@ def _record(
     case: Case, climb: Climb, rung: Rung, laps: Sequence[Lap], difference: float,
     flops: Flops, ceiling: float, watts: float | None, throttled: tuple[str, ...],
 ) -> Record:  # fmt: skip
-    timing = summarise([clip_ms(lap, case) for lap in laps], "computed from parts", throttled)
+    timing = summarise([clip_ms(lap, case) for lap in laps], f"computed from parts, {clock_of(case.device)}", throttled)
     seconds = timing.median_ms / 1e3
     rate = clip_flops(flops, case, anchored=rung.anchored) / seconds / 1e12
     forwards = CLIP_FRAMES * CLIP_STEPS * BRANCHES

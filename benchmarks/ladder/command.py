@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fairy.benchmarks.ladder.case import make_case
+from fairy.benchmarks.ladder.case import clock_of, make_case
 from fairy.benchmarks.ladder.climb import CLIP_FRAMES, CLIP_STEPS, Climb, run_climb, table
 from fairy.benchmarks.ladder.networks import BRANCHES, FULL, SMALL, Size, make_networks
 from fairy.benchmarks.records import write_records
@@ -52,7 +52,7 @@ def run(
     with cpu_threads(threads):
         networks = make_networks(size, place, precision)
         records = run_climb(make_case(size, networks, place, precision), climb, tell)
-        text = f"{_heading(size, place, precision)}\n{table(records)}"
+        text = f"{_heading(size, place, precision)}\n{table(records)}"  # with the threads that it was measured with
     yield text
     if where is not None:
         yield from write_records(where[0], records)
@@ -79,5 +79,6 @@ def _heading(size: Size, device: torch.device, dtype: torch.dtype) -> str:
         f"weights, {size.width}×{size.height}\n"
         f"s: {CLIP_FRAMES} frames at {CLIP_STEPS} steps, {BRANCHES} branches, {size.anchors} anchors (a and b have "
         f"none), micro-batches of {size.frames}; computed from measured parts, video files apart\n"
-        "difference: of latents after two steps to eager in float32, largest, relative to the largest latent"
+        f"clock: {clock_of(device)}; difference: of latents after two steps to eager in float32, largest, relative to "
+        "the largest latent"
     )

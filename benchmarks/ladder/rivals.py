@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ class BatchedRung:
         self._case = case
         networks = case.networks
         copies = [_channels_last(net) for net in (networks.unet, networks.vae)]
-        compiler: Callable[[Any], Any] = torch.compile if compiled else lambda call: call
+        compiler: Callable[[Any], Any] = partial(torch.compile, dynamic=False) if compiled else lambda call: call
         self._unet = compiler(copies[0].forward)
         self._encode, self._decode = compiler(_encoder(copies[1])), compiler(_decoder(copies[1]))
         if anchored:
@@ -119,7 +120,7 @@ class BatchedRung:
         text = case.text.repeat_interleave(frames, 0)
         x = (case.noise * case.schedule.init_noise_sigma).expand(frames, -1, -1, -1)
         laps.start()
-        for i, t in enumerate(case.schedule.timesteps):
+        for i, t in enumerate(torch.tensor(case.schedule.timesteps, device=case.device)):
             if keep:
                 banks.append({})
             scaled = scale_model_input(case.schedule, i, x).to(case.dtype).expand(len(image), -1, -1, -1, -1)

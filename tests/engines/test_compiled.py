@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fairy.engines.compiled import CompiledBackend, CompiledBuilder, CompiledEngine, joined_attention
+from fairy.engines.conditions import prepare
 from fairy.engines.eager import EagerBackend
 from fairy.engines.engine import BuildOptions, EngineSpec, Shapes
 from fairy.export.checkpoint import Checkpoint
@@ -115,6 +116,25 @@ def test_compiled_on_the_spot(checkpoint: Checkpoint, caplog: pytest.LogCaptureF
     assert backend.engine(graph) is engine
     assert len([record for record in caplog.records if "compiled vae_decoder in" in record.message]) == 1
     assert any("compiled on the spot" in sentence for sentence in backend.take_usage().fallbacks)
+    backend.close()
+
+
+@pytest.mark.slow
+def test_a_unet_with_all_steps_compiled_on_the_spot(checkpoint: Checkpoint) -> None:
+    """What an edit calls: prepared text and times, two branches that share a picture, keys and values emitted."""
+    graph = graph_specs(checkpoint)["unet_anchor"]
+    inputs = _inputs(graph, checkpoint, 3, 2, 64)
+    inputs["sample"][0] = inputs["sample"][1]
+    inputs["timestep"][:] = 501.5
+    expected = _eager(checkpoint, graph, inputs)
+    backend = CompiledBackend(checkpoint, CPU, torch.float32)
+    engine = backend.engine(graph)
+    told = prepare(engine, inputs["text"], torch.tensor([900.0, 501.5]), 2).at(1)
+    found = engine({"sample": inputs["sample"][1:], **told})
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=5e-5, rtol=5e-5, msg=name)
+    assert {"inductor", "shared-first-block", "text-kv"} <= set(backend.take_usage().steps)
     backend.close()
 
 

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import torch
 from diffusers import UNet2DConditionModel
 
+from fairy.benchmarks.ladder.networks import SD15_UNET
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec, anchor_layers, frame_layers, self_attention_layers, unet_spec
 from fairy.export.onnx import export_onnx
@@ -27,17 +28,7 @@ RULES = {"unet_anchor": anchor_layers, "unet_frame": frame_layers}
 def full_size(graph: str) -> tuple[Checkpoint, GraphSpec]:
     """The checkpoint, of which only the UNet is real, and the graph's spec."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        in_channels=8,
-        out_channels=4,
-        layers_per_block=2,
-        attention_head_dim=8,
-        cross_attention_dim=768,
-        block_out_channels=(320, 640, 1280, 1280),
-        down_block_types=(*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
-        up_block_types=("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
-    )
+    unet = UNet2DConditionModel(**SD15_UNET)
     unet.eval().requires_grad_(False)
     vae = SimpleNamespace(config=SimpleNamespace(block_out_channels=(128, 256, 512, 512)))
     layers = RULES[graph](self_attention_layers(unet), "all")

@@ -1,5 +1,6 @@
 """Denoising with the compiled path's steps: whole jobs over several steps equal eager's but for rounding."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from fairy.export.graphs import GraphSpec
 from fairy.export.steps import ALL_STEPS, STEPS
 from fairy.kernels.errors import InputError
 from fairy.kernels.guidance_step import guidance_step_reference
-from fairy.runtime import Editor, EditParams, embedded_model
+from fairy.runtime import Editor, EditParams, cli, embedded_model
 from fairy.runtime.guidance import branch_image, guide, make_guidance
 from fairy.runtime.job import Job, plan_job
 from fairy.runtime.networks import Networks
@@ -217,8 +218,35 @@ def test_an_edit_names_its_steps_and_equals_eagers(embedded: Checkpoint) -> None
     assert found.report.backend == "compiled"
 
 
+@pytest.mark.slow
+def test_workers_give_the_same_bytes_and_name_the_same_steps() -> None:
+    """What is computed once a job is computed once in every worker, in the same shape."""
+    frames = np.random.default_rng(5).integers(0, 256, (7, 32, 32, 3), np.uint8)
+    params = EditParams("make it sepia", num_inference_steps=2, anchors=2, image_guidance_scale=1.5)
+    found = []
+    for workers in (1, 2):
+        how = {"device": "cpu", "backend": "compiled", "without": ("inductor",), "workers": workers}
+        with Editor.from_pretrained(**how) as editor:
+            found.append(editor.edit(frames, params))
+    one, two = found
+    assert np.array_equal(one.frames, two.frames)
+    assert one.report.steps == two.report.steps == tuple(ON_CPU)
+    assert two.report.workers == 2
+
+
 def test_wrong_steps_are_refused_in_a_sentence() -> None:
     with pytest.raises(InputError, match="There is no step 'qkv'; choose from one-batch, .*fused-qkv"):
         Editor.from_pretrained(device="cpu", backend="compiled", without=("qkv",))
     with pytest.raises(InputError, match="Backend 'eager' has no steps to leave out; choose the backend compiled"):
         Editor.from_pretrained(device="cpu", backend="eager", without=("fused-qkv",))
+
+
+def test_the_command_line_leaves_steps_out(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, report = tmp_path / "out.mp4", tmp_path / "report.json"
+    words = ["edit", str(clip), "make it red", "-o", str(out), "--steps", "1", "--anchors", "2", "--quiet"]
+    words += ["--device", "cpu", "--long-side", "32", "--backend", "compiled", "--report", str(report)]
+    assert cli.run([*words, "--without", "inductor", "--without", "one-batch"]) == 0
+    assert json.loads(report.read_text())["steps"] == [name for name in ON_CPU if name != "one-batch"]
+    capsys.readouterr()
+    assert cli.run([*words, "--without", "speed"]) == 2
+    assert capsys.readouterr().err.startswith("error: There is no step 'speed'; choose from one-batch, ")
