@@ -30,29 +30,26 @@ def run(
     out: Path | None,
     tell: Callable[[str], object],
 ) -> Iterator[str]:
-    """Climb the ladder; gives the lines to print.
+    """Climb the ladder; gives the lines to print. Raises InputError for an impossible option.
 
     Args:
         rungs: keys of rungs with commas between them; None = all.
         compiled: whether torch.compile is used; None = on a GPU.
         out: a folder for `ladder-SIZE.json` and `.txt`, or a file ending in .json; None = nothing is written.
-
-    Raises:
-        InputError: an option is not possible. MachineError: the GPU slowed its clocks.
     """
     place = resolve_device(device)
     if not small and place.type == "cpu":
         raise InputError("The full-size ladder takes hours on a CPU; add --small, or run it on a GPU.")
     precision = resolve_dtype(dtype, place)
     keys = None if rungs is None else tuple(key.strip() for key in rungs.split(","))
-    climb = Climb(keys, tuple(without), place.type == "cuda" if compiled is None else compiled, repeats)
+    climb = Climb(keys, without, place.type == "cuda" if compiled is None else compiled, repeats)
     size = SMALL if small else FULL
-    size = size if micro_batch is None else replace(size, frames=micro_batch)
+    size = replace(size, frames=micro_batch or size.frames)
     where = None if out is None else _files(user_path(out), size)
     with cpu_threads(threads):
         networks = make_networks(size, place, precision)
         records = run_climb(make_case(size, networks, place, precision), climb, tell)
-        text = f"{_heading(size, place, precision)}\n{table(records)}"  # with the threads that it was measured with
+        text = f"{_heading(size, place, precision)}\n{table(records)}"
     yield text
     if where is not None:
         yield from write_records(where[0], records)
