@@ -1,6 +1,7 @@
 """Stage 1: a small KL autoencoder, 8x down to 4 channels, narrow at full resolution."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from training.pictures import Bytes, picture_pool
 FACTOR = 8
 COLOUR_SCALE = 4.0  # of the latents while they are guided
 STREAM = 21  # of random numbers
+Loss = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,27 +117,50 @@ def train_decoder(plan: DecoderPlan, out: Path, compute: Compute, *, seed: int, 
     model.encoder.requires_grad_(False)
     model.quant_conv.requires_grad_(False)
     trainee = Trainee.start(model, plan.learning_rate)
-    path = out / "decoder.safetensors"
+
+    def loss(x_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return decoder_loss(model, x_BCHW, plan.noise, generator)
+
+    return fit_decoder(trainee, plan, loss, out / "decoder.safetensors", compute, seed=seed, deadline=deadline)
+
+
+def fit_decoder(
+    trainee: Trainee, plan: DecoderPlan, loss: Loss, path: Path, compute: Compute, *, seed: int, deadline: float
+) -> Trainee:
+    """Lowers a loss on random crops until the plan's steps are done or ``deadline`` has passed; goes on from ``path``.
+
+    ``loss`` takes pictures [B, 3, side, side] in [-1, 1] and the random numbers of the step.
+    """
     trainee.resume(path)
-    pool = picture_pool(out / "pictures.npy", plan.pictures, seed)
+    pool = picture_pool(path.with_name("pictures.npy"), plan.pictures, seed)
     while trainee.step < plan.steps and time.monotonic() < deadline:
         x_BCHW = crops(pool, plan, seed + 1, trainee.step).to(compute.device)
         generator = torch.Generator(compute.device).manual_seed(seed * 1_000_003 + trainee.step)
         with compute.autocast():
-            loss = decoder_loss(model, x_BCHW, plan.noise, generator)
-        trainee.update(loss, learning_rate(plan.learning_rate, trainee.step, plan.steps))
-        trainee.log(float(loss.detach()), path)
+            value = loss(x_BCHW, generator)
+        trainee.update(value, learning_rate(plan.learning_rate, trainee.step, plan.steps))
+        trainee.log(float(value.detach()), path)
     trainee.save(path)
     return trainee
 
 
 def decoder_loss(model: AutoencoderKL, x_BCHW: torch.Tensor, noise: float, generator: torch.Generator) -> torch.Tensor:
-    """Squared and some absolute error of what is restored from noisy latents, half of the batch from clean ones."""
-    with torch.no_grad():
-        z_BCHW = model.encode(x_BCHW).latent_dist.mode()
-        spread = torch.randn(z_BCHW.shape, generator=generator, device=z_BCHW.device) * noise * z_BCHW.float().std()
-        spread[::2] = 0
-    error_BCHW = model.decode(z_BCHW + spread).sample.float() - x_BCHW
+    """Of what is restored from noisy latents, half of the batch from clean ones."""
+    z_BCHW = noisy_latents(model, x_BCHW, noise, generator)
+    return restoration_loss(model.decode(z_BCHW).sample.float() - x_BCHW)
+
+
+@torch.no_grad()
+def noisy_latents(model: AutoencoderKL, x_BCHW: torch.Tensor, noise: float, generator: torch.Generator) -> torch.Tensor:
+    """Latents [B, 4, h, w], not scaled, every other one as an editor makes them: not quite those of a picture."""
+    z_BCHW = model.encode(x_BCHW).latent_dist.mode()
+    spread = torch.randn(z_BCHW.shape, generator=generator, device=z_BCHW.device) * noise * z_BCHW.float().std()
+    spread[::2] = 0
+    return torch.as_tensor(z_BCHW + spread)
+
+
+def restoration_loss(error_BCHW: torch.Tensor) -> torch.Tensor:
+    """Squared error, some absolute error, and the error of the coarse colours."""
     fine = error_BCHW.square().mean() + 0.1 * error_BCHW.abs().mean()
     return torch.as_tensor(fine + 0.2 * coarse_error(error_BCHW))
 

@@ -14,6 +14,7 @@ from diffusers import (
 
 from training.checkpoint import load_average, save_json
 from training.editor import TRAIN_STEPS, TextEditor
+from training.tiny_decoder import write_tiny_decoder
 
 RECOMMENDED = {
     "long_side": 256,
@@ -49,9 +50,12 @@ def build_pipeline(vae: AutoencoderKL, editor: TextEditor) -> StableDiffusionIns
     )
 
 
-def write_model(directory: Path, vae: AutoencoderKL, editor: TextEditor, scaling_factor: float) -> None:
+def write_model(
+    directory: Path, vae: AutoencoderKL, editor: TextEditor, scaling_factor: float, tiny_decoder: Path | None = None
+) -> None:
     """Replaces ``directory`` by the model in float16; a model card that is there stays.
 
+    ``tiny_decoder`` is the checkpoint of a small decoder, which goes beside the other parts if it exists.
     The new directory is complete before it takes the old one's name.
     """
     vae.register_to_config(scaling_factor=scaling_factor)
@@ -60,6 +64,8 @@ def write_model(directory: Path, vae: AutoencoderKL, editor: TextEditor, scaling
         shutil.rmtree(leftover, ignore_errors=True)
     build_pipeline(vae.half(), editor.half()).save_pretrained(fresh, safe_serialization=True)
     save_json(fresh / "fairy.json", RECOMMENDED)
+    if tiny_decoder is not None and tiny_decoder.exists():
+        write_tiny_decoder(fresh / "tiny_decoder", tiny_decoder)
     _load_as_float32(fresh / "text_encoder" / "config.json")
     for file in fresh.rglob("*.*"):
         file.chmod(0o644)
@@ -78,14 +84,16 @@ def _load_as_float32(path: Path) -> None:
     save_json(path, config)
 
 
-def write_from_checkpoints(directory: Path, autoencoder: Path, editor: Path, scaling_factor: float) -> None:
-    """Packages the averaged weights of two checkpoints."""
+def write_from_checkpoints(
+    directory: Path, autoencoder: Path, editor: Path, scaling_factor: float, *, tiny_decoder: Path | None = None
+) -> None:
+    """Packages the averaged weights of two checkpoints, or three."""
     from training.autoencoder import build_autoencoder
 
     vae, text_editor = build_autoencoder(), TextEditor()
     load_average(vae, autoencoder)
     load_average(text_editor, editor)
-    write_model(directory, vae, text_editor, scaling_factor)
+    write_model(directory, vae, text_editor, scaling_factor, tiny_decoder)
 
 
 def load_pipeline(directory: Path) -> StableDiffusionInstructPix2PixPipeline:

@@ -1,8 +1,9 @@
 """The one command: ``python -m training.train --out DIR`` makes the embedded model from nothing.
 
-Stages: autoencoder, editor, equivariant, decoder (the last may run any time after the first). Each stops at its
-planned steps or after ``--minutes`` and continues with ``--resume``; checkpoints, cached latents and ``record.json``
-lie in DIR, the packaged models in DIR/model and DIR/model_equivariant.
+Stages: autoencoder, editor, equivariant, decoder (which may run any time after the first), tiny_decoder (any time after
+the editor; it learns from the last decoder there is). Each stops at its planned steps or after ``--minutes`` and goes
+on with ``--resume``; checkpoints, cached latents and ``record.json`` lie in DIR, the packaged models in DIR/model and
+DIR/model_equivariant.
 """
 
 import argparse
@@ -21,9 +22,10 @@ from training.compute import Compute
 from training.editor import EditorPlan, train_editor
 from training.latents import Pairs, load_pairs
 from training.package import write_from_checkpoints
+from training.tiny_decoder import train_tiny_decoder
 
-STAGES = ("autoencoder", "editor", "equivariant", "decoder")
-NEEDS = {"editor": "autoencoder", "equivariant": "editor", "decoder": "autoencoder"}
+STAGES = ("autoencoder", "editor", "equivariant", "decoder", "tiny_decoder")
+NEEDS = {"editor": "autoencoder", "equivariant": "editor", "decoder": "autoencoder", "tiny_decoder": "editor"}
 Plan = AutoencoderPlan | DecoderPlan | EditorPlan
 QUICK_LOOKS = ("sepia", "negative", "night", "pencil", "snow", "watercolour", "thermal", "grey")
 
@@ -72,6 +74,10 @@ def _train(stage: str, options: argparse.Namespace, deadline: float) -> tuple[Pl
     if stage == "decoder":
         last_plan = decoder_plan(options.quick, options.steps)
         return last_plan, train_decoder(last_plan, out, compute, seed=seed, deadline=deadline)
+    if stage == "tiny_decoder":
+        tiny_plan = tiny_decoder_plan(options.quick, options.steps)
+        teacher = {"autoencoder": _autoencoder(out), "scaling_factor": _scaling_factor(out)}
+        return tiny_plan, train_tiny_decoder(tiny_plan, out, compute, **teacher, seed=seed, deadline=deadline)
     edit_plan = editor_plan(stage, options.quick, options.steps)
     pairs, path = _pairs(edit_plan, stage, options), _checkpoint(out, stage)
     start = _checkpoint(out, "editor") if stage == "equivariant" else None
@@ -79,13 +85,22 @@ def _train(stage: str, options: argparse.Namespace, deadline: float) -> tuple[Pl
 
 
 def _package(out: Path) -> None:
-    """Both models, as far as they are trained, with the decoder of the last stage where there is one."""
-    vae = _checkpoint(out, "decoder")
-    vae = vae if vae.exists() else _checkpoint(out, "autoencoder")
+    """Both models, as far as they are trained, with the decoders of the last stages where there are any."""
     for stage, folder in (("editor", "model"), ("equivariant", "model_equivariant")):
         if _checkpoint(out, stage).exists():
-            factor = float(read_notes(_latents(out, "editor"))["scaling_factor"])
-            write_from_checkpoints(out / folder, vae, _checkpoint(out, stage), factor)
+            parts = (_autoencoder(out), _checkpoint(out, stage), _scaling_factor(out))
+            write_from_checkpoints(out / folder, *parts, tiny_decoder=_checkpoint(out, "tiny_decoder"))
+
+
+def _autoencoder(out: Path) -> Path:
+    """The autoencoder's checkpoint with the decoder that was trained last."""
+    vae = _checkpoint(out, "decoder")
+    return vae if vae.exists() else _checkpoint(out, "autoencoder")
+
+
+def _scaling_factor(out: Path) -> float:
+    """What makes the latents that the editor learned from have unit variance."""
+    return float(read_notes(_latents(out, "editor"))["scaling_factor"])
 
 
 def autoencoder_plan(quick: bool, steps: int | None) -> AutoencoderPlan:
@@ -97,6 +112,12 @@ def autoencoder_plan(quick: bool, steps: int | None) -> AutoencoderPlan:
 def decoder_plan(quick: bool, steps: int | None) -> DecoderPlan:
     """The full plan, or one of two minutes."""
     plan = DecoderPlan(steps=1000, pictures=600) if quick else DecoderPlan()
+    return replace(plan, steps=steps or plan.steps)
+
+
+def tiny_decoder_plan(quick: bool, steps: int | None) -> DecoderPlan:
+    """The full plan, or one of two minutes."""
+    plan = DecoderPlan(steps=1000, pictures=600) if quick else DecoderPlan(steps=8_000, learning_rate=2e-3)
     return replace(plan, steps=steps or plan.steps)
 
 

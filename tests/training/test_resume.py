@@ -17,6 +17,7 @@ from training.checkpoint import Trainee, learning_rate, read_notes
 from training.compute import Compute
 from training.editor import EditorPlan, train_editor
 from training.latents import Pairs, PairsPlan, load_pairs
+from training.tiny_decoder import build_tiny_decoder, distillation_loss, train_tiny_decoder
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +61,38 @@ def test_decoder_stage_leaves_the_latents_alone(tmp_path: Path) -> None:
     changed = {name for name in changed if not name.startswith(("weights/", "optimiser/"))}
     assert any(name.startswith("decoder.") for name in changed)
     assert not [name for name in changed if name.startswith(("encoder.", "quant_conv."))]
+
+
+def test_tiny_decoder(tmp_path: Path) -> None:
+    model = build_autoencoder()
+    teacher = tmp_path / "teacher.safetensors"
+    Trainee.start(model, 1e-3).save(teacher)
+    plan = DecoderPlan(steps=4, crops=((32, 2), (48, 1)), pictures=3)
+    options = {"autoencoder": teacher, "scaling_factor": 0.5, "seed": 3}
+    train_tiny_decoder(plan, tmp_path / "whole", CPU, **options, deadline=math.inf)
+    for steps in (2, 2):
+        with time_for(steps):
+            train_tiny_decoder(plan, tmp_path / "broken", CPU, **options, deadline=1.0)
+    assert_same(tmp_path / "whole/tiny_decoder.safetensors", tmp_path / "broken/tiny_decoder.safetensors")
+
+
+def test_tiny_decoder_learns_its_teachers_pictures() -> None:
+    """A step along the loss's gradient brings the two decoders' pictures closer; none moves the teacher."""
+    torch.manual_seed(0)
+    teacher, model = build_autoencoder().requires_grad_(False), build_tiny_decoder()
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    z = teacher.encode(x).latent_dist.mode()
+    wanted = teacher.decode(z).sample.clamp(-1, 1)
+    before = (model.decode(z * 0.7).sample - wanted).square().mean()
+    for _ in range(20):
+        loss = distillation_loss(model, teacher, 0.7, x, 0.0, torch.Generator().manual_seed(0))
+        torch.autograd.backward(loss)
+        with torch.no_grad():
+            for parameter in model.decoder.parameters():
+                parameter -= 0.02 * (parameter.grad if parameter.grad is not None else 0)
+                parameter.grad = None
+    after = (model.decode(z * 0.7).sample - wanted).square().mean()
+    assert after < 0.8 * before, (before, after)
 
 
 @pytest.fixture(scope="module")

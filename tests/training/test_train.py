@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import AutoencoderTiny
 
 from training import train
 from training.autoencoder import AutoencoderPlan, DecoderPlan
@@ -23,6 +25,7 @@ def tiny_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "autoencoder_plan", lambda quick, steps: plan)
     decoder = DecoderPlan(steps=1, crops=((32, 2),), pictures=2)
     monkeypatch.setattr(train, "decoder_plan", lambda quick, steps: decoder)
+    monkeypatch.setattr(train, "tiny_decoder_plan", lambda quick, steps: decoder)
     monkeypatch.setattr(train, "editor_plan", editor_plan)
 
 
@@ -34,12 +37,13 @@ def test_all_stages_then_a_longer_editor(tmp_path: Path) -> None:
     assert {"torch", "diffusers", "python"} <= record["versions"].keys()
     for model in ("model", "model_equivariant"):
         assert (tmp_path / model / "model_index.json").exists()
+        assert AutoencoderTiny.from_pretrained(tmp_path / model / "tiny_decoder").dtype == torch.float16
 
     with pytest.raises(SystemExit, match="--resume"):
         train.main(["--out", str(tmp_path), "--stage", "editor"])
     train.main(["--out", str(tmp_path), "--stage", "editor", "--steps", "2", "--resume"])
     runs = json.loads((tmp_path / "record.json").read_text())["runs"]
-    assert (runs[-1]["stage"], runs[-1]["steps_done"], len(runs)) == ("editor", 2, 5)
+    assert (runs[-1]["stage"], runs[-1]["steps_done"], len(runs)) == ("editor", 2, 6)
 
 
 def test_the_editor_needs_an_autoencoder(tmp_path: Path) -> None:
