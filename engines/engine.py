@@ -84,8 +84,10 @@ class Shapes:
         height, width = self.height[end] // vae_factor, self.width[end] // vae_factor
         anchors = self.anchors if end else 1
         frames = self.frames[end] if graph.layers else 1
-        if any(layer.emits for layer in graph.layers):
+        if any(layer.own == "batch" for layer in graph.layers):
             frames = anchors
+        shared = not any("frame" in layer.segments for layer in graph.layers)  # else a segment is one frame's tokens
+        length = (anchors if shared else 1) * height * width
         return {
             "batch": 2 if end else 1,  # the instruction and the negative prompt
             "groups": self.groups if end else 1,
@@ -95,7 +97,7 @@ class Shapes:
             "width": width,
             "image_height": self.height[end],
             "image_width": self.width[end],
-            **{f"context_{level}": anchors * (height >> level) * (width >> level) for level in range(levels + 1)},
+            **{f"context_{level}": length >> 2 * level for level in range(levels + 1)},
         }
 
 

@@ -251,11 +251,11 @@ def _load_network(where: Path, name: str, dtype: torch.dtype, variant: str | Non
 
 def _load_depth(folder: Path, device: str | torch.device) -> dict[str, Any]:
     """The DPT of a depth-conditioned model, where its folder holds one; what makes pictures its inputs is beside it."""
-    from transformers import DPTForDepthEstimation, DPTImageProcessor
-
     where, beside = folder / "depth_estimator", folder / "feature_extractor"
     if not where.is_dir() or not beside.is_dir():
         return {}
+    from transformers import DPTForDepthEstimation, DPTImageProcessor
+
     try:
         estimator = DPTForDepthEstimation.from_pretrained(where, dtype=torch.float32, use_safetensors=True)
         processor = DPTImageProcessor.from_pretrained(beside)

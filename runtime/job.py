@@ -186,15 +186,8 @@ def plan_source(
     params = resolved_for(checkpoint, params)
     if recommended_anchors and isinstance(params.anchors, int):  # a recommendation must suit short videos too
         params = replace(params, anchors=min(params.anchors, source.num_frames))
-    method = find_method(params.method)
-    at_once = params.micro_batch or (None if runs_in_parts(method) else UNITS_AT_ONCE)
-    guidance = make_guidance(float(params.guidance_scale or 0), float(params.image_guidance_scale or 0))
-    if params.guidance_end < 1.0 and guidance.branches[0] != 0:
-        raise InputError(
-            f"guidance_end = {params.guidance_end:g} leaves the instruction's branch, which guidance_scale = 0 leaves "
-            "out; choose a larger guidance_scale."
-        )
-    segments, micro_batch = plan_segments(params, source.num_frames, at_once)
+    usual = None if runs_in_parts(find_method(params.method)) else UNITS_AT_ONCE
+    segments, micro_batch = plan_segments(params, source.num_frames, params.micro_batch or usual)
     sizes = {"long_side": int(params.long_side or 0), "multiple": checkpoint.size_multiple}
     geometry = make_geometry(*source.size, upscale=params.upscale, **sizes)
     latent_shape = (checkpoint.vae.config.latent_channels, *geometry.latent(checkpoint.vae_factor))
@@ -203,7 +196,7 @@ def plan_source(
         source=source,
         geometry=geometry,
         schedule=make_schedule_of(checkpoint, params),
-        guidance=guidance,
+        guidance=_guidance(params),
         segments=segments,
         micro_batch=micro_batch,
         frames_at_once=micro_batch,
@@ -215,6 +208,17 @@ def plan_source(
         precision=precision,
         notes=list(source.notes),
     )
+
+
+def _guidance(params: EditParams) -> Guidance:
+    """The guidance of resolved parameters."""
+    guidance = make_guidance(float(params.guidance_scale or 0), float(params.image_guidance_scale or 0))
+    if params.guidance_end < 1.0 and guidance.branches[0] != 0:
+        raise InputError(
+            f"guidance_end = {params.guidance_end:g} leaves the instruction's branch, which guidance_scale = 0 leaves "
+            "out; choose a larger guidance_scale."
+        )
+    return guidance
 
 
 def _graphs(checkpoint: Checkpoint, params: EditParams, segments: tuple[Segment, ...]) -> dict[str, GraphSpec]:

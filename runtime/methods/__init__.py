@@ -13,7 +13,7 @@ def find_method(method: str | Method) -> Method:
     """The method of that name, or the one that was given. Raises InputError where there is none of that name."""
     if isinstance(method, Method):
         return method
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise InputError(f"method = {method!r} is not known; choose one of {', '.join(METHODS)}.")
     return METHODS[method]
 

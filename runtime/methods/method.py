@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from fairy.kernels.errors import InputError
 from fairy.runtime.schedule import Order, Unit
 
 ContextRule = Callable[[int, tuple[int, ...]], tuple[int, ...]]
@@ -69,6 +70,20 @@ class Method:
     anchors: Literal["chosen", "first", "none"]
     orders: tuple[Order, ...]
     after_step: AfterStep | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a rule that its order cannot serve."""
+        read = {"chosen": (3, 7), "none": ()}.get(self.anchors)
+        if "parallel" not in self.orders:
+            if not self.orders or self.anchors != "first":
+                raise InputError(
+                    f"Method {self.name!r} needs an order, and anchors = 'first' with any but the order 'parallel'."
+                )
+        elif self.orders != ("parallel",) or self.after_step or not self.own or self.sources(1, (3, 7)) != read:
+            raise InputError(
+                f"Method {self.name!r} cannot have the order 'parallel', in which frames read themselves and either "
+                "the chosen anchors or nobody; choose 'wavefront'."
+            )
 
     def all_sources(self, num_frames: int, anchors: tuple[int, ...]) -> list[tuple[int, ...]]:
         """S(i) of every frame of a video."""

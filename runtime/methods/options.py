@@ -10,7 +10,6 @@ from fairy.runtime.methods.pix2video import update_weight
 
 _HOOK_OPTIONS = ("delta", "update_steps", "paper_scale")
 _DEPTH_OPTIONS = ("source_prompt", "depth")
-_PARTS_OPTIONS = {"guidance_end": 1.0, "bank_dtype": None}  # approximations of methods that run in parts
 
 
 def check_options(params: Any) -> None:
@@ -29,9 +28,6 @@ def check_options(params: Any) -> None:
         raise InputError(f"guidance_end does not fit the method {method}, which guides every step; leave it out.")
     if params.order is not None and params.order not in method.orders:
         raise InputError(f"order = {params.order!r} does not fit the method {method}; choose {_either(method.orders)}.")
-    apart = [name for name, usual in _PARTS_OPTIONS.items() if getattr(params, name, usual) != usual]
-    if apart and not runs_in_parts(method):
-        raise InputError(f"{apart[0]} does not fit the method {method}; leave it out.")
     given = [name for name in _HOOK_OPTIONS if getattr(params, name) not in (None, False)]
     if given and method.after_step is None:
         raise InputError(f"{given[0]} does not fit the method {method}, which has no guided update; leave it out.")

@@ -73,6 +73,10 @@ def test_the_best_shape_is_the_one_that_was_asked_for(checkpoint_folder: Path) -
     k, _ = layer.context(0)
     assert ranges[k] == tuple((g, 1, n, layer.channels) for g, n in ((1, 64), (3, 3 * 16 * 24), (3, 3 * 32 * 32)))
     assert shapes.ranges(graphs["unet_anchor"], 8)["sample"][1] == (3, 3, 8, 16, 24)
+    ranges = shapes.ranges(graphs["unet_2_sources"], 8)
+    assert ranges["sample"] == ((1, 1, 8, 8, 8), (3, 5, 8, 16, 24), (3, 9, 8, 32, 32))
+    assert ranges[k] == tuple((*gf, n, layer.channels) for gf, n in (((1, 1), 64), ((3, 5), 384), ((3, 9), 1024)))
+    assert shapes.ranges(graphs["unet_no_sources"], 8)["sample"][2] == (3, 9, 8, 32, 32)
     assert shapes.ranges(graphs["vae_encoder"], 8)["image"][2] == (1, 3, 256, 256)
     assert shapes.ranges(graphs["text_encoder"], 8)["input_ids"] == ((1, 16), (2, 16), (2, 16))
 

@@ -71,6 +71,11 @@ def test_every_parameter_has_an_effect(small: Editor, short, change: dict) -> No
     assert levels(edit(small, short, **strong), edit(small, short, **{**strong, **change})) > 0
 
 
+def test_per_frame_is_fairy_without_anchors(small: Editor, short) -> None:
+    assert np.array_equal(edit(small, short, method="per_frame"), edit(small, short, method="fairy", anchors=0))
+    small.warm_up(24, 40, BASE)
+
+
 def test_the_report_says_what_was_used(small: Editor, short) -> None:
     report = small.edit(short, BASE).report
     told = {"method": "pix2video", "order": "wavefront", "layers": "decoder", "delta": 100.0, "update_steps": 2}
@@ -185,10 +190,18 @@ def test_rules_that_read_ahead_are_refused(small: Editor, short) -> None:
         edit(small, short, method=ahead)
 
 
+def test_rules_that_an_order_cannot_serve_are_refused() -> None:
+    with pytest.raises(InputError, match="'mine' cannot have the order 'parallel'"):
+        Method("mine", lambda i, _: (0,), True, "all", "none", ("parallel",))
+    with pytest.raises(InputError, match="'mine' needs an order, and anchors = 'first'"):
+        Method("mine", lambda i, _: (), True, "all", "none", ("wavefront",))
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         ({"method": "tokenflow"}, "method = 'tokenflow' is not known"),
+        ({"method": ["fairy"]}, r"method = \['fairy'\] is not known"),
         ({"method": "pix2video", "anchors": 3}, "anchors = 3 does not fit the method pix2video"),
         ({"method": "pix2video", "anchors": 0}, "anchors = 0 does not fit"),
         ({"method": "per_frame", "anchors": [1]}, r"anchors = \(1,\) does not fit the method per_frame"),

@@ -19,6 +19,7 @@ from fairy.runtime.noise import draw_noise
 from fairy.runtime.sampler import make_schedule
 from fairy.runtime.schedule import alike, ready_units
 from tests.conftest import SCHEDULER, TEXT_CHANNELS
+from tests.export.small import small_model
 
 SHAPES = Shapes((64, 64, 64), (64, 64, 64), (1, 1, 1), anchors=1)  # not looked at: its engines serve any
 FRAMES, STEPS, LATENT = 4, 3, (4, 6, 10)
@@ -55,13 +56,13 @@ def _denoised(engines) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_onnxruntime_gives_what_eager_gives(small: Editor, tmp_path: Path) -> None:
+def test_onnxruntime_gives_what_eager_gives(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     from fairy.engines.onnxruntime import OnnxRuntimeBuilder
 
     cpu, builder = torch.device("cpu"), OnnxRuntimeBuilder()
-    checkpoint = small._networks.checkpoint
+    checkpoint = small_model(tmp_path_factory.getbasetemp())
     specs = graph_specs(checkpoint, layers="decoder")
     loaded: dict[str, Engine] = {}
 
