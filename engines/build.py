@@ -14,13 +14,14 @@ import torch
 
 from fairy.engines.backends import BUILDABLE, EDIT_GRAPHS
 from fairy.engines.engine import Builder, BuildOptions, EngineSpec, OnBuild, Shapes
-from fairy.engines.key import EngineKey, component_of, full_environment, make_key, source_fingerprint
+from fairy.engines.key import EngineKey, full_environment, make_key, source_fingerprint
 from fairy.engines.manifest import Provenance
 from fairy.engines.store import EngineStore, StoredEngine
 from fairy.engines.verify import TOLERANCES, compare, errors_by_output
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
 from fairy.export.model import graph_specs
+from fairy.export.precision import network_of
 from fairy.kernels.errors import Cancelled, InputError, MachineError
 
 # Backends whose engines serve any shape: nothing about shapes is asked, and none is part of their keys.
@@ -136,7 +137,7 @@ def estimate(checkpoint: Checkpoint, spec: EngineSpec, store: EngineStore) -> Es
 
 def num_parameters(checkpoint: Checkpoint, graph: GraphSpec) -> int:
     """Weights that a graph holds."""
-    module = getattr(checkpoint, component_of(graph))
+    module = getattr(checkpoint, network_of(checkpoint, graph))
     if graph.name in ("vae_encoder", "vae_decoder"):
         module = getattr(module, graph.name.removeprefix("vae_"))
     return sum(parameter.numel() for parameter in module.parameters())

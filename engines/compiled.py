@@ -252,7 +252,7 @@ def fast_module(checkpoint: Checkpoint, graph: GraphSpec, steps: Steps, attend: 
     if graph.name == "vae_encoder":
         return FastVaeEncoder(checkpoint.vae, steps)
     if graph.name == "vae_decoder":
-        return FastVaeDecoder(checkpoint.vae, steps)
+        return FastVaeDecoder(checkpoint.decoder, steps)
     return build_graph(checkpoint, graph, attend)
 
 

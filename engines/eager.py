@@ -84,7 +84,8 @@ class EagerBackend:
     def _checkpoint(self, dtype: torch.dtype) -> Checkpoint:
         if dtype not in self._weights:
             source = self._weights[self._dtype]
-            networks = {name: getattr(source, name) for name in ("unet", "vae", "text_encoder")}
-            parts = {name: nn.Module.to(copy.deepcopy(module), dtype) for name, module in networks.items()}
+            networks = {name: getattr(source, name) for name in ("unet", "vae", "text_encoder", "tiny_decoder")}
+            there = {name: module for name, module in networks.items() if module is not None}
+            parts = {name: nn.Module.to(copy.deepcopy(module), dtype) for name, module in there.items()}
             self._weights[dtype] = replace(source, **parts)
         return self._weights[dtype]

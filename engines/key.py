@@ -24,6 +24,7 @@ from torch import nn
 from fairy.engines.engine import Builder, BuildOptions, EngineSpec, Shapes
 from fairy.export.checkpoint import Checkpoint, hub_patterns
 from fairy.export.graphs import GraphSpec
+from fairy.export.precision import network_of
 from fairy.kernels.errors import MachineError
 
 _EXPORTING = ("torch", "diffusers", "transformers")  # what turns a checkpoint into a graph, whatever the backend
@@ -83,7 +84,7 @@ def make_key(
 ) -> EngineKey:
     """The key of the engine that `builder` makes of a checkpoint's graph here and now; see `full_environment`."""
     return EngineKey(
-        weights=weights_digest(checkpoint, component_of(spec.graph)),
+        weights=weights_digest(checkpoint, network_of(checkpoint, spec.graph)),
         graph=spec.graph,
         backend=spec.backend,
         device=spec.device.partition(":")[0],
@@ -121,23 +122,16 @@ def full_environment(builder: Builder, device: torch.device) -> tuple[tuple[str,
     return tuple(sorted({**common, **machine, **own}.items()))
 
 
-def component_of(graph: GraphSpec) -> str:
-    """Which network of a checkpoint computes a graph: "unet", "vae" or "text_encoder"."""
-    if graph.layers:
-        return "unet"
-    return "vae" if graph.name.startswith("vae_") else graph.name
-
-
 def weights_digest(checkpoint: Checkpoint, component: str) -> str:
     """SHA-256 of one network: of its safetensors files and configuration, or of its tensors where it has no files.
 
     Files are read anew when their path, size, time or inode changed since this process last read them.
     """
     config = _config(getattr(checkpoint, component))
-    if checkpoint.folder is None:
+    files = _weight_files(checkpoint, component)
+    if files is None:
         parts = [f"{name} {tensor}" for name, tensor in _tensor_digests(getattr(checkpoint, component))]
     else:
-        files = _weight_files(checkpoint.folder, component, checkpoint.variant)
         parts = [f"{path.name} {_file_digest(*_identity(path))}" for path in files]
     return canonical_digest([config, parts])
 
@@ -189,9 +183,15 @@ def _config(module: Any) -> dict[str, Any]:
     return plain
 
 
-def _weight_files(folder: Path, component: str, variant: str | None) -> list[Path]:
-    patterns = [p for p in hub_patterns(variant) if p.startswith(f"{component}/") and p.endswith(".safetensors")]
-    found = {path for pattern in patterns for path in folder.glob(pattern)}
+def _weight_files(checkpoint: Checkpoint, component: str) -> list[Path] | None:
+    """The safetensors files of a network; None where it was made in code."""
+    folder = checkpoint.tiny_decoder_folder if component == "tiny_decoder" else checkpoint.folder
+    if folder is None:
+        return None
+    if component == "tiny_decoder":
+        return sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
+    patterns = [p for p in hub_patterns(checkpoint.variant) if p.startswith(f"{component}/")]
+    found = {path for pattern in patterns if pattern.endswith(".safetensors") for path in folder.glob(pattern)}
     return sorted(found or (folder / component).glob("*.safetensors"))
 
 

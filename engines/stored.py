@@ -240,6 +240,8 @@ class StoredBackend:
         words = ["fairy", "build", self._checkpoint.name, "--backend", self.name, "--precision", spec.precision]
         words += ["--device", self._device.type, *sizes.split()]
         words += ["--graphs", spec.graph.name] if spec.graph.name in ("unet", *RARE_GRAPHS) else []
+        tiny = self._checkpoint.tiny_decoder_folder
+        words += [] if tiny is None else ["--decoder", str(tiny)]
         words += ["--layers", "decoder"] if _is_for_decoder(spec.graph) else []
         command = shlex.join([*words, "--store", str(self._store.root)])
         return InputError(f"{what}; run `{command}`, or choose the backend eager.")

@@ -21,6 +21,9 @@ _COMPONENTS = {
     "text_encoder": "CLIPTextModel",
     "tokenizer": "CLIPTokenizer",
 }
+_TINY = "tiny_decoder"
+_TINY_FILES = ["config.json", "diffusion_pytorch_model.safetensors"]
+_CLASSES = {**_COMPONENTS, _TINY: "AutoencoderTiny"}
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 _LONGEST_TEXT = 4096  # tokens; a tokenizer without a limit of its own claims 10³⁰
 
@@ -35,6 +38,8 @@ class Checkpoint:
         recommended: values of `fairy.json` beside `model_index.json`; empty without that file.
         folder, variant: where the files were read from, and which of them; None where the networks were made in code.
         depth_estimator, depth_processor: the DPT that comes with a depth-conditioned model, in float32; else None.
+        tiny_decoder, tiny_decoder_folder: an `AutoencoderTiny` that decodes instead of the autoencoder, approximately,
+            and where it was read from; else None.
     """
 
     name: str
@@ -48,6 +53,13 @@ class Checkpoint:
     variant: str | None = None
     depth_estimator: Any = None
     depth_processor: Any = None
+    tiny_decoder: Any = None
+    tiny_decoder_folder: Path | None = None
+
+    @property
+    def decoder(self) -> Any:
+        """The autoencoder that makes pictures of latents."""
+        return self.vae if self.tiny_decoder is None else self.tiny_decoder
 
     @property
     def vae_factor(self) -> int:
@@ -79,17 +91,26 @@ def load_checkpoint(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    decoder: str | Path | None = None,
 ) -> Checkpoint:
     """Load an InstructPix2Pix-type or depth-conditioned model: a folder in diffusers' format, or a hub id.
+
+    Args:
+        decoder: a small decoder to use instead of the autoencoder's, approximate: "tiny" = the model's own, or a folder
+            or hub id of an `AutoencoderTiny` made for the same latents; None = the autoencoder's.
 
     Raises:
         InputError: the model is missing, of another kind, or holds no safetensors files.
     """
-    folder = _folder(model, revision, variant, token, cache_dir, local_files_only)
+    hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    folder = _folder("model", model, hub_patterns(variant), {**hub, "revision": revision})
     _check_index(folder)
     with _quiet():
-        parts: dict[str, Any] = {name: _load(folder, name, dtype, variant) for name in _COMPONENTS}
-    for name in ("unet", "vae", "text_encoder"):
+        parts: dict[str, Any] = {name: _load(folder / name, name, dtype, variant) for name in _COMPONENTS}
+        if decoder is not None:
+            parts["tiny_decoder_folder"] = where = _decoder_folder(folder, decoder, hub)
+            parts[_TINY] = _load_tiny_decoder(where, parts["vae"], dtype)
+    for name in {"unet", "vae", "text_encoder", _TINY} & parts.keys():
         parts[name] = parts[name].eval().requires_grad_(False).to(device=device)
     parts |= _load_depth(folder, device)
     checkpoint = Checkpoint(
@@ -134,50 +155,28 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _folder(
-    model: str | Path,
-    revision: str | None,
-    variant: str | None,
-    token: str | bool | None,
-    cache_dir: str | Path | None,
-    local: bool,
-) -> Path:
+def _folder(what: str, model: str | Path, patterns: list[str], hub: dict[str, Any]) -> Path:
+    """Where a model or a decoder lies; what is not a folder is fetched, the files of `patterns` alone."""
     path = Path(model).expanduser()
     if path.is_dir():
         return path
     if isinstance(model, Path) or path.exists() or str(model).count("/") != 1 or str(model).startswith((".", "/", "~")):
         raise InputError(
-            f"The model {str(model)!r} is neither a folder in diffusers' format nor a hub id such as owner/name."
+            f"The {what} {str(model)!r} is neither a folder in diffusers' format nor a hub id such as owner/name."
         )
-    return _download(str(model), revision, variant, token, cache_dir, local)
+    return _download(what, str(model), patterns, hub)
 
 
-def _download(
-    model: str,
-    revision: str | None,
-    variant: str | None,
-    token: str | bool | None,
-    cache_dir: str | Path | None,
-    local: bool,
-) -> Path:
+def _download(what: str, model: str, patterns: list[str], hub: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(
-                model,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local,
-                allow_patterns=hub_patterns(variant),
-            )
-        )
+        return Path(snapshot_download(model, allow_patterns=patterns, **hub))
     except Exception as error:  # the hub client raises a dozen kinds; each means the model is not to be had
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise MachineError(f"The disk is full: {model} could not be stored; free some space.") from error
         raise InputError(
-            f"The model {model!r} could not be fetched from the hub ({type(error).__name__}); check the name and the "
+            f"The {what} {model!r} could not be fetched from the hub ({type(error).__name__}); check the name and the "
             "network, or give a folder in diffusers' format."
         ) from error
 
@@ -190,6 +189,7 @@ def hub_patterns(variant: str | None = None) -> list[str]:
     for part, name in weights.items():
         patterns += [f"{part}/config.json", f"{part}/{name}{dot}.safetensors"]
         patterns += [f"{part}/{name}{dot}-*-of-*.safetensors", f"{part}/{name}.safetensors.index{dot}.json"]
+    patterns += [f"{_TINY}/{name}" for name in _TINY_FILES]
     patterns += ["depth_estimator/config.json", "depth_estimator/model.safetensors", "feature_extractor/*.json"]
     return patterns
 
@@ -208,10 +208,9 @@ def _check_index(folder: Path) -> None:
         raise InputError(f"{folder} has no scheduler/scheduler_config.json, which says how the model was trained.")
 
 
-def _load(folder: Path, name: str, dtype: torch.dtype, variant: str | None) -> Any:
-    where = folder / name
+def _load(where: Path, name: str, dtype: torch.dtype, variant: str | None) -> Any:
     if not where.is_dir():
-        raise InputError(f"{folder} has no folder {name}; the model is not complete.")
+        raise InputError(f"{where.parent} has no folder {name}; the model is not complete.")
     try:
         return _load_tokenizer(where) if name == "tokenizer" else _load_network(where, name, dtype, variant)
     except (InputError, MemoryError):
@@ -241,12 +240,40 @@ def _load_network(where: Path, name: str, dtype: torch.dtype, variant: str | Non
     if name == "text_encoder":
         module, info = transformers.CLIPTextModel.from_pretrained(where, dtype=dtype, **options)
     else:
-        cls = getattr(diffusers, _COMPONENTS[name])
+        cls = getattr(diffusers, _CLASSES[name])
         module, info = cls.from_pretrained(where, torch_dtype=dtype, **options)
     if info["missing_keys"]:  # they would be left at random values
         first = sorted(info["missing_keys"])[0]
         raise InputError(f"The {name} in {where} lacks weights, {first} among them; get the model's files anew.")
     return module
+
+
+def _decoder_folder(folder: Path, decoder: str | Path, hub: dict[str, Any]) -> Path:
+    """Where the small decoder lies that was asked for: in the model's own folder, or where the user says."""
+    if decoder != "tiny":
+        return _folder("decoder", decoder, _TINY_FILES, hub)
+    if not (folder / _TINY).is_dir():
+        raise InputError(
+            f"{folder} has no small decoder of its own (the folder {_TINY}); give a folder or hub id of an "
+            "AutoencoderTiny made for its latents: for Stable Diffusion 1.5 it is madebyollin/taesd."
+        )
+    return folder / _TINY
+
+
+def _load_tiny_decoder(where: Path, vae: Any, dtype: torch.dtype) -> Any:
+    """An `AutoencoderTiny`, refused where it cannot stand in for the autoencoder's decoder."""
+    found = _read_json(where / "config.json").get("_class_name")
+    if found != _CLASSES[_TINY]:
+        raise InputError(f"The decoder in {where} is {found}, but only {_CLASSES[_TINY]} can be used.")
+    tiny = _load(where, _TINY, dtype, None)
+    config, factor = tiny.config, 2 ** (len(vae.config.block_out_channels) - 1)
+    larger = config.upsampling_scaling_factor ** (len(config.num_decoder_blocks) - 1)
+    if (config.latent_channels, larger, config.out_channels) != (vae.config.latent_channels, factor, 3):
+        raise InputError(
+            f"The decoder in {where} makes pictures of {config.out_channels} channels, {larger} times larger than "
+            f"latents of {config.latent_channels}; the model needs 3, {factor} and {vae.config.latent_channels}."
+        )
+    return tiny
 
 
 def _load_depth(folder: Path, device: str | torch.device) -> dict[str, Any]:

@@ -175,7 +175,10 @@ class VaeEncoderGraph(nn.Module):
 
 
 class VaeDecoderGraph(nn.Module):
-    """Scaled latents [frames, c, h, w] to pictures [frames, 3, H, W] around −1…1."""
+    """Scaled latents [frames, c, h, w] to pictures [frames, 3, H, W] around −1…1, by an autoencoder's decoder.
+
+    An `AutoencoderTiny` says in the same way how it wants latents: its factor is 1, they are taken as they come.
+    """
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -225,7 +228,7 @@ def build_graph(checkpoint: Any, spec: GraphSpec, attend: Attend = anchor_attent
     if spec.name == "vae_encoder":
         return VaeEncoderGraph(checkpoint.vae)
     if spec.name == "vae_decoder":
-        return VaeDecoderGraph(checkpoint.vae)
+        return VaeDecoderGraph(checkpoint.decoder)
     raise InputError(f"There is no graph named {spec.name!r}.")
 
 

@@ -11,9 +11,13 @@ from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
 
 
-def network_of(spec: GraphSpec) -> str:
-    """The component of a checkpoint that computes a graph: "unet", "text_encoder" or "vae"."""
-    return "unet" if spec.layers else "text_encoder" if spec.name == "text_encoder" else "vae"
+def network_of(checkpoint: Checkpoint, spec: GraphSpec) -> str:
+    """The component of a checkpoint that computes a graph: "unet", "text_encoder", "vae" or "tiny_decoder"."""
+    if spec.layers:
+        return "unet"
+    if spec.name == "vae_decoder" and checkpoint.tiny_decoder is not None:
+        return "tiny_decoder"
+    return "vae" if spec.name.startswith("vae_") else spec.name
 
 
 def with_network_in(checkpoint: Checkpoint, spec: GraphSpec, *dtypes: torch.dtype) -> Checkpoint:
@@ -21,7 +25,7 @@ def with_network_in(checkpoint: Checkpoint, spec: GraphSpec, *dtypes: torch.dtyp
 
     The network is copied only where it differs; the other components are shared.
     """
-    part = network_of(spec)
+    part = network_of(checkpoint, spec)
     network = getattr(checkpoint, part)
     if all(p.device.type == "cpu" and {p.dtype} == set(dtypes) for p in network.parameters()):
         return checkpoint

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from fairy.kernels.errors import Cancelled, InputError
-from fairy.runtime.cli_engines import Json, Store, facts_of, line_of, load_model, size_text
+from fairy.runtime.cli_engines import Decoder, Json, Store, facts_of, line_of, load_model, size_text
 
 if TYPE_CHECKING:
     from fairy.engines.build import BuildRequest, PlannedEngine
@@ -46,6 +46,7 @@ def build(
     precision: Precision = "auto",
     device: Device = "auto",
     store: Store = None,
+    decoder: Decoder = None,
     graphs: Graphs = None,
     layers: Layers = "all",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, build nothing.")] = False,
@@ -80,7 +81,7 @@ def build(
     backend = backend or ("tensorrt" if place.type == "cuda" else "onnxruntime")
     request = BuildRequest(backend, place, dtype, None, options, _names(graphs), layers)
     ranges = (height, width, frames, anchors)
-    _build(model, request, ranges, EngineStore(store), dry_run=dry_run, as_json=as_json, quiet=quiet)
+    _build(model, decoder, request, ranges, EngineStore(store), dry_run=dry_run, as_json=as_json, quiet=quiet)
 
 
 def export(
@@ -121,6 +122,7 @@ def export(
 
 def _build(
     model: str | None,
+    decoder: str | None,
     request: "BuildRequest",
     ranges: tuple[str | None, str | None, str | None, int | None],
     store: "EngineStore",
@@ -133,7 +135,7 @@ def _build(
     from fairy.engines.build import ANY_SHAPE, plan_build, run_build
 
     builder = make_builder(request.backend)
-    checkpoint = load_model(model, request.precision)
+    checkpoint = load_model(model, request.precision, decoder)
     if request.backend not in ANY_SHAPE or any(part is not None for part in ranges):
         request = replace(request, shapes=_shapes(checkpoint, *ranges))
     planned = plan_build(checkpoint, request, builder, store)

@@ -93,6 +93,10 @@ def edit(
     bank: Annotated[
         str, typer.Option(help="Where the anchors' keys and values are kept: device, or host for small cards.")
     ] = "device",
+    decoder: Annotated[
+        str | None,
+        typer.Option(help="Approximate: tiny (the model's own), or a folder or hub id of an AutoencoderTiny."),
+    ] = None,
     bank_dtype: Annotated[
         str | None, typer.Option(help="Approximate: float8 keeps the anchors' keys and values in 8 bit.")
     ] = None,
@@ -171,6 +175,7 @@ def edit(
             workers=workers,
             threads=threads,
             bank=bank,
+            decoder=decoder,
         ) as editor,
         _telling_of_journal(request.out),
         _progress_bar(quiet) as on_progress,

@@ -20,6 +20,9 @@ engines = typer.Typer(help="Look at the store of built engines.", rich_markup_mo
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="The model, where it is not where it was.")]
 Store = Annotated[Path | None, typer.Option("--store", help="The store's folder [$FAIRY_STORE, else the cache].")]
+Decoder = Annotated[
+    str | None, typer.Option("--decoder", help="A small decoder: tiny (the model's own), or an AutoencoderTiny.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Digest = Annotated[str, typer.Argument(help="An engine's digest, or how it begins.")]
 
@@ -69,12 +72,14 @@ def show(digest: Digest, store: Store = None, as_json: Json = False) -> None:
 
 
 @engines.command()
-def verify(digest: Digest, store: Store = None, model: ModelOption = None, as_json: Json = False) -> None:
+def verify(
+    digest: Digest, store: Store = None, model: ModelOption = None, decoder: Decoder = None, as_json: Json = False
+) -> None:
     """Check an engine's files, run it beside eager on random inputs, and print how far they are apart."""
     from fairy.engines.store import EngineStore
 
     entry = EngineStore(store).verify(digest)
-    comparisons, allowed = _verified(entry, model)
+    comparisons, allowed = _verified(entry, model, decoder)
     if as_json:
         typer.echo(json.dumps({"digest": entry.digest, "allowed": allowed, "outputs": comparisons}, indent=2))
     else:
@@ -117,30 +122,31 @@ def prune(
     typer.echo(f"{len(removed)} engines removed, {len(where.list())} left in {where.root}.")
 
 
-def load_model(model: str | None, precision: "torch.dtype") -> "Checkpoint":
-    """The model that was named, or the embedded one, on the CPU."""
+def load_model(model: str | None, precision: "torch.dtype", decoder: str | None = None) -> "Checkpoint":
+    """The model that was named, or the embedded one, on the CPU; `decoder` as in `load_checkpoint`."""
     from fairy.export.checkpoint import load_checkpoint
     from fairy.runtime.models import embedded_model
 
-    return load_checkpoint(embedded_model() if model is None else model, dtype=precision)
+    return load_checkpoint(embedded_model() if model is None else model, dtype=precision, decoder=decoder)
 
 
-def _verified(entry: "StoredEngine", model: str | None) -> tuple[list[dict[str, Any]], float]:
+def _verified(entry: "StoredEngine", model: str | None, decoder: str | None) -> tuple[list[dict[str, Any]], float]:
     """Every output's errors, and the largest relative one that is allowed."""
     import torch
 
     from fairy.engines.backends import make_builder
     from fairy.engines.engine import EngineSpec
-    from fairy.engines.key import component_of, weights_digest
+    from fairy.engines.key import weights_digest
     from fairy.engines.verify import TOLERANCES, compare
+    from fairy.export.precision import network_of
 
     key = entry.manifest.key
-    checkpoint = load_model(model or entry.manifest.made.model, getattr(torch, key["precision"]))
+    checkpoint = load_model(model or entry.manifest.made.model, getattr(torch, key["precision"]), decoder)
     graph = _graph_of(checkpoint, key["graph"])
-    if graph is None or weights_digest(checkpoint, component_of(graph)) != key["weights"]:
+    if graph is None or weights_digest(checkpoint, network_of(checkpoint, graph)) != key["weights"]:
         raise InputError(
             f"The engine {entry.digest[:12]} was not built from {checkpoint.name} as it is now; name its model with "
-            "--model, or build it again."
+            "--model and a small decoder with --decoder, or build it again."
         )
     device = torch.device(key["device"])
     engine = make_builder(key["backend"]).load(

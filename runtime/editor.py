@@ -104,6 +104,7 @@ class Editor:
         workers: int = 1,
         threads: int = 1,
         bank: str = "device",
+        decoder: str | Path | None = None,
         revision: str | None = None,
         variant: str | None = None,
         token: str | bool | None = None,
@@ -126,6 +127,7 @@ class Editor:
             threads: CPU threads of the computation; results may differ in rounding between numbers of threads.
             bank: where the anchors' keys and values are kept: "device", or "host" memory, from where they are fetched a
                 step ahead, for cards that cannot hold all steps. Several workers then compute the anchors each.
+            decoder: approximate; "tiny" = the model's own small decoder, or a folder or hub id of an `AutoencoderTiny`.
             revision, variant, token, cache_dir, local_files_only: as in diffusers, for models from the hub.
 
         Raises:
@@ -147,6 +149,7 @@ class Editor:
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
+            decoder=decoder,
         )
         engines = EngineStore(store)
         if len(devices) == 1:
@@ -157,7 +160,7 @@ class Editor:
             assert checkpoint.folder is not None
             folder, left_out = checkpoint.folder.absolute(), tuple(without)
             what = (folder, checkpoint.variant, devices, chosen_dtype, backend, engines.root)
-            made = executor = WorkerPool(PoolOptions(*what, threads, left_out, bank))
+            made = executor = WorkerPool(PoolOptions(*what, threads, left_out, bank, checkpoint.tiny_decoder_folder))
         how = {"device": chosen_device, "dtype": chosen_dtype, "threads": threads, "store": engines, "bank": bank}
         return cls(checkpoint, made, executor=executor, **how)  # type: ignore[arg-type]
 
@@ -262,12 +265,11 @@ class Editor:
         return done
 
     def _identity(self, job: Job) -> dict[str, object]:
-        networks = self._networks
-        name, folder = networks.backend.name, networks.checkpoint.folder
+        networks, name = self._networks, self._networks.backend.name
         engines = [] if self._store is None or name == "eager" else [e.digest for e in self._store.engines()]
         engines += networks.backend.steps
         told = {"backend": name, "engines": engines, "device": networks.device, "threads": self._threads}
-        return identity_of(job, model=folder, **told)  # type: ignore[arg-type]
+        return identity_of(job, checkpoint=networks.checkpoint, **told)  # type: ignore[arg-type]
 
     def _write(self, job: Job, request: FileRequest, *, resume: bool) -> None:
         """Run a job into its files. They get their names when all is done, the edited video first."""
@@ -366,7 +368,7 @@ class Editor:
     def _report(self, job: Job) -> EditReport:
         return report_job(
             job,
-            model=self._networks.checkpoint.name,
+            checkpoint=self._networks.checkpoint,
             backend=self._networks.backend.name,
             usage=self._executor.take_usage(),
             device=self._networks.device,

@@ -7,17 +7,18 @@ from typing import Any
 
 import torch
 
+from fairy.export.checkpoint import Checkpoint
 from fairy.runtime.job import Job
 from fairy.runtime.result import installed_versions
 
 
 def identity_of(
-    job: Job, *, model: Path | None, backend: str, engines: Sequence[str], device: torch.device, threads: int
+    job: Job, *, checkpoint: Checkpoint, backend: str, engines: Sequence[str], device: torch.device, threads: int
 ) -> dict[str, Any]:
     """Everything that decides the latents of a job, for a journal; a file is known by its size and time of change.
 
     Args:
-        model: the model's folder; engines: digests of the built engines that might run, and the compiled path's steps.
+        engines: digests of the built engines that might run, and the compiled path's steps.
     """
     video = job.source.video
     path = video.path if video is not None else getattr(job.source, "path", None)
@@ -27,7 +28,8 @@ def identity_of(
         "source": {"files": _stamps(path), "first": job.source.first, "num_frames": job.source.num_frames},
         "params": job.params.to_json() | {"anchors": job.anchors, "micro_batch": job.micro_batch},
         "initial noise": noise,
-        "model": _stamps(model),
+        "model": _stamps(checkpoint.folder),
+        "decoder": _stamps(checkpoint.tiny_decoder_folder),
         "backend": {"name": backend, "engines": sorted(engines)},
         "precision": str(job.asked_precision),
         "device": {"type": device.type, "gpu": gpu, "threads": threads},

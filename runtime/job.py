@@ -231,7 +231,14 @@ def _graphs(checkpoint: Checkpoint, params: EditParams, segments: tuple[Segment,
 
 
 def report_job(
-    job: Job, *, model: str, backend: str, usage: Usage, device: torch.device, precision: torch.dtype, threads: int
+    job: Job,
+    *,
+    checkpoint: Checkpoint,
+    backend: str,
+    usage: Usage,
+    device: torch.device,
+    precision: torch.dtype,
+    threads: int,
 ) -> EditReport:
     """The report of a job that is done; `precision` is the one that was asked for, `usage` what the backend ran."""
     height, width = job.result_size
@@ -240,7 +247,7 @@ def report_job(
     return EditReport(
         source=job.source.describe(),
         params=used | {"latents": "given" if job.initial is not None else "from the seed"},
-        model=model,
+        model=checkpoint.name,
         backend=backend,
         device=str(device),
         precision=str(precision).removeprefix("torch."),
@@ -260,12 +267,21 @@ def report_job(
         times_ms={stage: round(ms, 1) for stage, ms in times.items()},
         bank_bytes=job.bank_bytes,
         fallbacks=tuple(dict.fromkeys([*job.fallbacks, *usage.fallbacks])),
-        notes=tuple(dict.fromkeys([*job.notes, *(job.journal.notes if job.journal is not None else ())])),
+        notes=tuple(
+            dict.fromkeys(
+                [*_decoder_note(checkpoint), *job.notes, *(job.journal.notes if job.journal is not None else ())]
+            )
+        ),
         engine_digests=usage.digests,
         steps=usage.steps,
         frames_sha256=job.sha256.hexdigest(),
         versions=installed_versions(),
     )
+
+
+def _decoder_note(checkpoint: Checkpoint) -> list[str]:
+    folder = checkpoint.tiny_decoder_folder
+    return [] if folder is None else [f"approximate: pictures were made by the small decoder {folder}."]
 
 
 def _initial_noise(latents: Tensor | None, num_frames: int, shape: tuple[int, int, int]) -> Tensor | None:

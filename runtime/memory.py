@@ -94,8 +94,8 @@ def bank_step_bytes(
 
 def weights_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of all parameters of a model's networks."""
-    networks = (checkpoint.unet, checkpoint.vae, checkpoint.text_encoder)
-    return sum(tensor.nbytes for network in networks for tensor in network.parameters())
+    networks = (checkpoint.unet, checkpoint.vae, checkpoint.text_encoder, checkpoint.tiny_decoder)
+    return sum(tensor.nbytes for network in networks if network is not None for tensor in network.parameters())
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -36,6 +36,7 @@ class PoolOptions:
         model, variant: a folder in diffusers' format, and which of its files.
         devices: one for every worker.
         dtype, backend, store, threads, without, bank: as for `Editor.from_pretrained`, resolved.
+        decoder: the folder of a small decoder, if there is one.
         deadline_s: no worker that has something to do may be silent for longer: the time for one denoising step, or
             for compiling where a backend does that on the spot. start_deadline_s: the same for loading the model.
         command: what starts a worker.
@@ -50,6 +51,7 @@ class PoolOptions:
     threads: int = 1
     without: tuple[str, ...] = ()
     bank: str = "device"
+    decoder: Path | None = None
     deadline_s: float = 600.0
     start_deadline_s: float = 600.0
     command: Sequence[str] = COMMAND
@@ -167,6 +169,7 @@ class WorkerPool:
                     "store": str(options.store),
                     "threads": options.threads,
                     "bank": options.bank,
+                    "decoder": None if options.decoder is None else str(options.decoder.absolute()),
                     "without": list(options.without),
                 }
             )

@@ -128,7 +128,8 @@ class Server:
         device, self._dtype = torch.device(message["device"]), DTYPES[message["dtype"]]
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        checkpoint = load_checkpoint(message["model"], dtype=self._dtype, device=device, variant=message["variant"])
+        files = {"variant": message["variant"], "decoder": message.get("decoder")}
+        checkpoint = load_checkpoint(message["model"], dtype=self._dtype, device=device, **files)
         store = EngineStore(message["store"])
         how = {"store": store, "without": message.get("without", ())}
         backend = make_backend(message["backend"], checkpoint, device, self._dtype, **how)
