@@ -81,6 +81,21 @@ def make_vae(seed: int = 1) -> torch.nn.Module:
     return vae.eval().requires_grad_(False)
 
 
+def make_tiny(seed: int = 5, **changes: object) -> torch.nn.Module:
+    """A random small autoencoder of the class `AutoencoderTiny` for the same latents."""
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(seed)
+    config = {
+        "encoder_block_out_channels": (1,) * 4,
+        "num_encoder_blocks": (0,) * 4,
+        "decoder_block_out_channels": (5,) * 4,
+        "num_decoder_blocks": (1, 2, 0, 1),
+        **changes,
+    }
+    return AutoencoderTiny(**config).eval()
+
+
 def write_tokenizer(folder: Path, length: int = 16) -> None:
     """A CLIP tokenizer that spells every word out: byte-level alphabet, no merges."""
     from transformers import CLIPTokenizer

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
 from training.autoencoder import DecoderPlan, build_autoencoder, fit_decoder, noisy_latents, restoration_loss
-from training.checkpoint import Trainee, load_average
+from training.checkpoint import Trainee, load_average, read_json, save_json
 from training.compute import Compute
 
 CHANNELS = 32
@@ -95,3 +95,6 @@ def write_tiny_decoder(folder: Path, checkpoint: Path) -> None:
     model = build_tiny_decoder()
     load_average(model, checkpoint)
     model.half().save_pretrained(folder, safe_serialization=True)
+    config = read_json(folder / "config.json")
+    del config["block_out_channels"]  # diffusers writes it, and warns of it when it reads it
+    save_json(folder / "config.json", config)

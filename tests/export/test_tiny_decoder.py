@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny
 
 from fairy.engines.compiled import CompiledBackend
 from fairy.engines.eager import EagerBackend
@@ -17,21 +16,9 @@ from fairy.export.checkpoint import load_checkpoint
 from fairy.export.model import build_graph, graph_specs
 from fairy.export.precision import network_of
 from fairy.kernels.errors import InputError
+from tests.conftest import make_tiny
 
 CPU = torch.device("cpu")
-
-
-def make_tiny(seed: int = 5, **changes: object) -> AutoencoderTiny:
-    """A random small autoencoder for latents of 4 channels, 8 times smaller."""
-    torch.manual_seed(seed)
-    config: dict[str, object] = {
-        "encoder_block_out_channels": (1,) * 4,
-        "num_encoder_blocks": (0,) * 4,
-        "decoder_block_out_channels": (5,) * 4,
-        "num_decoder_blocks": (1, 2, 0, 1),
-        **changes,
-    }
-    return AutoencoderTiny(**config).eval()
 
 
 @pytest.fixture
