@@ -1,6 +1,10 @@
-"""The text side: a CLIP tokenizer built from our own instructions, and a small CLIP text encoder."""
+"""The text side: a CLIP tokenizer of our own instructions, and a small CLIP text encoder.
 
-import tempfile
+`python -m training.text FOLDER` trains a tokenizer for changed instructions; all networks must be trained anew with it.
+"""
+
+import sys
+from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -10,12 +14,23 @@ from training.instructions import corpus
 
 WIDTH = 96
 LENGTH = 24  # tokens
+_FOLDER = Path(__file__).parent / "tokenizer"
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-def build_tokenizer(vocabulary: int = 900) -> CLIPTokenizer:
-    """A byte-level BPE vocabulary of our instructions; unknown words fall into pieces."""
+def build_tokenizer() -> CLIPTokenizer:
+    """The tokenizer in training/tokenizer: a byte-level BPE vocabulary of our instructions.
+
+    It is kept, not trained anew: the library numbers entries that are equally frequent in another order each time, and
+    networks and cached latents only mean something with the numbers they were trained with.
+    """
+    files = (str(_FOLDER / name) for name in ("vocab.json", "merges.txt"))
+    return CLIPTokenizer(*files, model_max_length=LENGTH)
+
+
+def train_tokenizer(folder: Path, vocabulary: int = 900) -> None:
+    """Writes vocab.json and merges.txt of the present instructions; unknown words will fall into pieces."""
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.normalizer = normalizers.Lowercase()
     trained.pre_tokenizer = pre_tokenizers.Sequence(
@@ -26,9 +41,8 @@ def build_tokenizer(vocabulary: int = 900) -> CLIPTokenizer:
     )
     trained.decoder = decoders.ByteLevel()
     trained.train_from_iterator(corpus(), _trainer(vocabulary))
-    with tempfile.TemporaryDirectory() as folder:
-        vocab, merges = trained.model.save(folder)
-        return CLIPTokenizer(vocab, merges, model_max_length=LENGTH)
+    folder.mkdir(parents=True, exist_ok=True)
+    trained.model.save(str(folder))
 
 
 def _trainer(vocabulary: int) -> trainers.BpeTrainer:
@@ -63,3 +77,7 @@ def token_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
     """Padded token numbers [len(texts), 24]."""
     batch = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
     return torch.as_tensor(batch.input_ids)
+
+
+if __name__ == "__main__":
+    train_tokenizer(Path(sys.argv[1]))

@@ -78,3 +78,14 @@ def test_pairs_are_a_function_of_the_seed() -> None:
     assert words == again
     assert first.equal(second)
     assert len(first) == 1 + len(words)
+
+
+def test_the_tokenizer_is_that_of_the_embedded_model() -> None:
+    """Numbers that the networks were trained with, in every process and in the shipped model."""
+    from transformers import CLIPTokenizer
+
+    from fairy.runtime import embedded_model
+
+    sentences = sorted(set(corpus()))
+    shipped = CLIPTokenizer.from_pretrained(embedded_model() / "tokenizer")
+    assert token_ids(build_tokenizer(), sentences).equal(token_ids(shipped, sentences))
