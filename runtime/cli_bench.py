@@ -159,3 +159,25 @@ def ladder(
     options |= {"repeats": repeats, "micro_batch": micro_batch, "device": device, "dtype": dtype, "threads": threads}
     for line in command.run(**options, out=out, tell=lambda sentence: typer.echo(f"  {sentence}", err=True)):
         typer.echo(line)
+
+
+@bench.command()
+def approximate(
+    model: Annotated[str | None, typer.Option(help="A folder or hub id [the embedded model].")] = None,
+    clips: Annotated[int, typer.Option(help="Clips, each with one instruction.")] = 6,
+    frames: Annotated[int, typer.Option(help="Frames of every clip.")] = 6,
+    size: Annotated[int, typer.Option(help="Side of the square frames, pixels.")] = 192,
+    repeats: Annotated[int, typer.Option(help="Edits of every clip in every way; the fastest counts.")] = 1,
+    decoder: Annotated[str, typer.Option(help="tiny (the model's own), or an AutoencoderTiny.")] = "tiny",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, eager, onnxruntime, tensorrt or compiled.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads of the computation.", min=1)] = 1,
+    out: Annotated[Path | None, typer.Option(help="A folder for results.json and results.md.")] = None,
+) -> None:
+    """Measure what fewer steps, the small decoder and other approximations gain, and what they cost."""
+    command = import_module("fairy.benchmarks.approximate")
+    options: dict[str, Any] = {"model": model, "clips": clips, "frames": frames, "size": size, "repeats": repeats}
+    options |= {"decoder": decoder, "device": device, "dtype": dtype, "backend": backend, "threads": threads}
+    for line in command.run(**options, out=out, tell=lambda sentence: typer.echo(f"  {sentence}", err=True)):
+        typer.echo(line)
