@@ -1,9 +1,8 @@
 """Whether memory stays flat: `python -m benchmarks.soak` edits a long generated film and watches every process.
 
 The film is encoded frame by frame and edited by `fairy edit` in one step; the private memory of that command and of
-all its helpers is read once a second. It must not grow
-any more from a minute after the first edited frame on. Writes `soak.json` (and `soak.png`
-where matplotlib is installed) and exits with 1 where it grew.
+all its helpers is read once a second. From a minute after the first edited frame on it must not grow any more. Writes
+`soak.json` and `soak.png` with `--out`, and exits with 1 where it grew.
 """
 
 import argparse
