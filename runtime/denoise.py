@@ -37,12 +37,9 @@ def denoise(
     Args:
         engine: a UNet graph.
         guided_steps: steps with all branches, from the first on; later ones compute the first branch alone (None: all).
-        text: [branches, tokens, channels].
-        image_latents: [frames, c, h, w], not scaled, in the engine's precision.
-        latents: unit noise [frames or 1, c, h, w], float32.
-        noise: step to unit noise of that shape, asked only where the sampler draws some.
-        context: step to the keys and values that the graph takes.
-        targets: step to the tensors that the graph's keys and values are written to.
+        text: [branches, tokens, channels]; image_latents: [frames, c, h, w], not scaled, in the engine's precision.
+        latents: unit noise [frames or 1, c, h, w], float32; noise: step to more of that, where the sampler draws some.
+        context: step to the keys and values that the graph takes; targets: to those that it writes.
         on_step: called after every step with its number; it may raise to stop.
         steps: of the compiled path, which the engine knows.
         ahead: what the job has computed for all its batches; None = nothing.
