@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderTiny
+from safetensors.torch import load_file
 
 from training import train
 from training.autoencoder import AutoencoderPlan, DecoderPlan
@@ -37,7 +38,10 @@ def test_all_stages_then_a_longer_editor(tmp_path: Path) -> None:
     assert {"torch", "diffusers", "python"} <= record["versions"].keys()
     for model in ("model", "model_equivariant"):
         assert (tmp_path / model / "model_index.json").exists()
-        assert AutoencoderTiny.from_pretrained(tmp_path / model / "tiny_decoder").dtype == torch.float16
+        small = tmp_path / model / "tiny_decoder"
+        assert AutoencoderTiny.from_pretrained(small).config.latent_channels == 4
+        stored = load_file(small / "diffusion_pytorch_model.safetensors").values()
+        assert {tensor.dtype for tensor in stored} == {torch.float16}
 
     with pytest.raises(SystemExit, match="--resume"):
         train.main(["--out", str(tmp_path), "--stage", "editor"])
