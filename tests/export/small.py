@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
-from fairy.export.model import graph_specs
+from fairy.export.model import RARE_GRAPHS, graph_specs
 from fairy.export.onnx import ExportReport, export_model
 from tests.conftest import make_unet, write_checkpoint
 
@@ -28,7 +28,7 @@ def small_model(base: Path) -> Checkpoint:
 
 @cache
 def small_export(base: Path) -> tuple[ExportReport, list[tuple[str, int, int]]]:
-    """All of Fairy's graphs but `unet`, for onnxruntime in float32, checked; and the phases that were told."""
+    """The graphs of an edit, for onnxruntime in float32, checked; and the phases that were told."""
     checkpoint = small_model(base)
     told: list[tuple[str, int, int]] = []
 
@@ -36,5 +36,5 @@ def small_export(base: Path) -> tuple[ExportReport, list[tuple[str, int, int]]]:
         told.append((phase, done, total))
         return True
 
-    graphs = [name for name in graph_specs(checkpoint) if name != "unet" and not name.endswith("_sources")]
+    graphs = [name for name in graph_specs(checkpoint) if name not in ("unet", *RARE_GRAPHS)]
     return export_model(checkpoint, base / "small-export", graphs=graphs, on_progress=tell), told

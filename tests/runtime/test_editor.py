@@ -272,7 +272,9 @@ def test_progress_tells_every_step_and_the_report_everything(editor: Editor, cli
 
 
 @pytest.mark.parametrize("at", [("probe", 5), ("anchors", 1), ("frames", 1), ("frames", 3)])
-def test_cancelling_at_any_step_leaves_nothing(editor: Editor, clip: Path, tmp_path: Path, at: tuple[str, int]) -> None:
+def test_cancelling_at_any_step_leaves_nothing_half_done(
+    editor: Editor, clip: Path, tmp_path: Path, at: tuple[str, int]
+) -> None:
     cancel, told = threading.Event(), []
 
     def on_progress(progress: Progress) -> None:
@@ -289,7 +291,7 @@ def test_cancelling_at_any_step_leaves_nothing(editor: Editor, clip: Path, tmp_p
             cancel=cancel,
         )
     assert told[-1] == at  # the very next step noticed it
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} <= {"out.mp4.job"}, "only what --resume can go on from"
     assert editor.edit(clip, QUICK).report.num_frames == 5  # the Editor still works
 
 
@@ -638,8 +640,10 @@ def test_a_recommended_number_of_anchors_suits_short_videos(tmp_path: Path) -> N
 
 def test_times_begin_when_the_job_is_asked_for(editor: Editor, clip: Path) -> None:
     times = editor.edit(clip, QUICK).report.times_ms
-    stages = sum(ms for stage, ms in times.items() if stage not in ("total", "first_frame"))
+    apart = ("read", "write")  # in threads of their own, beside the others
+    stages = sum(ms for stage, ms in times.items() if stage not in ("total", "first_frame", *apart))
     assert stages <= times["total"] * 1.001
+    assert all(times.get(stage, 0.0) <= times["total"] for stage in apart)
     assert times["probe"] < times["first_frame"] <= times["total"]
 
 
