@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -192,9 +193,8 @@ def _write(folder: Path, text: str, found: Mapping[str, Any], figures: list[Figu
 def _clip_maker() -> Callable[..., Any]:
     """`clips.make_clip`, which draws with `training`: only a checkout has that."""
     with _checkout():
-        from benchmarks.clips import make_clip
-
-        return make_clip
+        maker: Callable[..., Any] = import_module("benchmarks.clips").make_clip
+    return maker
 
 
 @contextmanager
