@@ -13,6 +13,7 @@ from torch import nn
 
 from training.checkpoint import Trainee, learning_rate, load_average
 from training.compute import Compute
+from training.optimisers import muon_and_adamw
 from training.pictures import Bytes, picture_pool
 
 FACTOR = 8
@@ -29,11 +30,11 @@ class AutoencoderPlan:
     """
 
     steps: int = 9_000
-    crops: tuple[tuple[int, int], ...] = ((32, 8), (32, 8), (64, 4))
-    pictures: int = 1000
-    learning_rate: float = 1.5e-3
+    crops: tuple[tuple[int, int], ...] = ((64, 6),)
+    pictures: int = 1600
+    learning_rate: float = 1e-2
     kl_weight: float = 1e-4
-    guided_steps: int = 1500
+    guided_steps: int = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,8 @@ class DecoderPlan:
 
     steps: int = 3_000
     crops: tuple[tuple[int, int], ...] = ((64, 4),)
-    pictures: int = 1000
-    learning_rate: float = 1e-3
+    pictures: int = 1600
+    learning_rate: float = 4e-3
     noise: float = 0.15
 
 
@@ -91,7 +92,7 @@ def train_autoencoder(plan: AutoencoderPlan, out: Path, compute: Compute, *, see
     """Trains until the plan's steps are done or ``deadline`` (time.monotonic) has passed; resumable."""
     torch.manual_seed(seed)
     model = build_autoencoder().to(compute.device, memory_format=torch.channels_last)
-    trainee = Trainee.start(model, plan.learning_rate)
+    trainee = Trainee.start(model, muon_and_adamw(model, plan.learning_rate))
     path = out / "autoencoder.safetensors"
     trainee.resume(path)
     pool = picture_pool(out / "pictures.npy", plan.pictures, seed)
@@ -116,7 +117,7 @@ def train_decoder(plan: DecoderPlan, out: Path, compute: Compute, *, seed: int, 
     load_average(model, out / "autoencoder.safetensors")
     model.encoder.requires_grad_(False)
     model.quant_conv.requires_grad_(False)
-    trainee = Trainee.start(model, plan.learning_rate)
+    trainee = Trainee.start(model, muon_and_adamw(model, plan.learning_rate))
 
     def loss(x_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return decoder_loss(model, x_BCHW, plan.noise, generator)
@@ -175,12 +176,11 @@ def autoencoder_loss(
     """
     posterior = model.encode(x_BCHW).latent_dist
     restored_BCHW = model.decode(posterior.sample(generator)).sample
-    error_BCHW = restored_BCHW.float() - x_BCHW
-    fine = error_BCHW.square().mean() + 0.1 * error_BCHW.abs().mean()
     divergence = posterior.kl().mean() / posterior.mean[0].numel()
     colours_BCHW = COLOUR_SCALE * F.avg_pool2d(x_BCHW, FACTOR)
     astray = (posterior.mean[:, :3] - colours_BCHW).square().mean()
-    return torch.as_tensor(fine + coarse_error(error_BCHW) + kl_weight * divergence + guide * astray)
+    restored = restoration_loss(restored_BCHW.float() - x_BCHW)
+    return torch.as_tensor(restored + kl_weight * divergence + guide * astray)
 
 
 def coarse_error(error_BCHW: torch.Tensor) -> torch.Tensor:

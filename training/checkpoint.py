@@ -16,29 +16,29 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(slots=True)
 class Trainee:
-    """A module in training: its optimiser, the moving average of its weights, and the steps done so far."""
+    """A module in training: its optimisers, the moving average of its weights, and the steps done so far."""
 
     module: nn.Module  # on its device
-    optimiser: torch.optim.Optimizer
+    optimisers: tuple[torch.optim.Optimizer, ...]
     average: Tensors
     step: int = 0
     losses: list[float] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
 
     @classmethod
-    def start(cls, module: nn.Module, learning_rate: float) -> "Trainee":
-        """AdamW without weight decay worth mentioning; the average starts at the present weights."""
-        optimiser = torch.optim.AdamW(module.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=1e-3)
-        return cls(module, optimiser, {k: v.detach().clone() for k, v in module.state_dict().items()})
+    def start(cls, module: nn.Module, optimisers: tuple[torch.optim.Optimizer, ...]) -> "Trainee":
+        """Nothing done yet; the average starts at the present weights."""
+        return cls(module, optimisers, {k: v.detach().clone() for k, v in module.state_dict().items()})
 
     def update(self, loss: torch.Tensor, learning_rate: float, decay: float = 0.999) -> None:
-        """One optimiser step with clipped gradients, then the moving average of the weights."""
-        self.optimiser.zero_grad(set_to_none=True)
+        """One step of the optimisers with clipped gradients, then the moving average of the weights."""
+        self.module.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate
+            optimiser.step()
         self.step += 1
         self._average(min(decay, (1 + self.step) / (10 + self.step)))
 
@@ -59,11 +59,12 @@ class Trainee:
             self.save(path)
 
     def save(self, path: Path) -> None:
-        """Weights, average and optimiser state in one safetensors file."""
+        """Weights, average and the optimisers' state in one safetensors file."""
         tensors = {f"weights/{k}": v for k, v in self.module.state_dict().items()}
         tensors |= {f"average/{k}": v for k, v in self.average.items()}
-        for index, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser/{index}/{k}": v for k, v in state.items()}
+        for number, optimiser in enumerate(self.optimisers):
+            for index, state in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser/{number}/{index}/{k}": v for k, v in state.items()}
         notes = {"step": str(self.step), "losses": json.dumps(self.losses), "recent": json.dumps(self.recent)}
         save_tensors(path, tensors, notes)
 
@@ -74,20 +75,22 @@ class Trainee:
         self.average = {k: v.to(self.average[k].device) for k, v in _part(tensors, "average/").items()}
         self.step, self.losses = int(notes["step"]), json.loads(notes["losses"])
         self.recent = json.loads(notes.get("recent", "[]"))
-        self._load_optimiser(_part(tensors, "optimiser/"))
+        for number, optimiser in enumerate(self.optimisers):
+            _load_optimiser(optimiser, _part(tensors, f"optimiser/{number}/"))
 
     def resume(self, path: Path) -> None:
         """``load`` if there is something to continue."""
         if path.exists():
             self.load(path)
 
-    def _load_optimiser(self, tensors: Tensors) -> None:
-        states: dict[int, Tensors] = {}
-        for name, value in tensors.items():
-            index, key = name.split("/")
-            states.setdefault(int(index), {})[key] = value
-        groups: list[Any] = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": states, "param_groups": groups})
+
+def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: Tensors) -> None:
+    states: dict[int, Tensors] = {}
+    for name, value in tensors.items():
+        index, key = name.split("/")
+        states.setdefault(int(index), {})[key] = value
+    groups: list[Any] = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": states, "param_groups": groups})
 
 
 def _part(tensors: Tensors, prefix: str) -> Tensors:

@@ -5,25 +5,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
+from training.autoencoder import FACTOR
 from training.checkpoint import read_notes, save_tensors
 from training.equivariant import apply_affine, random_affine
 from training.instructions import INSTRUCTIONS, make_edit
 from training.random_scenes import random_scene
-from training.scenes import render
+from training.scenes import Frame, Scene, render
+from training.shapes import SHAPES
 from training.text import build_tokenizer, token_ids
 from training.textures import Array
 
 STREAM = 13  # of random numbers
+SHARES = {"global": 1.0, "local": 6.0, "free": 2.0}  # of the kinds of instructions
 
 
 @dataclass(frozen=True, slots=True)
 class PairsPlan:
     """Which pairs: ``scenes`` of 256x256, ``edits`` of each, out of ``names`` (all when empty)."""
 
-    scenes: int = 1200
+    scenes: int = 900
     edits: int = 8
     names: tuple[str, ...] = ()
     affine: bool = False
@@ -33,10 +37,12 @@ class PairsPlan:
 class Pairs:
     """Latents (means, not scaled) source [S, 4, h, w], target [N, 4, h, w]; origin [N] names each target's source.
 
+    shapes uint8 [S, h, w] says which kind of object fills most of each latent: 0 none, k SHAPES[k - 1].
     ``scaling_factor`` gives the target latents unit variance.
     """
 
     source: torch.Tensor
+    shapes: torch.Tensor
     target: torch.Tensor
     origin: torch.Tensor
     tokens: torch.Tensor
@@ -64,9 +70,10 @@ def load_pairs(
 
 
 def _encode_all(plan: PairsPlan, model: AutoencoderKL, seed: int) -> dict[str, torch.Tensor]:
-    sources, targets, origins, texts = [], [], [], []
+    sources, shapes, targets, origins, texts = [], [], [], [], []
     for index in range(plan.scenes):
-        pictures, words = scene_pairs(plan, seed * 1_000_000 + index)
+        pictures, shape_map, words = scene_pairs(plan, seed * 1_000_000 + index)
+        shapes.append(shape_map)
         latents = encode(model, pictures).half()
         sources.append(latents[:1])
         targets.append(latents[1:])
@@ -77,14 +84,15 @@ def _encode_all(plan: PairsPlan, model: AutoencoderKL, seed: int) -> dict[str, t
     tokens = token_ids(build_tokenizer(), texts)
     return {
         "source": torch.cat(sources),
+        "shapes": torch.stack(shapes),
         "target": torch.cat(targets),
         "origin": torch.tensor(origins),
         "tokens": tokens,
     }
 
 
-def scene_pairs(plan: PairsPlan, seed: int) -> tuple[torch.Tensor, list[str]]:
-    """The source and its targets [1 + edits, 3, 256, 256] in [-1, 1], and the edits' words."""
+def scene_pairs(plan: PairsPlan, seed: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """The source and its targets [1 + edits, 3, 256, 256] in [-1, 1], the source's shapes, and the edits' words."""
     rng = np.random.default_rng((STREAM, seed))
     scene = random_scene(seed)
     names = list(plan.names or INSTRUCTIONS)
@@ -92,15 +100,25 @@ def scene_pairs(plan: PairsPlan, seed: int) -> tuple[torch.Tensor, list[str]]:
         names = [name for name in names if INSTRUCTIONS[name].kind == "global"]
     chosen = rng.choice(names, size=plan.edits, p=_shares(names))
     edits = [make_edit(str(name), scene, rng) for name in chosen]
-    pictures = torch.cat([to_tensor(render(scene).image), *(to_tensor(e.target()) for e in edits)])
+    frame = render(scene)
+    pictures = torch.cat([to_tensor(frame.image), *(to_tensor(edit.target()) for edit in edits)])
+    shown = one_hot(scene, frame)
     if plan.affine:
-        pictures = apply_affine(pictures, random_affine(rng))
-    return pictures, [e.text for e in edits]
+        affine = random_affine(rng)
+        pictures, shown = apply_affine(pictures, affine), apply_affine(shown, affine)
+    return pictures, F.avg_pool2d(shown, FACTOR)[0].argmax(dim=0).to(torch.uint8), [e.text for e in edits]
+
+
+def one_hot(scene: Scene, frame: Frame) -> torch.Tensor:
+    """Which kind of object each pixel shows: [1, 1 + len(SHAPES), H, W], the first plane where there is none."""
+    kinds = torch.tensor([0, *(1 + SHAPES.index(sprite.shape) for sprite in scene.sprites)])
+    shown = F.one_hot(kinds[torch.from_numpy(frame.labels).long()], 1 + len(SHAPES))
+    return shown.permute(2, 0, 1)[None].float()
 
 
 def _shares(names: list[str]) -> np.ndarray:
-    """How often each instruction is drawn: those about objects four times as often, for they take longest to learn."""
-    weights = np.array([1.0 if INSTRUCTIONS[name].kind == "global" else 4.0 for name in names])
+    """How often each instruction is drawn: those about objects oftener, for they take longest to learn."""
+    weights = np.array([SHARES[INSTRUCTIONS[name].kind] for name in names])
     return np.asarray(weights / weights.sum())
 
 

@@ -1,4 +1,4 @@
-"""The pool of pictures the autoencoder learns from: scenes and photographs, half of them with a global look."""
+"""The pool of pictures the autoencoder learns from: scenes and photographs, two fifths of them with a global look."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ STREAM = 12  # of random numbers
 def picture(seed: int, size: int = 256) -> Array:
     """The picture of that seed, float32 [size, size, 3] in [0, 1]."""
     rng = np.random.default_rng((STREAM, seed))
-    image = render(random_scene(seed, size, size, photos=0.6)).image
-    return apply_look(str(rng.choice(list(LOOKS))), image) if rng.random() < 0.5 else image
+    image = render(random_scene(seed, size, size, photos=0.35)).image
+    return apply_look(str(rng.choice(list(LOOKS))), image) if rng.random() < 0.4 else image
 
 
 def to_bytes(image: Array) -> Bytes:

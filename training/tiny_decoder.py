@@ -13,6 +13,7 @@ from torch import nn
 from training.autoencoder import DecoderPlan, build_autoencoder, fit_decoder, noisy_latents, restoration_loss
 from training.checkpoint import Trainee, load_average, read_json, save_json
 from training.compute import Compute
+from training.optimisers import muon_and_adamw
 
 CHANNELS = 32
 BLOCKS = (3, 3, 1, 0)  # at 1/8, 1/4, 1/2 and all of the resolution: most of the work is where pixels are few
@@ -67,7 +68,7 @@ def train_tiny_decoder(
     load_average(teacher, autoencoder)
     model = build_tiny_decoder().to(compute.device, memory_format=torch.channels_last)
     model.encoder.requires_grad_(False)
-    trainee = Trainee.start(model, plan.learning_rate)
+    trainee = Trainee.start(model, muon_and_adamw(model, plan.learning_rate))
 
     def loss(x_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return distillation_loss(model, teacher, scaling_factor, x_BCHW, plan.noise, generator)

@@ -17,6 +17,7 @@ from training.checkpoint import Trainee, learning_rate, read_notes
 from training.compute import Compute
 from training.editor import EditorPlan, train_editor
 from training.latents import Pairs, PairsPlan, load_pairs
+from training.optimisers import adamw
 from training.tiny_decoder import build_tiny_decoder, distillation_loss, train_tiny_decoder
 
 pytestmark = pytest.mark.slow
@@ -66,7 +67,7 @@ def test_decoder_stage_leaves_the_latents_alone(tmp_path: Path) -> None:
 def test_tiny_decoder(tmp_path: Path) -> None:
     model = build_autoencoder()
     teacher = tmp_path / "teacher.safetensors"
-    Trainee.start(model, 1e-3).save(teacher)
+    Trainee.start(model, adamw(model, 1e-3)).save(teacher)
     plan = DecoderPlan(steps=4, crops=((32, 2), (48, 1)), pictures=3)
     options = {"autoencoder": teacher, "scaling_factor": 0.5, "seed": 3}
     train_tiny_decoder(plan, tmp_path / "whole", CPU, **options, deadline=math.inf)
@@ -125,7 +126,8 @@ def test_equivariant_stage_starts_from_the_editor(tmp_path: Path, pairs: Pairs) 
 
 
 def test_a_partial_checkpoint_never_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainee = Trainee.start(torch.nn.Linear(2, 2), 1e-3)
+    layer = torch.nn.Linear(2, 2)
+    trainee = Trainee.start(layer, adamw(layer, 1e-3))
     path = tmp_path / "linear.safetensors"
     trainee.save(path)
     before = path.read_bytes()

@@ -1,5 +1,6 @@
 """The one command runs every stage, writes its record and the models, and never overwrites by accident."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -48,6 +49,30 @@ def test_all_stages_then_a_longer_editor(tmp_path: Path) -> None:
     train.main(["--out", str(tmp_path), "--stage", "editor", "--steps", "2", "--resume"])
     runs = json.loads((tmp_path / "record.json").read_text())["runs"]
     assert (runs[-1]["stage"], runs[-1]["steps_done"], len(runs)) == ("editor", 2, 6)
+
+
+def test_an_editor_may_start_from_another(tmp_path: Path) -> None:
+    """Its first weights are the other's averages, and the record says whose."""
+    train.main(["--out", str(tmp_path / "first"), "--stage", "autoencoder"])
+    train.main(["--out", str(tmp_path / "first"), "--stage", "editor"])
+    start = tmp_path / "first" / "editor.safetensors"
+    averages = {k: v for k, v in load_file(start).items() if k.startswith("average/unet")}
+    train.main(["--out", str(tmp_path / "second"), "--stage", "autoencoder"])
+    train.main(["--out", str(tmp_path / "second"), "--stage", "editor", "--start", str(start)])
+    after = load_file(tmp_path / "second" / "editor.safetensors")
+    moved = max(float((after[k.replace("average", "weights")] - v).abs().max()) for k, v in averages.items())
+    assert 0 < moved < 1e-3, moved
+    runs = json.loads((tmp_path / "second" / "record.json").read_text())["runs"]
+    digest = hashlib.sha256(start.read_bytes()).hexdigest()
+    assert [run["started_from"] for run in runs] == [None, digest]
+
+
+@pytest.mark.parametrize(("stage", "file"), [("decoder", "there.safetensors"), ("editor", "missing.safetensors")])
+def test_a_start_that_cannot_be_is_named(tmp_path: Path, stage: str, file: str) -> None:
+    (tmp_path / "there.safetensors").touch()
+    with pytest.raises(SystemExit, match=stage if stage == "decoder" else file):
+        train.main(["--out", str(tmp_path / "out"), "--stage", stage, "--start", str(tmp_path / file)])
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_editor_needs_an_autoencoder(tmp_path: Path) -> None:
