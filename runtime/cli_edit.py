@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from fairy.kernels.errors import InputError
+from fairy.runtime import cli_options
 from fairy.runtime.prompts import seconds_of
 
 _STAGES = {"probe": "reading the video", "anchors": "editing the anchors", "frames": "editing the frames"}
@@ -31,23 +32,19 @@ def edit(
         str | None,
         typer.Argument(metavar="INSTRUCTION", help='What to do, e.g. "make it snow"; may be left to --prompts.'),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A folder in diffusers' format or a hub id [the embedded model].")
-    ] = None,
+    model: cli_options.Model = None,
     negative_prompt: Annotated[str, typer.Option(help="What the result should not be.")] = "",
-    anchors: Annotated[str | None, typer.Option(help="How many anchor frames, or their numbers: 0,40,80 [3].")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps [the model's, else 10].")] = None,
+    anchors: cli_options.Anchors = None,
+    steps: cli_options.Steps = None,
     seed: Annotated[int, typer.Option(help="Seed of all noise.")] = 0,
-    guidance_scale: Annotated[float | None, typer.Option(help="Pull of the text [the model's, else 7.5].")] = None,
-    image_guidance_scale: Annotated[
-        float | None, typer.Option(help="Pull of the picture [the model's, else 1.5].")
-    ] = None,
-    sampler: Annotated[str | None, typer.Option(help="euler_ancestral, euler, ddim or lcm.")] = None,
+    guidance_scale: cli_options.GuidanceScale = None,
+    image_guidance_scale: cli_options.ImageGuidanceScale = None,
+    sampler: cli_options.Sampler = None,
     noise: Annotated[str, typer.Option(help="shared or per-frame.")] = "shared",
     layers: Annotated[
         str | None, typer.Option(help="Layers that see other frames: all or decoder [the method's].")
     ] = None,
-    method: Annotated[str, typer.Option(help="fairy, pix2video or per_frame.")] = "fairy",
+    method: cli_options.Method = "fairy",
     order: Annotated[
         str | None, typer.Option(help="pix2video: wavefront, or step-major for less memory [wavefront].")
     ] = None,
@@ -62,15 +59,12 @@ def edit(
     depth: Annotated[
         Path | None, typer.Option(help="Depth models: a folder with a map for every frame [estimated].")
     ] = None,
-    long_side: Annotated[int | None, typer.Option(help="Pixels of the long side [the model's, else 512].")] = None,
+    long_side: cli_options.LongSide = None,
     upscale: Annotated[bool, typer.Option("--upscale", help="Scale a smaller video up to --long-side.")] = False,
     size: Annotated[str, typer.Option(help="scaled, or source: scale the result back.")] = "scaled",
     start: Annotated[str | None, typer.Option(help="Edit from here: seconds or [H:]MM:SS.")] = None,
     end: Annotated[str | None, typer.Option(help="Edit up to here: seconds or [H:]MM:SS.")] = None,
-    shots: Annotated[
-        str,
-        typer.Option(help="off, auto (finds cuts), or the first frames of shots: 120,310. Each has its own anchors."),
-    ] = "off",
+    shots: cli_options.Shots = "off",
     prompts: Annotated[
         Path | None, typer.Option(help="A YAML or JSON file that says from which frame or time on which instruction.")
     ] = None,
@@ -82,37 +76,30 @@ def edit(
     fps: Annotated[
         str | None, typer.Option(help="Frames a second of a folder of images, e.g. 25 or 30000/1001.")
     ] = None,
-    crf: Annotated[int, typer.Option(help="Quality of the written video: 0 (best) to 51.")] = 18,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
-    backend: Annotated[str, typer.Option(help="auto, eager, onnxruntime, tensorrt or compiled.")] = "auto",
-    store: Annotated[Path | None, typer.Option(help="The store of engines [$FAIRY_STORE, else the cache].")] = None,
+    crf: cli_options.Crf = 18,
+    device: cli_options.Device = "auto",
+    dtype: cli_options.Dtype = "auto",
+    backend: cli_options.BackendName = "auto",
+    store: cli_options.Store = None,
     without: Annotated[
         list[str] | None, typer.Option(help="A step of the backend compiled to leave out; may be repeated.")
     ] = None,
     bank: Annotated[
         str, typer.Option(help="Where the anchors' keys and values are kept: device, or host for small cards.")
     ] = "device",
-    decoder: Annotated[
-        str | None,
-        typer.Option(help="Approximate: tiny (the model's own), or a folder or hub id of an AutoencoderTiny."),
-    ] = None,
-    bank_dtype: Annotated[
-        str | None, typer.Option(help="Approximate: float8 keeps the anchors' keys and values in 8 bit.")
-    ] = None,
-    guidance_end: Annotated[
-        float, typer.Option(help="Approximate: the share of the steps, from the first on, that are guided.")
-    ] = 1.0,
+    decoder: cli_options.Decoder = None,
+    bank_dtype: cli_options.BankDtype = None,
+    guidance_end: cli_options.GuidanceEnd = 1.0,
     gpus: Annotated[int, typer.Option(help="How many GPUs share the job.")] = 1,
     workers: Annotated[int, typer.Option(help="How many processes share the job on the CPU.")] = 1,
-    threads: Annotated[int, typer.Option(help="CPU threads of the computation.")] = 1,
+    threads: cli_options.Threads = 1,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from what an interrupted edit into the same file had finished.")
     ] = False,
     compare: Annotated[Path | None, typer.Option(help="Also write source and result side by side.")] = None,
     preview: Annotated[Path | None, typer.Option(help="Write the edited anchors as a PNG before the rest.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a JSON report of the job.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    quiet: cli_options.Quiet = False,
 ) -> None:
     """Edit a video from an instruction."""
     from fairy.runtime.editor import Editor
@@ -127,7 +114,7 @@ def edit(
     params = EditParams(
         first_instruction(prompt, schedule),
         negative_prompt=negative_prompt,
-        anchors=parse_anchors(anchors),
+        anchors=cli_options.parse_anchors(anchors),
         num_inference_steps=steps,
         seed=seed,
         guidance_scale=guidance_scale,
@@ -142,7 +129,7 @@ def edit(
         end=_parse_time("end", end),
         micro_batch=micro_batch,
         max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
-        shots=_parse_shots(shots),  # type: ignore[arg-type]
+        shots=cli_options.parse_shots(shots),  # type: ignore[arg-type]
         prompts=schedule,
         continue_look=continue_look,
         guidance_end=guidance_end,
@@ -245,30 +232,6 @@ def _tell(done: Any, out: Path, compare: Path | None, preview: Path | None, repo
             typer.echo(f"{path}: {name}")
     for sentence in (*done.lost_workers, *done.fallbacks, *done.notes):
         typer.echo(f"note: {sentence}")
-
-
-def parse_anchors(text: str | None) -> int | tuple[int, ...] | None:
-    """How many anchors, or which frames. Raises InputError for anything else."""
-    if text is None:
-        return None
-    try:
-        numbers = tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        numbers = ()
-    if not numbers:
-        raise InputError(f"--anchors {text!r} is neither a number of anchors (3) nor a list of frames (0,40,80).")
-    return numbers if "," in text else numbers[0]
-
-
-def _parse_shots(text: str) -> str | tuple[int, ...]:
-    if text in ("off", "auto"):
-        return text
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise InputError(
-            f"--shots {text!r} is not known; give off, auto, or the first frames of shots: 120,310."
-        ) from error
 
 
 def _parse_time(name: str, text: str | None) -> float | None:

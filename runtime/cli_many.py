@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fairy.kernels.errors import Cancelled, InputError
-from fairy.runtime.cli_edit import parse_anchors
+from fairy.runtime import cli_options
 from fairy.runtime.files import check_can_write, user_path
 
 if TYPE_CHECKING:
@@ -38,27 +38,26 @@ def edit_many(
     resume: Annotated[bool, typer.Option("--resume", help="Go on within clips that were interrupted.")] = False,
     ending: Annotated[str | None, typer.Option(help="Container of the results, e.g. .mp4 [the clip's].")] = None,
     params: Annotated[Path | None, typer.Option(help="A JSON file with more parameters; options win.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A folder in diffusers' format or a hub id [the embedded model].")
-    ] = None,
+    model: cli_options.Model = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the results should not be.")] = None,
-    anchors: Annotated[str | None, typer.Option(help="How many anchor frames, or their numbers: 0,40,80 [3].")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps [the model's, else 10].")] = None,
+    anchors: cli_options.Anchors = None,
+    steps: cli_options.Steps = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all noise [0].")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Pull of the text [the model's, else 7.5].")] = None,
-    image_guidance_scale: Annotated[
-        float | None, typer.Option(help="Pull of the picture [the model's, else 1.5].")
-    ] = None,
-    sampler: Annotated[str | None, typer.Option(help="euler_ancestral, euler, ddim or lcm.")] = None,
-    long_side: Annotated[int | None, typer.Option(help="Pixels of the long side [the model's, else 512].")] = None,
-    crf: Annotated[int, typer.Option(help="Quality of the written videos: 0 (best) to 51.")] = 18,
+    guidance_scale: cli_options.GuidanceScale = None,
+    image_guidance_scale: cli_options.ImageGuidanceScale = None,
+    sampler: cli_options.Sampler = None,
+    method: Annotated[str | None, typer.Option(help="fairy, pix2video or per_frame [fairy].")] = None,
+    shots: Annotated[str | None, typer.Option(help="off, auto (finds cuts; each shot has anchors) [off].")] = None,
+    long_side: cli_options.LongSide = None,
+    crf: cli_options.Crf = 18,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
-    backend: Annotated[str, typer.Option(help="auto, eager, onnxruntime, tensorrt or compiled.")] = "auto",
-    store: Annotated[Path | None, typer.Option(help="The store of engines [$FAIRY_STORE, else the cache].")] = None,
+    dtype: cli_options.Dtype = "auto",
+    backend: cli_options.BackendName = "auto",
+    store: cli_options.Store = None,
+    decoder: cli_options.Decoder = None,
     threads: Annotated[int, typer.Option(help="CPU threads of each editor.")] = 1,
     report: Annotated[Path | None, typer.Option(help="Write a JSON report of all clips.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    quiet: cli_options.Quiet = False,
 ) -> None:
     """Edit every clip of a folder; one that cannot be edited does not stop the others."""
     from fairy.runtime.fleet import EditorSetup, FleetOptions, items_of_folder
@@ -66,16 +65,20 @@ def edit_many(
 
     given = {
         "negative_prompt": negative_prompt,
-        "anchors": parse_anchors(anchors),
+        "anchors": cli_options.parse_anchors(anchors),
         "num_inference_steps": steps,
         "seed": seed,
         "guidance_scale": guidance_scale,
         "image_guidance_scale": image_guidance_scale,
         "sampler": sampler,
+        "method": method,
+        "shots": None if shots is None else cli_options.parse_shots(shots),
         "long_side": long_side,
     }
     items = items_of_folder(folder, out, _params(prompt, params, given), ending=ending, crf=crf)
-    setup = EditorSetup(model, device=device, dtype=dtype, backend=backend, store=store, threads=threads)
+    setup = EditorSetup(
+        model, device=device, dtype=dtype, backend=backend, store=store, threads=threads, decoder=decoder
+    )
     options = FleetOptions(
         ray, editors, gpus_per_editor, item_timeout_s=item_timeout, start_timeout_s=start_timeout, resume=resume
     )

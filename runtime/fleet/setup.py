@@ -26,13 +26,13 @@ class EditorSetup:
     store: Path | None = None
     gpus: int = 1
     threads: int = 1
+    decoder: str | None = None
 
     def absolute(self) -> "EditorSetup":
-        """The same with a model's folder and a store that another process finds too, whatever its folder is."""
-        model = self.model
-        if model is not None and user_path(model).is_dir():
-            model = str(user_path(model))
-        return replace(self, model=model, store=None if self.store is None else user_path(self.store))
+        """The same with folders and a store that another process finds too, whatever its folder is."""
+        model, decoder = (_absolute_folder(name) for name in (self.model, self.decoder))
+        store = None if self.store is None else user_path(self.store)
+        return replace(self, model=model, decoder=decoder, store=store)
 
     def open(self) -> "Editor":
         """Load the model. Raises InputError as `Editor.from_pretrained` does."""
@@ -46,7 +46,15 @@ class EditorSetup:
             store=self.store,
             gpus=self.gpus,
             threads=self.threads,
+            decoder=self.decoder,
         )
+
+
+def _absolute_folder(name: str | None) -> str | None:
+    """The path of a folder; a hub id, or a decoder's name, stays as it is."""
+    if name is None or name == "tiny" or not user_path(name).is_dir():
+        return name
+    return str(user_path(name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,21 @@ def test_items_are_the_videos_of_a_folder_in_order(tmp_path: Path) -> None:
     assert {(item.params, item.crf) for item in items} == {(PARAMS, 20)}
 
 
+def test_other_processes_find_a_setups_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders become absolute; hub ids, the model's own decoder and what is not given stay as they are."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "small"):
+        (tmp_path / name).mkdir()
+    made = EditorSetup("model", store=Path("engines"), decoder="small").absolute()
+    assert (made.model, made.store, made.decoder) == (
+        str(tmp_path / "model"),
+        tmp_path / "engines",
+        str(tmp_path / "small"),
+    )
+    for setup in (EditorSetup("owner/name", decoder="owner/taesd"), EditorSetup(decoder="tiny"), EditorSetup()):
+        assert setup.absolute() == setup
+
+
 @pytest.mark.parametrize(
     ("names", "out", "ending", "words"),
     [
@@ -268,6 +283,15 @@ def test_the_command_says_what_became_of_every_clip(run, tmp_path: Path) -> None
     assert told.count("it was there before") == 2
 
 
+def test_the_command_takes_methods_and_shots(run, tmp_path: Path) -> None:
+    _clips(tmp_path / "in", 1)
+    report = tmp_path / "out" / "report.json"
+    assert run("--method", "per_frame", "--shots", "2", "--report", report)[0] == 0
+    done = json.loads(report.read_text())["clips"][0]["report"]
+    assert (done["params"]["method"], done["params"]["shots"]) == ("per_frame", [2])
+    assert len(done["segments"]) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -281,6 +305,9 @@ def test_the_command_says_what_became_of_every_clip(run, tmp_path: Path) -> None
         (["--ending", ".gif"], "'.gif'"),
         (["--crf", "70"], "--crf 70"),
         (["--anchors", "some"], "'some' is neither"),
+        (["--shots", "some"], "'some' is not known"),
+        (["--method", "other"], "other"),
+        (["--decoder", "{tmp}/nothing"], "nothing"),
         (["--seed", "-1"], "--seed -1"),
         (["--report", "{tmp}/report.txt"], "must end in .json"),
         (["--params", "{tmp}/none.json"], "cannot be read"),

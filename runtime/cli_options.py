@@ -1,0 +1,59 @@
+"""Options that several commands have in common, each with its one help text, and what reads their values."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fairy.kernels.errors import InputError
+
+Model = Annotated[str | None, typer.Option(help="A folder in diffusers' format or a hub id [the embedded model].")]
+Anchors = Annotated[str | None, typer.Option(help="How many anchor frames, or their numbers: 0,40,80 [3].")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps [the model's, else 10].")]
+GuidanceScale = Annotated[float | None, typer.Option(help="Pull of the text [the model's, else 7.5].")]
+ImageGuidanceScale = Annotated[float | None, typer.Option(help="Pull of the picture [the model's, else 1.5].")]
+Sampler = Annotated[str | None, typer.Option(help="euler_ancestral, euler, ddim or lcm.")]
+Method = Annotated[str, typer.Option(help="fairy, pix2video or per_frame.")]
+Shots = Annotated[
+    str, typer.Option(help="off, auto (finds cuts), or the first frames of shots: 120,310. Each has its own anchors.")
+]
+LongSide = Annotated[int | None, typer.Option(help="Pixels of the long side [the model's, else 512].")]
+Crf = Annotated[int, typer.Option(help="Quality of written videos: 0 (best) to 51.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+BackendName = Annotated[str, typer.Option("--backend", help="auto, eager, onnxruntime, tensorrt or compiled.")]
+Store = Annotated[Path | None, typer.Option(help="The store of engines [$FAIRY_STORE, else the cache].")]
+Threads = Annotated[int, typer.Option(help="CPU threads of the computation.")]
+Decoder = Annotated[
+    str | None, typer.Option(help="Approximate: tiny (the model's own), or a folder or hub id of an AutoencoderTiny.")
+]
+BankDtype = Annotated[str | None, typer.Option(help="Approximate: float8 keeps the anchors' keys and values in 8 bit.")]
+GuidanceEnd = Annotated[
+    float, typer.Option(help="Approximate: the share of the steps, from the first on, that are guided.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+
+
+def parse_anchors(text: str | None) -> int | tuple[int, ...] | None:
+    """How many anchors, or which frames. Raises InputError for anything else."""
+    if text is None:
+        return None
+    try:
+        numbers = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        numbers = ()
+    if not numbers:
+        raise InputError(f"--anchors {text!r} is neither a number of anchors (3) nor a list of frames (0,40,80).")
+    return numbers if "," in text else numbers[0]
+
+
+def parse_shots(text: str) -> str | tuple[int, ...]:
+    """ "off", "auto", or where shots begin. Raises InputError for anything else."""
+    if text in ("off", "auto"):
+        return text
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise InputError(
+            f"--shots {text!r} is not known; give off, auto, or the first frames of shots: 120,310."
+        ) from error
