@@ -29,7 +29,7 @@ class AutoencoderPlan:
     For ``guided_steps`` a fading loss asks the first three latent channels for the average colour.
     """
 
-    steps: int = 9_000
+    steps: int = 8_000
     crops: tuple[tuple[int, int], ...] = ((64, 6),)
     pictures: int = 1600
     learning_rate: float = 1e-2
@@ -41,11 +41,11 @@ class AutoencoderPlan:
 class DecoderPlan:
     """The stage after: ``noise`` is the standard deviation of what is added to the latents, in units of theirs."""
 
-    steps: int = 3_000
+    steps: int = 2_200
     crops: tuple[tuple[int, int], ...] = ((64, 4),)
     pictures: int = 1600
-    learning_rate: float = 4e-3
-    noise: float = 0.15
+    learning_rate: float = 3e-3
+    noise: float = 0.25
 
 
 def build_autoencoder() -> AutoencoderKL:

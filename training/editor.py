@@ -30,14 +30,14 @@ CHANGED = 0.2  # a latent (of unit variance) further than this from the source's
 class EditorPlan:
     """What the stage does; ``crops``: latent sides taken in turn, as (side, batch)."""
 
-    steps: int = 7_000
+    steps: int = 8_000
     crops: tuple[tuple[int, int], ...] = ((32, 4),)
     learning_rate: float = 1e-3
-    blind: float = 0.3  # share of samples at the last time, which start from noise alone as sampling does
-    early: float = 0.3  # share of samples in the noisiest quarter of the times
+    blind: float = 0.25  # share of samples at the last time, which start from noise alone as sampling does
+    early: float = 0.25  # share of samples in the noisiest quarter of the times
     drop: float = 0.05  # of the text, of the image, and of both
     changed_weight: float = 10.0  # of the error where the edit changes the picture; elsewhere it is 1
-    shapes_weight: float = 0.5  # of the loss that asks which kind of object is where
+    shapes_weight: float = 1.0  # of the loss that asks which kind of object is where
     pairs: PairsPlan = field(default_factory=PairsPlan)
 
 

@@ -122,7 +122,7 @@ def decoder_plan(quick: bool, steps: int | None) -> DecoderPlan:
 
 def tiny_decoder_plan(quick: bool, steps: int | None) -> DecoderPlan:
     """The full plan, or one of two minutes."""
-    plan = DecoderPlan(steps=1000, pictures=600) if quick else DecoderPlan(steps=8_000, learning_rate=2e-3)
+    plan = DecoderPlan(steps=1000, pictures=600) if quick else DecoderPlan(steps=2_500)
     return replace(plan, steps=steps or plan.steps)
 
 

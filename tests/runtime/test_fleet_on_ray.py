@@ -304,7 +304,7 @@ def test_ctrl_c_leaves_nothing_of_a_local_cluster(tmp_path: Path, checkpoint_fol
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         try:
-            _wait_for(lambda: out.is_dir() and list(out.glob(".*.part.mp4")), 150)
+            _wait_for(lambda: out.is_dir() and list(out.glob(".*.part.mp4")), 300)
             started = psutil.Process(process.pid).children(recursive=True)
             places = {c.laddr.ip for p in started for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
             process.send_signal(signal.SIGINT)

@@ -74,9 +74,10 @@ def test_every_sentence_fits_and_differs_from_nothing() -> None:
 
 def test_pairs_are_a_function_of_the_seed() -> None:
     plan = PairsPlan(edits=3, affine=True)
-    (first, words), (second, again) = scene_pairs(plan, 11), scene_pairs(plan, 11)
+    (first, shapes, words), (second, same_shapes, again) = scene_pairs(plan, 11), scene_pairs(plan, 11)
     assert words == again
     assert first.equal(second)
+    assert shapes.equal(same_shapes)
     assert len(first) == 1 + len(words)
 
 
