@@ -44,7 +44,7 @@ def edit(
     layers: Annotated[
         str | None, typer.Option(help="Layers that see other frames: all or decoder [the method's].")
     ] = None,
-    method: cli_options.Method = "fairy",
+    method: Annotated[str, typer.Option(help="fairy, pix2video or per_frame.")] = "fairy",
     order: Annotated[
         str | None, typer.Option(help="pix2video: wavefront, or step-major for less memory [wavefront].")
     ] = None,
@@ -64,7 +64,10 @@ def edit(
     size: Annotated[str, typer.Option(help="scaled, or source: scale the result back.")] = "scaled",
     start: Annotated[str | None, typer.Option(help="Edit from here: seconds or [H:]MM:SS.")] = None,
     end: Annotated[str | None, typer.Option(help="Edit up to here: seconds or [H:]MM:SS.")] = None,
-    shots: cli_options.Shots = "off",
+    shots: Annotated[
+        str,
+        typer.Option(help="off, auto (finds cuts), or the first frames of shots: 120,310. Each has its own anchors."),
+    ] = "off",
     prompts: Annotated[
         Path | None, typer.Option(help="A YAML or JSON file that says from which frame or time on which instruction.")
     ] = None,
@@ -88,8 +91,12 @@ def edit(
         str, typer.Option(help="Where the anchors' keys and values are kept: device, or host for small cards.")
     ] = "device",
     decoder: cli_options.Decoder = None,
-    bank_dtype: cli_options.BankDtype = None,
-    guidance_end: cli_options.GuidanceEnd = 1.0,
+    bank_dtype: Annotated[
+        str | None, typer.Option(help="Approximate: float8 keeps the anchors' keys and values in 8 bit.")
+    ] = None,
+    guidance_end: Annotated[
+        float, typer.Option(help="Approximate: the share of the steps, from the first on, that are guided.")
+    ] = 1.0,
     gpus: Annotated[int, typer.Option(help="How many GPUs share the job.")] = 1,
     workers: Annotated[int, typer.Option(help="How many processes share the job on the CPU.")] = 1,
     threads: cli_options.Threads = 1,

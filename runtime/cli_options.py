@@ -13,10 +13,6 @@ Steps = Annotated[int | None, typer.Option(help="Denoising steps [the model's, e
 GuidanceScale = Annotated[float | None, typer.Option(help="Pull of the text [the model's, else 7.5].")]
 ImageGuidanceScale = Annotated[float | None, typer.Option(help="Pull of the picture [the model's, else 1.5].")]
 Sampler = Annotated[str | None, typer.Option(help="euler_ancestral, euler, ddim or lcm.")]
-Method = Annotated[str, typer.Option(help="fairy, pix2video or per_frame.")]
-Shots = Annotated[
-    str, typer.Option(help="off, auto (finds cuts), or the first frames of shots: 120,310. Each has its own anchors.")
-]
 LongSide = Annotated[int | None, typer.Option(help="Pixels of the long side [the model's, else 512].")]
 Crf = Annotated[int, typer.Option(help="Quality of written videos: 0 (best) to 51.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -26,10 +22,6 @@ Store = Annotated[Path | None, typer.Option(help="The store of engines [$FAIRY_S
 Threads = Annotated[int, typer.Option(help="CPU threads of the computation.")]
 Decoder = Annotated[
     str | None, typer.Option(help="Approximate: tiny (the model's own), or a folder or hub id of an AutoencoderTiny.")
-]
-BankDtype = Annotated[str | None, typer.Option(help="Approximate: float8 keeps the anchors' keys and values in 8 bit.")]
-GuidanceEnd = Annotated[
-    float, typer.Option(help="Approximate: the share of the steps, from the first on, that are guided.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 

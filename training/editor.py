@@ -119,8 +119,8 @@ def draw_batch(pairs: Pairs, plan: EditorPlan, empty_L: torch.Tensor, seed: int,
 def draw_times(plan: EditorPlan, rng: np.random.Generator, size: int) -> npt.NDArray[np.int64]:
     """Diffusion times [size]; most of them early in sampling.
 
-    Which objects are meant must be known there. Later the noisy target itself shows them, even at nine tenths of the
-    times, so that times drawn evenly hardly teach it.
+    Which objects are meant must be known there. Later the noisy target itself shows them, so that times drawn evenly
+    hardly teach it.
     """
     kind, last = rng.random(size), TRAIN_STEPS - 1
     anywhere, early = rng.integers(TRAIN_STEPS, size=size), rng.integers(TRAIN_STEPS * 3 // 4, TRAIN_STEPS, size=size)

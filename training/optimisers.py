@@ -4,7 +4,6 @@ PyTorch's own Muon takes no convolutions and multiplies in bfloat16, which is si
 """
 
 from collections.abc import Callable
-from typing import overload
 
 import torch
 from torch import nn
@@ -21,12 +20,6 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
         super().__init__(parameters, {"lr": lr})
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:

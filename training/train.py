@@ -110,7 +110,7 @@ def _scaling_factor(out: Path) -> float:
 
 def autoencoder_plan(quick: bool, steps: int | None) -> AutoencoderPlan:
     """The full plan, or one of eight minutes."""
-    plan = AutoencoderPlan(steps=4000, pictures=600) if quick else AutoencoderPlan()
+    plan = AutoencoderPlan(steps=1500, pictures=600) if quick else AutoencoderPlan()
     return replace(plan, steps=steps or plan.steps)
 
 
@@ -130,7 +130,7 @@ def editor_plan(stage: str, quick: bool, steps: int | None) -> EditorPlan:
     """The full plan of a stage, or one of ten minutes; the equivariant stage is shorter and gentler."""
     plan = EditorPlan()
     if quick:
-        plan = replace(plan, steps=1800, pairs=replace(plan.pairs, scenes=150, names=QUICK_LOOKS))
+        plan = replace(plan, steps=900, pairs=replace(plan.pairs, scenes=150, names=QUICK_LOOKS))
     if stage == "equivariant":
         plan = replace(plan, steps=plan.steps // 16, learning_rate=plan.learning_rate / 4)
         plan = replace(plan, pairs=replace(plan.pairs, affine=True, scenes=plan.pairs.scenes // 2))
