@@ -40,7 +40,7 @@ def parse_anchors(text: str | None) -> int | tuple[int, ...] | None:
 
 
 def parse_shots(text: str) -> str | tuple[int, ...]:
-    """ "off", "auto", or where shots begin. Raises InputError for anything else."""
+    """Whether cuts are looked for, or the frames where shots begin. Raises InputError for anything else."""
     if text in ("off", "auto"):
         return text
     try:
