@@ -24,11 +24,15 @@ class Trainee:
     step: int = 0
     losses: list[float] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
+    writes: bool = True  # files and the log; of several processes one does
 
     @classmethod
-    def start(cls, module: nn.Module, optimisers: tuple[torch.optim.Optimizer, ...]) -> "Trainee":
+    def start(
+        cls, module: nn.Module, optimisers: tuple[torch.optim.Optimizer, ...], *, writes: bool = True
+    ) -> "Trainee":
         """Nothing done yet; the average starts at the present weights."""
-        return cls(module, optimisers, {k: v.detach().clone() for k, v in module.state_dict().items()})
+        average = {k: v.detach().clone() for k, v in module.state_dict().items()}
+        return cls(module, optimisers, average, writes=writes)
 
     def update(self, loss: torch.Tensor, learning_rate: float, decay: float = 0.999) -> None:
         """One step of the optimisers with clipped gradients, then the moving average of the weights."""
@@ -54,12 +58,15 @@ class Trainee:
         if len(self.recent) == 100:
             self.losses.append(sum(self.recent) / 100)
             self.recent.clear()
-            print(f"{path.stem} step {self.step} loss {self.losses[-1]:.5f}", flush=True)
+            if self.writes:
+                print(f"{path.stem} step {self.step} loss {self.losses[-1]:.5f}", flush=True)
         if self.step % 500 == 0:
             self.save(path)
 
     def save(self, path: Path) -> None:
         """Weights, average and the optimisers' state in one safetensors file."""
+        if not self.writes:
+            return
         tensors = {f"weights/{k}": v for k, v in self.module.state_dict().items()}
         tensors |= {f"average/{k}": v for k, v in self.average.items()}
         for number, optimiser in enumerate(self.optimisers):

@@ -30,8 +30,8 @@ CHANGED = 0.2  # a latent (of unit variance) further than this from the source's
 class EditorPlan:
     """What the stage does; ``crops``: latent sides taken in turn, as (side, batch)."""
 
-    steps: int = 8_000
-    crops: tuple[tuple[int, int], ...] = ((32, 4),)
+    steps: int = 6_000
+    crops: tuple[tuple[int, int], ...] = ((32, 8),)
     learning_rate: float = 1e-3
     blind: float = 0.25  # share of samples at the last time, which start from noise alone as sampling does
     early: float = 0.25  # share of samples in the noisiest quarter of the times
@@ -92,6 +92,10 @@ class Batch:
         """The same batch on another device."""
         return Batch(*(getattr(self, part.name).to(device) for part in fields(self)))
 
+    def part(self, rank: int, processes: int) -> "Batch":
+        """The samples of one of several processes."""
+        return Batch(*(getattr(self, part.name)[rank::processes] for part in fields(self)))
+
 
 def draw_batch(pairs: Pairs, plan: EditorPlan, empty_L: torch.Tensor, seed: int, step: int) -> Batch:
     """The batch of one step, a function of (seed, step)."""
@@ -138,7 +142,7 @@ def change_weights(batch: Batch, scaling_factor: float, changed: float) -> torch
 
 
 def editor_loss(
-    model: TextEditor, batch: Batch, alphas: torch.Tensor, weights_B1HW: torch.Tensor, shapes_weight: float
+    model: nn.Module, batch: Batch, alphas: torch.Tensor, weights_B1HW: torch.Tensor, shapes_weight: float
 ) -> torch.Tensor:
     """Weighted squared error of the v prediction (Salimans & Ho 2022): v = sqrt(a) noise - sqrt(1 - a) target.
 
@@ -173,21 +177,27 @@ def train_editor(
 ) -> Trainee:
     """Trains until the plan's steps are done or ``deadline`` (time.monotonic) has passed; resumable.
 
-    ``start`` is an earlier stage's checkpoint whose averaged weights are the first ones here.
+    ``start`` is an earlier stage's checkpoint whose averaged weights are the first ones here. Several processes take
+    equal parts of every batch; the logged loss is that of the first one's part.
     """
+    if any(size % compute.processes for _, size in plan.crops):
+        raise SystemExit(f"batches of {plan.crops} cannot be shared equally by {compute.processes} processes")
     torch.manual_seed(seed)
     model = TextEditor().to(compute.device)
     model.unet.to(memory_format=torch.channels_last)
     if start is not None and not path.exists():
         load_average(model, start)
-    trainee = Trainee.start(model, adamw(model, plan.learning_rate))
+    trainee = Trainee.start(model, adamw(model, plan.learning_rate), writes=compute.rank == 0)
     trainee.resume(path)
+    compute.wait()
+    network = compute.shared(model)
     empty_L, alphas = token_ids(model.tokenizer, [""])[0], alphas_cumprod().to(compute.device)
-    while trainee.step < plan.steps and time.monotonic() < deadline:
-        batch = draw_batch(pairs, plan, empty_L, seed, trainee.step).to(compute.device)
+    while trainee.step < plan.steps and compute.everyone(time.monotonic() < deadline):
+        batch = draw_batch(pairs, plan, empty_L, seed, trainee.step).part(compute.rank, compute.processes)
+        batch = batch.to(compute.device)
         weights = change_weights(batch, pairs.scaling_factor, plan.changed_weight)
         with compute.autocast():
-            loss = editor_loss(model, batch, alphas, weights, plan.shapes_weight)
+            loss = editor_loss(network, batch, alphas, weights, plan.shapes_weight)
         trainee.update(loss, learning_rate(plan.learning_rate, trainee.step, plan.steps))
         trainee.log(float(loss.detach()), path)
     trainee.save(path)

@@ -36,12 +36,16 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """A family of edits; the wordings may have {shapes}, {others} and {colour} in them."""
+    """A family of edits; the wordings may have {shapes}, {others} and {colour} in them.
+
+    ``share``: how often it is drawn in training. What takes longer to learn is drawn oftener.
+    """
 
     kind: str
     wordings: tuple[str, ...]
     change: Callable[[Scene, np.random.Generator], Changed]
     look: str | None = None
+    share: float = 1.0
 
 
 def make_edit(name: str, scene: Scene, rng: np.random.Generator, *, wording: int | None = None) -> Edit:
@@ -58,32 +62,38 @@ def edit_mask(source: Frame, target: Array) -> np.ndarray:
     return np.asarray(np.abs(source.image - target).max(axis=2) > 0.02)
 
 
+HARD_LOOKS = {"poster": 2.0, "neon": 2.0, "blueprint": 2.0}  # their shares of the drawn edits; of the others 1
+
 INSTRUCTIONS: dict[str, Instruction] = {
-    **{name: Instruction("global", LOOK_WORDINGS[name], changes.keep, look=name) for name in LOOKS},
+    **{
+        name: Instruction("global", LOOK_WORDINGS[name], changes.keep, look=name, share=HARD_LOOKS.get(name, 1.0))
+        for name in LOOKS
+    },
     "recolour": Instruction("local", (
         "make the {shapes} {colour}", "turn the {shapes} {colour}", "paint the {shapes} {colour}",
-        "change the colour of the {shapes} to {colour}", "color the {shapes} {colour}"), changes.recolour),
+        "change the colour of the {shapes} to {colour}", "color the {shapes} {colour}"), changes.recolour, share=6),
     "reshape": Instruction("local", (
         "replace the {shapes} with {others}", "turn the {shapes} into {others}",
-        "change the {shapes} into {others}", "swap the {shapes} for {others}"), changes.reshape),
+        "change the {shapes} into {others}", "swap the {shapes} for {others}"), changes.reshape, share=10),
     "background": Instruction("local", (
         "make the background {colour}", "put it on a {colour} background",
-        "replace the background with plain {colour}", "paint the background {colour}"), changes.flatten_background),
+        "replace the background with plain {colour}", "paint the background {colour}"),
+        changes.flatten_background, share=2),
     "black": Instruction("local", (
         "make the {shapes} black", "turn the {shapes} into silhouettes", "paint the {shapes} black",
-        "black out the {shapes}"), changes.blacken),
+        "black out the {shapes}"), changes.blacken, share=4),
     "palette": Instruction("free", (
         "give it a new palette", "use random colours", "change all the colours", "recolour everything at random",
-        "make it in crazy colors"), changes.repaint_all),
+        "make it in crazy colors"), changes.repaint_all, share=1.5),
     "texture": Instruction("free", (
         "put a new texture on the {shapes}", "give the {shapes} a new pattern", "cover the {shapes} in a new texture",
-        "decorate the {shapes}"), changes.retexture),
+        "decorate the {shapes}"), changes.retexture, share=1.5),
     "pattern": Instruction("free", (
         "give everything a new pattern", "change all the textures", "cover everything in a new texture",
-        "decorate everything"), changes.repattern_all),
+        "decorate everything"), changes.repattern_all, share=1.5),
     "place": Instruction("free", (
         "put it somewhere else", "change the background", "give it a new background",
-        "move it to another place"), changes.replace_background),
+        "move it to another place"), changes.replace_background, share=1.5),
 }  # fmt: skip
 
 

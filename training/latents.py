@@ -20,15 +20,17 @@ from training.text import build_tokenizer, token_ids
 from training.textures import Array
 
 STREAM = 13  # of random numbers
-SHARES = {"global": 1.0, "local": 6.0, "free": 2.0}  # of the kinds of instructions
 
 
 @dataclass(frozen=True, slots=True)
 class PairsPlan:
-    """Which pairs: ``scenes`` of 256x256, ``edits`` of each, out of ``names`` (all when empty)."""
+    """Which pairs: ``scenes`` of 256x256, ``edits`` of each, out of ``names`` (all when empty).
 
-    scenes: int = 900
-    edits: int = 8
+    Many scenes with few edits each: with 900 scenes the kinds of objects are learned by heart.
+    """
+
+    scenes: int = 6_000
+    edits: int = 2
     names: tuple[str, ...] = ()
     affine: bool = False
 
@@ -117,8 +119,8 @@ def one_hot(scene: Scene, frame: Frame) -> torch.Tensor:
 
 
 def _shares(names: list[str]) -> np.ndarray:
-    """How often each instruction is drawn: those about objects oftener, for they take longest to learn."""
-    weights = np.array([SHARES[INSTRUCTIONS[name].kind] for name in names])
+    """How often each of these instructions is drawn."""
+    weights = np.array([INSTRUCTIONS[name].share for name in names])
     return np.asarray(weights / weights.sum())
 
 

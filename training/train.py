@@ -3,7 +3,8 @@
 Stages: autoencoder, editor, equivariant, decoder (which may run any time after the first), tiny_decoder (any time after
 the editor; it learns from the last decoder there is). Each stops at its planned steps or after ``--minutes`` and goes
 on with ``--resume``; checkpoints, cached latents and ``record.json`` lie in DIR, the packaged models in DIR/model and
-DIR/model_equivariant.
+DIR/model_equivariant. The editor's two stages can share their batches among processes, one for each core or GPU:
+``torchrun --nproc-per-node 2 -m training.train --out DIR --stage editor``.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from training.autoencoder import AutoencoderPlan, DecoderPlan, build_autoencoder
 from training.checkpoint import Trainee, load_average, read_json, read_notes, save_json
 from training.compute import Compute
 from training.editor import EditorPlan, train_editor
-from training.latents import Pairs, load_pairs
+from training.latents import Pairs, PairsPlan, load_pairs
 from training.package import write_from_checkpoints
 from training.tiny_decoder import train_tiny_decoder
 
@@ -44,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     needed = NEEDS.get(stages[0])
     if needed and not _checkpoint(options.out, needed).exists():
         raise SystemExit(f"{options.out} holds no {needed}: run --stage {needed} first")
+    if Compute.best().processes > 1 and options.stage not in ("editor", "equivariant"):
+        raise SystemExit(f"stage {options.stage} takes one process: name --stage editor or --stage equivariant")
     for stage in stages:
         _run(stage, options)
 
@@ -66,6 +69,8 @@ def _run(stage: str, options: argparse.Namespace) -> None:
     """One stage, its record, and the packaged models once there is an editor."""
     started = time.monotonic()
     plan, trainee = _train(stage, options, started + 60 * options.minutes)
+    if not trainee.writes:
+        return
     _record(options, stage, asdict(plan), trainee, started)
     _package(options.out)
 
@@ -81,8 +86,10 @@ def _train(stage: str, options: argparse.Namespace, deadline: float) -> tuple[Pl
         return last_plan, train_decoder(last_plan, out, compute, seed=seed, deadline=deadline)
     if stage == "tiny_decoder":
         tiny_plan = tiny_decoder_plan(options.quick, options.steps)
-        teacher = {"autoencoder": _autoencoder(out), "scaling_factor": _scaling_factor(out)}
-        return tiny_plan, train_tiny_decoder(tiny_plan, out, compute, **teacher, seed=seed, deadline=deadline)
+        teacher, factor = _autoencoder(out), _scaling_factor(out)
+        return tiny_plan, train_tiny_decoder(
+            tiny_plan, out, compute, autoencoder=teacher, scaling_factor=factor, seed=seed, deadline=deadline
+        )
     edit_plan = editor_plan(stage, options.quick, options.steps)
     pairs, path = _pairs(edit_plan, stage, options), _checkpoint(out, stage)
     start = _checkpoint(out, "editor") if stage == "equivariant" else options.start
@@ -130,20 +137,26 @@ def editor_plan(stage: str, quick: bool, steps: int | None) -> EditorPlan:
     """The full plan of a stage, or one of ten minutes; the equivariant stage is shorter and gentler."""
     plan = EditorPlan()
     if quick:
-        plan = replace(plan, steps=900, pairs=replace(plan.pairs, scenes=150, names=QUICK_LOOKS))
+        plan = replace(plan, steps=900, crops=((32, 4),), pairs=PairsPlan(scenes=150, edits=8, names=QUICK_LOOKS))
     if stage == "equivariant":
         plan = replace(plan, steps=plan.steps // 16, learning_rate=plan.learning_rate / 4)
-        plan = replace(plan, pairs=replace(plan.pairs, affine=True, scenes=plan.pairs.scenes // 2))
+        plan = replace(plan, pairs=replace(plan.pairs, affine=True, scenes=plan.pairs.scenes // 4))
     return replace(plan, steps=steps or plan.steps)
 
 
 def _pairs(plan: EditorPlan, stage: str, options: argparse.Namespace) -> Pairs:
-    checkpoint = _checkpoint(options.out, "autoencoder")
-    model = build_autoencoder().to(Compute.best().device, memory_format=torch.channels_last)
+    """The stage's pairs; of several processes the first one encodes them."""
+    compute, checkpoint = Compute.best(), _checkpoint(options.out, "autoencoder")
+    if compute.rank > 0:
+        compute.wait()
+    model = build_autoencoder().to(compute.device, memory_format=torch.channels_last)
     load_average(model, checkpoint)
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     like = _latents(options.out, "editor") if stage == "equivariant" else None
-    return load_pairs(_latents(options.out, stage), plan.pairs, model, options.seed, digest, scaled_like=like)
+    pairs = load_pairs(_latents(options.out, stage), plan.pairs, model, options.seed, digest, scaled_like=like)
+    if compute.rank == 0:
+        compute.wait()
+    return pairs
 
 
 def _latents(out: Path, stage: str) -> Path:
@@ -165,6 +178,7 @@ def _record(options: argparse.Namespace, stage: str, plan: dict[str, object], tr
             "stage": stage,
             "seed": options.seed,
             "threads": options.threads,
+            "processes": Compute.best().processes,
             "started_from": options.start and hashlib.sha256(options.start.read_bytes()).hexdigest(),
             "plan": plan,
             "steps_done": trainee.step,
