@@ -38,10 +38,12 @@ def main(arguments: list[str] | None = None) -> None:
     stages = STAGES if options.stage == "all" else (options.stage,)
     if not options.resume and any(_checkpoint(options.out, stage).exists() for stage in stages):
         raise SystemExit(f"{options.out} already holds a checkpoint: add --resume, or name another --out")
-    if options.start and options.stage != "editor":
-        raise SystemExit(f"--start goes with --stage editor, not with {options.stage}")
-    if options.start and not options.start.is_file():
-        raise SystemExit(f"there is no checkpoint {options.start}: name the editor.safetensors of an earlier training")
+    if options.start_from and options.stage != "editor":
+        raise SystemExit(f"--start-from goes with --stage editor, not with {options.stage}")
+    if options.start_from and not options.start_from.is_file():
+        raise SystemExit(
+            f"there is no checkpoint {options.start_from}: name the editor.safetensors of an earlier training"
+        )
     needed = NEEDS.get(stages[0])
     if needed and not _checkpoint(options.out, needed).exists():
         raise SystemExit(f"{options.out} holds no {needed}: run --stage {needed} first")
@@ -58,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=100.0, help="at most, for each stage")
     parser.add_argument("--steps", type=int, help="of the stage, instead of the plan's")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoints in --out")
-    parser.add_argument("--start", type=Path, help="checkpoint with the editor's first weights, instead of fresh ones")
+    parser.add_argument(
+        "--start-from", type=Path, help="checkpoint with the editor's first weights, instead of fresh ones"
+    )
     parser.add_argument("--quick", action="store_true", help="eight looks, few scenes, fewer steps: a trial")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -92,7 +96,7 @@ def _train(stage: str, options: argparse.Namespace, deadline: float) -> tuple[Pl
         )
     edit_plan = editor_plan(stage, options.quick, options.steps)
     pairs, path = _pairs(edit_plan, stage, options), _checkpoint(out, stage)
-    start = _checkpoint(out, "editor") if stage == "equivariant" else options.start
+    start = _checkpoint(out, "editor") if stage == "equivariant" else options.start_from
     return edit_plan, train_editor(edit_plan, pairs, path, compute, seed=seed, deadline=deadline, start=start)
 
 
@@ -179,7 +183,7 @@ def _record(options: argparse.Namespace, stage: str, plan: dict[str, object], tr
             "seed": options.seed,
             "threads": options.threads,
             "processes": Compute.best().processes,
-            "started_from": options.start and hashlib.sha256(options.start.read_bytes()).hexdigest(),
+            "started_from": options.start_from and hashlib.sha256(options.start_from.read_bytes()).hexdigest(),
             "plan": plan,
             "steps_done": trainee.step,
             "seconds": round(time.monotonic() - started, 1),

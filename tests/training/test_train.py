@@ -58,7 +58,7 @@ def test_an_editor_may_start_from_another(tmp_path: Path) -> None:
     start = tmp_path / "first" / "editor.safetensors"
     averages = {k: v for k, v in load_file(start).items() if k.startswith("average/unet")}
     train.main(["--out", str(tmp_path / "second"), "--stage", "autoencoder"])
-    train.main(["--out", str(tmp_path / "second"), "--stage", "editor", "--start", str(start)])
+    train.main(["--out", str(tmp_path / "second"), "--stage", "editor", "--start-from", str(start)])
     after = load_file(tmp_path / "second" / "editor.safetensors")
     moved = max(float((after[k.replace("average", "weights")] - v).abs().max()) for k, v in averages.items())
     assert 0 < moved < 1e-3, moved
@@ -71,7 +71,7 @@ def test_an_editor_may_start_from_another(tmp_path: Path) -> None:
 def test_a_start_that_cannot_be_is_named(tmp_path: Path, stage: str, file: str) -> None:
     (tmp_path / "there.safetensors").touch()
     with pytest.raises(SystemExit, match=stage if stage == "decoder" else file):
-        train.main(["--out", str(tmp_path / "out"), "--stage", stage, "--start", str(tmp_path / file)])
+        train.main(["--out", str(tmp_path / "out"), "--stage", stage, "--start-from", str(tmp_path / file)])
     assert not (tmp_path / "out").exists()
 
 
