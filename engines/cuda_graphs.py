@@ -15,7 +15,7 @@ from torch import Tensor
 Run = Callable[[Mapping[str, Tensor]], tuple[Tensor, ...]]
 Record = Callable[[Callable[[], tuple[Tensor, ...]]], tuple[Callable[[], None], tuple[Tensor, ...]]]
 
-MAX_SAMPLES = 12  # groups·frames up to which recording pays (facts: launching binds below a batch of 8 to 12)
+MAX_SAMPLES = 12  # groups·frames up to which recording pays: launching binds below a batch of 8 to 12
 MAX_RECORDINGS = 8  # shapes that are kept at once
 _WARM_UPS = 3  # calls before recording, in which libraries choose algorithms and allocate
 

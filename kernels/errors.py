@@ -26,6 +26,6 @@ class NumericalError(FairyError, ArithmeticError):
 
 
 class Cancelled(FairyError):
-    """The caller asked to stop; nothing was written (exit code 130, as a shell reports an interrupt)."""
+    """The caller asked to stop; no video was written (exit code 130, as a shell reports an interrupt)."""
 
     exit_code = 130

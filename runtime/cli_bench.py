@@ -176,7 +176,7 @@ def approximate(
     threads: Annotated[int, typer.Option(help="CPU threads of the computation.", min=1)] = 1,
     out: Annotated[Path | None, typer.Option(help="A folder for results.json and results.md.")] = None,
 ) -> None:
-    """Measure what fewer steps, the small decoder and other approximations gain, and what they cost."""
+    """Measure what fewer steps, the small decoder and other approximations gain, and cost; needs a checkout."""
     command = import_module("fairy.benchmarks.approximate")
     options: dict[str, Any] = {"model": model, "clips": clips, "frames": frames, "size": size, "repeats": repeats}
     options |= {"decoder": decoder, "device": device, "dtype": dtype, "backend": backend, "threads": threads}

@@ -29,6 +29,7 @@ Model = Annotated[str | None, typer.Argument(help="A folder in diffusers' format
 Graphs = Annotated[str | None, typer.Option(help="Names of graphs with commas between [those that an edit uses].")]
 Layers = Annotated[str, typer.Option(help="Layers that see the anchors: all or decoder.")]
 Precision = Annotated[str, typer.Option(help="fp32, fp16 or bf16 [fp16 on CUDA, else fp32].")]
+ExportPrecision = Annotated[str, typer.Option(help="fp32, fp16, or with --body portable --no-check bf16.")]
 Device = Annotated[str, typer.Option(help="Where the engines will run: auto, cpu, cuda or cuda:N.")]
 Size = Annotated[str | None, typer.Option(help="Pixels: one size, or MIN:OPT:MAX [up to the model's long side].")]
 Frames = Annotated[str | None, typer.Option(help="Frames of a micro-batch: a number, or MIN:OPT:MAX.")]
@@ -87,7 +88,7 @@ def build(
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")],
     model: Model = None,
-    precision: Precision = "fp32",
+    precision: ExportPrecision = "fp32",
     body: Annotated[
         str, typer.Option(help="How attention is written: onnxruntime, or portable (standard operators).")
     ] = "onnxruntime",

@@ -27,7 +27,7 @@ _STAGES = {"probe": "reading the video", "anchors": "editing the anchors", "fram
 
 def edit(
     video: Annotated[Path, typer.Argument(metavar="IN", help="A video file, or a folder of images (needs --fps).")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write: .mp4 .mov .mkv .webm .avi .ts")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write: .mp4 .m4v .mov .mkv .webm .avi .ts")],
     prompt: Annotated[
         str | None,
         typer.Argument(metavar="INSTRUCTION", help='What to do, e.g. "make it snow"; may be left to --prompts.'),

@@ -8,8 +8,8 @@ import typer
 from fairy.kernels.errors import InputError
 
 Model = Annotated[str | None, typer.Option(help="A folder in diffusers' format or a hub id [the embedded model].")]
-Anchors = Annotated[str | None, typer.Option(help="How many anchor frames, or their numbers: 0,40,80 [3].")]
-Steps = Annotated[int | None, typer.Option(help="Denoising steps [the model's, else 10].")]
+Anchors = Annotated[str | None, typer.Option(help="Number of anchors, or which frames: 0,40,80 [the model's, else 3].")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps [the model's, else 10; 50 if it sees depth].")]
 GuidanceScale = Annotated[float | None, typer.Option(help="Pull of the text [the model's, else 7.5].")]
 ImageGuidanceScale = Annotated[float | None, typer.Option(help="Pull of the picture [the model's, else 1.5].")]
 Sampler = Annotated[str | None, typer.Option(help="euler_ancestral, euler, ddim or lcm.")]

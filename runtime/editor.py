@@ -111,7 +111,7 @@ class Editor:
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
     ) -> "Editor":
-        """Load an InstructPix2Pix-type model.
+        """Load a model of the InstructPix2Pix type, or one that sees depth.
 
         Args:
             model: a folder in diffusers' format or a hub id; None = the model that ships with fairy.

@@ -57,11 +57,11 @@ class EditParams:
     Attributes:
         prompt: the instruction, such as "make it a watercolour painting".
         negative_prompt: the text of both branches that do not see the instruction.
-        num_inference_steps: denoising steps (10).
+        num_inference_steps: denoising steps (10; 50 for models that see depth).
         guidance_scale, image_guidance_scale: how strongly the text (7.5) and the source picture (1.5) pull.
-        anchors: how many anchor frames, or their numbers, counted from the first edited frame; None = min(3, frames),
-            0 = none.
-        sampler: "euler_ancestral", "euler", "ddim" or "lcm".
+        anchors: how many anchor frames, or their numbers, counted from the first edited frame; None = as many as the
+            model recommends, else 3, at most all frames; 0 = none.
+        sampler: "euler_ancestral", "euler", "ddim" or "lcm"; models that see depth know "ddim" alone.
         noise: "shared", one sample for all frames, or "per-frame".
         seed: of all noise; the same seed gives the same result on any number of workers.
         long_side: pixels of the result's long side (512); a smaller source keeps its size unless `upscale`.
