@@ -30,7 +30,7 @@ CHANGED = 0.2  # a latent (of unit variance) further than this from the source's
 class EditorPlan:
     """What the stage does; ``crops``: latent sides taken in turn, as (side, batch)."""
 
-    steps: int = 5_000
+    steps: int = 6_000
     crops: tuple[tuple[int, int], ...] = ((32, 8),)
     learning_rate: float = 1e-3
     blind: float = 0.25  # share of samples at the last time, which start from noise alone as sampling does
