@@ -32,6 +32,19 @@ def test_a_look_is_a_pure_function_within_range(name: str) -> None:
     assert np.abs(first - image).mean() > 0.02
 
 
+@pytest.mark.parametrize("seed", [3, 4, 7])
+def test_a_poster_has_few_colours(seed: int) -> None:
+    """More of every channel is nearly off or nearly full than in the picture, and neither is all of it."""
+    image = render(random_scene(seed, 128, 128)).image
+
+    def inked(picture: np.ndarray) -> tuple[float, float]:
+        return float((picture < 0.14).mean()), float((picture > 0.9).mean())
+
+    before, after = inked(image), inked(apply_look("poster", image))
+    assert sum(after) > sum(before) + 0.2, (before, after)
+    assert min(after) > 0.05, after
+
+
 def test_global_targets_follow_the_moving_scene() -> None:
     scene = random_scene(4, 64, 64)
     edit = make_edit("sepia", scene, np.random.default_rng(0))
