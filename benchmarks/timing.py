@@ -43,9 +43,11 @@ class Timing:
     throttled: tuple[str, ...] = ()
 
 
-def time_ms(call: Call, *, device: torch.device, budget_ms: float = 300, min_runs: int = 5) -> Timing:
+def time_ms(
+    call: Call, *, device: torch.device, budget_ms: float = 300, min_runs: int = 5, graph: bool = True
+) -> Timing:
     """The time of one call; `side_by_side` says how."""
-    return side_by_side({"": call}, device=device, budget_ms=budget_ms, min_runs=min_runs)[""]
+    return side_by_side({"": call}, device=device, budget_ms=budget_ms, min_runs=min_runs, graph=graph)[""]
 
 
 def side_by_side(
@@ -55,6 +57,7 @@ def side_by_side(
     budget_ms: float = 300,
     min_runs: int = 5,
     max_runs: int = 200,
+    graph: bool = True,
 ) -> dict[str, Timing]:
     """Time alternatives in turns, one run of each a round.
 
@@ -63,13 +66,15 @@ def side_by_side(
         device: CUDA or CPU.
         budget_ms: about how long the runs of one call take together, its warm-up apart.
         min_runs, max_runs: bounds of the number of rounds, whatever the budget.
+        graph: on CUDA, replay a recording of the call; False = launch it, for calls that wait or record themselves.
 
     Returns:
         The timing of every call, in the order given.
     """
     on_gpu = device.type == "cuda"
     watches: dict[str, tuple[Watch, str]] = {
-        name: _gpu_watch(call, device) if on_gpu else (partial(_clock, call), "clock") for name, call in calls.items()
+        name: _gpu_watch(call, device, graph=graph) if on_gpu else (partial(_clock, call), "clock")
+        for name, call in calls.items()
     }
     longest_ms = max(_warm_up(watch, device) for watch, _ in watches.values())
     rounds = min(max_runs, max(min_runs, int(budget_ms / max(longest_ms, 1e-3))))
@@ -130,17 +135,22 @@ def _clock(call: Call) -> Callable[[], float]:
     return lambda: ms
 
 
-def _gpu_watch(call: Call, device: torch.device) -> tuple[Watch, str]:
+def _gpu_watch(call: Call, device: torch.device, *, graph: bool) -> tuple[Watch, str]:
     call()
     torch.cuda.synchronize(device)
+    launched = partial(_between_events, call, device), "events"
+    if not graph:
+        return launched
+    before = torch.cuda.current_stream(device)
     try:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        recorded = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(recorded, stream=torch.cuda.Stream(device)):
             call()
-        return partial(_between_events, graph.replay, device), "graph"
+        return partial(_between_events, recorded.replay, device), "graph"
     except Exception:  # whatever cannot be captured, for reasons of its own, is launched
+        torch.cuda.set_stream(before)  # which a capture that failed does not do
         torch.cuda.synchronize(device)
-        return partial(_between_events, call, device), "events"
+        return launched
 
 
 def _between_events(call: Call, device: torch.device) -> Callable[[], float]:

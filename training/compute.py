@@ -31,7 +31,9 @@ class Compute:
             distributed.init_process_group("gloo", timeout=PATIENCE)
         rank = distributed.get_rank() if processes > 1 else 0
         if torch.cuda.is_available():
-            return cls(f"cuda:{rank % torch.cuda.device_count()}", True, rank, processes)
+            index = rank % torch.cuda.device_count()
+            torch.cuda.set_device(index)
+            return cls(f"cuda:{index}", True, rank, processes)
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return cls("cpu", bool(native), rank, processes)
 

@@ -189,7 +189,7 @@ class _Bench:
         return self.networks.denoise_frames(self.job, frames, self.image_latents, self.text, self.bank)
 
     def _ms(self, stage: Callable[[], object]) -> float:
-        return time_ms(stage, device=self.networks.device, budget_ms=0, min_runs=_RUNS).median_ms
+        return time_ms(stage, device=self.networks.device, budget_ms=0, min_runs=_RUNS, graph=False).median_ms
 
     def _working_bytes(self, stage: Callable[[], object]) -> int:
         return peak_bytes(stage, self.networks.device)
