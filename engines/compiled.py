@@ -8,6 +8,8 @@ What is compiled is the network with its steps applied (`fairy.export.steps`). A
 by itself; those that want something computed ahead of a call, or graphs recorded, are for modules compiled on the spot.
 """
 
+import copy
+import importlib
 import importlib.metadata
 import logging
 import platform
@@ -24,10 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from fairy.engines.cuda_graphs import GraphRunner
+from fairy.engines.cuda_graphs import GraphRunner, on_device
 from fairy.engines.eager import EagerBackend, EagerEngine
 from fairy.engines.engine import BuildOptions, Engine, EngineSpec, OnBuild, Shapes, Usage
 from fairy.engines.fast import FastEngine, Run
+from fairy.engines.whole_float32 import whole_float32
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.fast_blocks import NotServed
 from fairy.export.fast_unet import FastUNet, FastUNetGraph
@@ -45,6 +48,7 @@ _LOG = logging.getLogger(__name__)
 _SIDES = ("height", "width", "image_height", "image_width")
 _PACKAGES = ("torch", "diffusers", "transformers")
 _RECOMPILATIONS = 64  # shapes, graphs and precisions that one function may be compiled for
+_OPS = tuple(f"fairy.kernels.{name}" for name in ("anchor_attention", "geglu", "group_norm_silu"))
 # Steps that a package holds: those that change a network and nothing else.
 _PACKAGED = frozenset(
     {"one-batch", "channels-last", "anchor-attention", "group-norm-silu", "geglu", "fused-qkv"}
@@ -111,25 +115,32 @@ class CompiledBuilder:
         Raises:
             MachineError: the package does not load here.
         """
+        if device.type == "cuda":  # packages call our ops by name
+            for module in _OPS:
+                importlib.import_module(module)
+        index = -1 if device.index is None else device.index
         try:
-            run = torch._inductor.aoti_load_package(str(folder / PACKAGE))
+            with on_device(device):
+                run = torch._inductor.aoti_load_package(str(folder / PACKAGE), device_index=index)
         except Exception as error:  # its exceptions have no common base
             raise MachineError(f"The compiled engine {folder} does not load ({_reason(error)}).") from error
-        return CompiledEngine(spec, run)
+        return CompiledEngine(spec, run, device)
 
 
 class CompiledEngine:
     """One graph in a package of machine code."""
 
-    def __init__(self, spec: EngineSpec, run: Callable[..., Sequence[Tensor]]) -> None:
+    def __init__(self, spec: EngineSpec, run: Callable[..., Sequence[Tensor]], device: torch.device) -> None:
         self.spec = spec
         self._run: Callable[..., Sequence[Tensor]] | None = run
+        self._device = device
 
     def __call__(self, inputs: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Run the graph; see `Engine`. Inductor's code allocates its outputs: those in `out` are copied to.
 
         Raises:
             InputError: an input is missing, unknown or of a wrong type. MachineError: the code failed.
+            torch.OutOfMemoryError: the memory did not suffice.
         """
         graph = self.spec.graph
         if self._run is None:
@@ -142,9 +153,10 @@ class CompiledEngine:
             if inputs[tensor.name].dtype != wanted:
                 raise InputError(f"{tensor.name} of {graph.name} must be {wanted}, not {inputs[tensor.name].dtype}.")
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), whole_float32(self.spec.precision), on_device(self._device):
                 results = self._run(*(inputs[tensor.name].contiguous() for tensor in graph.inputs))
         except Exception as error:  # whatever the generated code raises
+            _let_pass_out_of_memory(error)
             raise MachineError(f"The compiled engine of {graph.name} failed ({_reason(error)}).") from error
         outputs = dict(zip((tensor.name for tensor in graph.outputs), results, strict=True))
         for name, target in (out or {}).items():
@@ -234,6 +246,7 @@ class _CompiledOnTheSpot(nn.Module):
             with torch._dynamo.config.patch(recompile_limit=_RECOMPILATIONS):
                 results = tuple(self._compiled(*inputs))
         except Exception as error:  # Inductor's and Dynamo's errors have no common base
+            _let_pass_out_of_memory(error)
             raise MachineError(f"{self._name} cannot be compiled here ({_reason(error)}); use eager.") from error
         self._seen.add(shapes)
         _LOG.warning("compiled %s in %.1f s", self._name, time.perf_counter() - started)
@@ -302,7 +315,7 @@ def trace(checkpoint: Checkpoint, spec: EngineSpec, shapes: Shapes) -> torch.exp
     except NotServed as error:
         _LOG.info("%s is compiled without the steps that change it: %s", spec.graph.name, error)
         module = build_graph(there, spec.graph, attention(steps))
-    module = module.eval().to(device)
+    module = moved(module.eval(), device)
     sizes, dims = _example(spec.graph, shapes, checkpoint)
     inputs = [t.to(device) for t in random_inputs(spec.graph, sizes, precision, seed=0).values()]
     axes: list[Any] = [{i: dims[d] for i, d in enumerate(t.dims) if d in dims} for t in spec.graph.inputs]
@@ -312,6 +325,11 @@ def trace(checkpoint: Checkpoint, spec: EngineSpec, shapes: Shapes) -> torch.exp
             return torch.export.export(module, tuple(inputs), dynamic_shapes=(*axes[:3], *context), strict=False)
     except Exception as error:  # torch.export's errors have no common base
         raise MachineError(f"{spec.graph.name} cannot be traced ({_reason(error)}).") from error
+
+
+def moved(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module on a device; a copy, where it has to move, for its weights are also the checkpoint's."""
+    return module if all(p.device == device for p in module.parameters()) else copy.deepcopy(module).to(device)
 
 
 def packaged_steps(device: torch.device) -> Steps:
@@ -351,6 +369,14 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _let_pass_out_of_memory(error: Exception) -> None:
+    """Raise what callers answer with a smaller batch as it is; generated code loses the type and keeps the words."""
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    if "CUDA out of memory" in str(error):
+        raise torch.OutOfMemoryError(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:

@@ -7,13 +7,14 @@ replay it. Copying a step's anchors costs their bytes twice (312 MB a step for S
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Run = Callable[[Mapping[str, Tensor]], tuple[Tensor, ...]]
-Record = Callable[[Callable[[], tuple[Tensor, ...]]], tuple[Callable[[], None], tuple[Tensor, ...]]]
+Record = Callable[[Callable[[], tuple[Tensor, ...]], torch.device], tuple[Callable[[], None], tuple[Tensor, ...]]]
 
 MAX_SAMPLES = 12  # groups·frames up to which recording pays: launching binds below a batch of 8 to 12
 MAX_RECORDINGS = 8  # shapes that are kept at once
@@ -34,7 +35,7 @@ class GraphRunner:
     """
 
     def __init__(self, run: Run, record: Record | None = None) -> None:
-        """`record`: records a call and gives what replays it, and its outputs; None = CUDA's."""
+        """`record`: records a call on a device and gives what replays it, and its outputs; None = CUDA's."""
         self._run = run
         self._record = record or record_cuda_graph
         self._recordings: OrderedDict[tuple[object, ...], _Recording] = OrderedDict()
@@ -55,23 +56,34 @@ class GraphRunner:
 
     def _new(self, inputs: Mapping[str, Tensor]) -> _Recording:
         buffers = {name: _buffer_like(t) for name, t in inputs.items()}
-        replay, outputs = self._record(lambda: self._run(buffers))
+        replay, outputs = self._record(lambda: self._run(buffers), inputs["sample"].device)
         return _Recording(buffers, replay, outputs)
 
 
-def record_cuda_graph(call: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
-    """Warm a call up on a stream of its own, as recording wants, and record it; what replays it, and its outputs."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UPS):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads (a video's reader, another Editor) may go on allocating meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        outputs = call()
+def record_cuda_graph(
+    call: Callable[[], tuple[Tensor, ...]], device: torch.device
+) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
+    """Warm a call up on a stream of its own, as recording wants, and record it; what replays it, and its outputs.
+
+    The stream is named because `torch.cuda.graph` would take one of the device that it was first used on.
+    """
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                call()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads (a video's reader, another Editor) may go on allocating meanwhile.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            outputs = call()
     return graph.replay, outputs
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Within it a GPU is CUDA's current one, which recordings and Inductor's packages take."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _buffer_like(t: Tensor) -> Tensor:

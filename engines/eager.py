@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fairy.engines.engine import Engine, EngineSpec, Usage
+from fairy.engines.whole_float32 import whole_float32
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
 from fairy.export.model import build_graph
@@ -33,7 +34,7 @@ class EagerEngine:
             raise InputError(
                 f"{graph.name} takes the inputs {', '.join(names[:3])}, …; {odd[0]} is missing or unknown."
             )
-        with torch.inference_mode():
+        with torch.inference_mode(), whole_float32(self.spec.precision):
             results = self._module(*(inputs[name] for name in names))
             outputs = dict(zip((tensor.name for tensor in graph.outputs), results, strict=True))
             for name, target in (out or {}).items():

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fairy.engines.conditions import Conditions
 from fairy.engines.engine import EngineSpec
+from fairy.engines.whole_float32 import whole_float32
 from fairy.export.fast_unet import FastUNet
 from fairy.export.graphs import GraphSpec
 from fairy.kernels.errors import InputError
@@ -44,7 +45,7 @@ class FastEngine:
         """
         unet = self._opened()
         self._check(inputs)
-        with torch.inference_mode():
+        with torch.inference_mode(), whole_float32(self.spec.precision):
             whole = "one-batch" in unet.steps
             results = self._run(inputs) if whole else run_one_by_one(self._run, self.spec.graph, inputs)
             outputs = dict(zip((tensor.name for tensor in self.spec.graph.outputs), results, strict=True))
@@ -85,7 +86,8 @@ def run_one_by_one(run: Run, graph: GraphSpec, inputs: Mapping[str, Tensor]) -> 
     rows = []
     for g in range(texts):
         picture = max(0, g - (texts - sample.shape[0]))
-        pieces = [run(_piece(inputs, g, picture, f)) for f in frames]
+        # A recorded graph answers every piece in the same buffers.
+        pieces = [tuple(t.clone() for t in run(_piece(inputs, g, picture, f))) for f in frames]
         rows.append([torch.cat(parts, 1) for parts in zip(*pieces, strict=True)])
     return tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
 

@@ -344,7 +344,8 @@ class Editor:
         check_processes(params, self._executor.workers)
         self._executor.take_usage()  # of a job that failed
         job = plan_job(self._networks.checkpoint, video, params, monitor, latents=latents, precision=self._dtype)
-        check_memory(self._networks.checkpoint, job, self._networks.device, bank_on_host=self._networks.bank_on_host)
+        networks, workers = self._networks, self._executor.workers
+        check_memory(networks.checkpoint, job, networks.device, bank_on_host=networks.bank_on_host, workers=workers)
         return job
 
     def _run(self, job: Job, preview: Path | None) -> Generator[tuple[EditPart, list[Frames]], None, None]:

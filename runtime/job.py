@@ -296,4 +296,4 @@ def _initial_noise(latents: Tensor | None, num_frames: int, shape: tuple[int, in
         )
     if not bool(torch.isfinite(latents).all()):
         raise InputError("latents hold NaN or infinite values; give unit normal noise.")
-    return latents.detach().float().reshape(-1, *shape)
+    return latents.detach().float().cpu().reshape(-1, *shape)

@@ -14,15 +14,21 @@ from fairy.runtime.methods.options import runs_in_parts
 from fairy.runtime.placement import StageCosts, check_fits, memory_per_worker
 
 
-def check_memory(checkpoint: Checkpoint, job: Job, device: torch.device, *, bank_on_host: bool = False) -> None:
+def check_memory(
+    checkpoint: Checkpoint, job: Job, device: torch.device, *, bank_on_host: bool = False, workers: int = 1
+) -> None:
     """Refuse a job whose weights and anchor bank alone are more than a worker on `device` can have.
 
     Both are known exactly; what the networks need besides is not, so that a job taken here may still be too large.
+    Of several workers' GPUs all memory counts as theirs: what the last job left there looks taken from here.
 
     Raises:
         InputError: says what it needs, what there is, and which changes would make it fit.
     """
-    free = free_bytes(device)
+    if workers > 1 and device.type == "cuda":
+        free: int | None = total_bytes(device) - weights_bytes(checkpoint)
+    else:
+        free = free_bytes(device)
     if free is None:
         return
     if not runs_in_parts(job.method):
@@ -96,6 +102,11 @@ def weights_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of all parameters of a model's networks."""
     networks = (checkpoint.unet, checkpoint.vae, checkpoint.text_encoder, checkpoint.tiny_decoder)
     return sum(tensor.nbytes for network in networks if network is not None for tensor in network.parameters())
+
+
+def total_bytes(device: torch.device) -> int:
+    """The memory of a GPU."""
+    return int(torch.cuda.mem_get_info(device)[1])
 
 
 def free_bytes(device: torch.device) -> int | None:

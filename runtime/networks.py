@@ -28,6 +28,8 @@ from fairy.runtime.source import Frames
 Bank = AnchorBank | HostBank | Float8Bank
 OnBank = Callable[[Bank, int], None]
 
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "Failed to allocate memory")  # torch, CUDA, ONNX Runtime
+
 
 class Networks:
     """A backend's engines, called in a job's precision on its device. It keeps nothing of a job."""
@@ -298,7 +300,8 @@ def finite(job: Job, run: Callable[[torch.dtype], Tensor], what: str) -> Tensor:
 
 def halve_batch(job: Job, error: Exception) -> None:
     """Let the job go on with half as many frames at once, where the error says that the memory did not suffice."""
-    full = isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    told = str(error)  # of engines, whose own errors have no type for it
+    full = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in told for sign in _OUT_OF_MEMORY)
     if not full or job.frames_at_once == 1:
         raise error
     before, job.frames_at_once = job.frames_at_once, (job.frames_at_once + 1) // 2

@@ -68,6 +68,21 @@ class BankGroup:
 
         `remind` is called now and then, and may raise to stop the waiting. Raises BankLost.
         """
+        event = self._underway(step, remind)
+        if event is not None:
+            torch.cuda.current_stream(self._device).wait_event(event)
+
+    def arrived(self, step: int) -> None:
+        """Return when a step's values are all there; only this thread waits, no stream does. Raises BankLost."""
+        event = self._underway(step, lambda: None)
+        with self._changed:
+            while self._failure is None and event is not None and not event.query():
+                self._changed.wait(_POLL_S)
+            if self._failure is not None:
+                raise BankLost(self._failure)
+
+    def _underway(self, step: int, remind: Callable[[], None]) -> torch.cuda.Event | None:
+        """Return when a step's transfer has begun on CUDA, or ended on the CPU; the event of its end on CUDA."""
         reminded = time.monotonic()
         with self._changed:
             while len(self._passed) <= step and self._failure is None:
@@ -77,27 +92,27 @@ class BankGroup:
                     reminded = time.monotonic()
             if self._failure is not None:
                 raise BankLost(self._failure)
-        event = self._passed[step]
-        if event is not None:
-            torch.cuda.current_stream(self._device).wait_event(event)
+            return self._passed[step]
 
     def close(self, reason: str) -> None:
         """Let go of the group; whoever still waits for a step gets BankLost. May be called from any thread."""
         self._steps.put(None)
         with self._changed:
-            if len(self._passed) == self._total:
+            if len(self._passed) == self._total and all(event is None or event.query() for event in self._passed):
                 return
             self._failure = self._failure or f"The anchors' bank was lost: {reason}."
             self._changed.notify_all()
-        if self._group is not None:
-            _BROKEN.append(self._group)
-            self._group.abort()
+            group, self._group = self._group, None
+        if group is not None:
+            _BROKEN.append(group)
+            group.abort()
 
     def _transfer(self) -> None:
         try:
             self._group = self._join()
             while (item := self._steps.get()) is not None:
                 passed = self._broadcast(*item)
+                del item  # holds a step's tensors
                 with self._changed:
                     self._passed.append(passed)
                     self._changed.notify_all()
@@ -147,5 +162,6 @@ class ArrivingBank:
         return self._bank.context(step, dtype)
 
     def last_anchor(self) -> CarriedAnchor:
-        """See `AnchorBank.last_anchor`; all of the bank must have arrived."""
+        """See `AnchorBank.last_anchor`; waits until all of the bank has arrived. Raises BankLost."""
+        self._group.arrived(len(self._bank.keys) - 1)
         return self._bank.last_anchor()

@@ -86,7 +86,7 @@ class Listener:
 
     def __init__(self, fd: int) -> None:
         self.tasks: queue.Queue[Task] = queue.Queue()
-        self._group: BankGroup | None = None
+        self._groups: list[BankGroup] = []
         self._inbox = wire.Inbox(fd)
         self._cancel = threading.Event()
         threading.Thread(target=self._listen, daemon=True).start()
@@ -106,12 +106,14 @@ class Listener:
             self._cancel = threading.Event()
         elif what == "stop":
             self._cancel.set()
-        if self._group is not None and what in ("stop", "anchors"):
-            self._group.close("it was given up")
-            self._group = None
-        if "group" in message:
-            self._group = BankGroup(**message["group"], device=torch.device(message["device"]))
-        return self._group if "group" in message else None
+        # The shot before may still be asked for its last anchor; the one before that is done.
+        kept = 0 if what in ("stop", "anchors") else 1 if what == "bank" else len(self._groups)
+        while len(self._groups) > kept:
+            self._groups.pop(0).close("it was given up")
+        if "group" not in message:
+            return None
+        self._groups.append(BankGroup(**message["group"], device=torch.device(message["device"])))
+        return self._groups[-1]
 
 
 class Server:
@@ -176,7 +178,10 @@ class Server:
         if job.params.continue_look and index > 0:
             if before is None or before.bank is None:
                 raise MachineError("The bank of the shot before is gone; start the edit again.")
-            carried = before.bank.last_anchor()
+            try:
+                carried = before.bank.last_anchor()
+            except BankLost as error:
+                raise MachineError(f"{error} Start the edit again.") from error
         segment = job.segments[index]
         self._work = Work(job, segment, self._networks.encode_text(job, segment.prompt), carried)
 
@@ -197,7 +202,7 @@ class Server:
 
         def watch() -> None:
             try:
-                group.wait(len(work.job.schedule) - 1, lambda: None)
+                group.arrived(len(work.job.schedule) - 1)
                 self._outbox.send(here | {"complete": True})
             except BankLost as error:
                 self._outbox.send(here | {"complete": False, "reason": str(error)})

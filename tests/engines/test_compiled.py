@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairy.engines.compiled import CompiledBackend, CompiledBuilder, CompiledEngine, joined_attention
+from fairy.engines.compiled import CompiledBackend, CompiledBuilder, CompiledEngine, joined_attention, moved
 from fairy.engines.conditions import prepare
 from fairy.engines.eager import EagerBackend
 from fairy.engines.engine import BuildOptions, EngineSpec, Shapes
@@ -154,6 +154,42 @@ def test_joined_attention_is_the_op(own: bool, lengths: list[tuple[int, int]]) -
     expected = anchor_attention_reference(q, own_k, own_v, *context, 3)
     found = joined_attention(q, own_k, own_v, *context, heads=3)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+
+
+def test_a_module_that_moves_leaves_the_checkpoint_where_it_was() -> None:
+    layer = torch.nn.Linear(2, 2)
+    there = moved(layer, torch.device("meta"))
+    assert {p.device.type for p in there.parameters()} == {"meta"}
+    assert {p.device.type for p in layer.parameters()} == {"cpu"}
+    assert moved(layer, CPU) is layer
+
+
+@pytest.mark.parametrize("raised", [torch.OutOfMemoryError("no room"), RuntimeError("CUDA out of memory. Tried to …")])
+def test_a_full_memory_is_told_as_such(raised: RuntimeError, checkpoint: Checkpoint) -> None:
+    """So that callers go on with a smaller batch."""
+    spec = EngineSpec(graph_specs(checkpoint)["vae_decoder"], "compiled", "cpu", "float32")
+
+    def run(*_: Tensor) -> tuple[Tensor, ...]:
+        raise raised
+
+    inputs = {tensor.name: torch.zeros(1) for tensor in spec.graph.inputs}
+    with pytest.raises(torch.OutOfMemoryError):
+        CompiledEngine(spec, run, CPU)(inputs)
+
+
+@pytest.mark.parametrize(("precision", "rounded"), [("float32", False), ("float16", True)])
+def test_float32_is_not_rounded_to_tf32(precision: str, rounded: bool, checkpoint: Checkpoint) -> None:
+    spec = EngineSpec(graph_specs(checkpoint)["vae_decoder"], "compiled", "cpu", precision)
+    seen = []
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return inputs[:1]
+
+    assert torch.backends.cudnn.allow_tf32
+    CompiledEngine(spec, run, CPU)({t.name: torch.zeros(1, dtype=getattr(torch, precision)) for t in spec.graph.inputs})
+    assert seen == [rounded]
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_environment_names_what_code_is_generated_for() -> None:

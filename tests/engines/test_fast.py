@@ -21,6 +21,7 @@ from tests.conftest import make_unet
 from tests.export.small import small_model
 
 CPU = torch.device("cpu")
+Call = Callable[[], tuple[Tensor, ...]]
 
 
 @pytest.fixture(scope="module")
@@ -120,18 +121,36 @@ def test_pieces_are_single_branches_and_frames(pictures: int, checkpoint: Checkp
     assert len(seen) == 6
 
 
+def record_on_the_cpu(call: Call, _device: torch.device) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
+    """What a CUDA graph does: the same addresses are read and written at every replay."""
+    outputs = call()
+
+    def replay() -> None:
+        for kept, fresh in zip(outputs, call(), strict=True):
+            kept.copy_(fresh)
+
+    return replay, outputs
+
+
+def test_pieces_of_a_recorded_call_do_not_overwrite_each_other(checkpoint: Checkpoint) -> None:
+    graph = graph_specs(checkpoint)["unet_frame"]
+    inputs = _inputs(graph)
+
+    def run(piece: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        return (piece["sample"] + piece["text"].mean() + piece["timestep"].mean(),)
+
+    (expected,) = run_one_by_one(run, graph, inputs)
+    (found,) = run_one_by_one(GraphRunner(run, record_on_the_cpu), graph, inputs)
+    assert torch.equal(found, expected)
+
+
 def test_a_recorded_call_is_replayed_from_its_own_buffers() -> None:
     recorded: list[tuple[Tensor, ...]] = []
 
-    def record(call: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
-        """What a CUDA graph does: the same addresses are read and written at every replay."""
-        outputs = call()
+    def record(call: Call, device: torch.device) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
+        assert device == CPU
+        replay, outputs = record_on_the_cpu(call, device)
         recorded.append(outputs)
-
-        def replay() -> None:
-            for kept, fresh in zip(outputs, call(), strict=True):
-                kept.copy_(fresh)
-
         return replay, outputs
 
     runner = GraphRunner(lambda inputs: (inputs["sample"] * 2 + inputs["text"],), record)

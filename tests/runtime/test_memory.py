@@ -12,7 +12,7 @@ from fairy.runtime import Editor, EditParams
 from fairy.runtime import memory as memory_module
 from fairy.runtime.anchors import AnchorBank
 from fairy.runtime.job import Job
-from fairy.runtime.memory import bank_step_bytes, free_bytes, known_costs, weights_bytes
+from fairy.runtime.memory import bank_step_bytes, check_memory, free_bytes, known_costs, weights_bytes
 from fairy.runtime.progress import Monitor
 
 
@@ -55,6 +55,19 @@ def test_a_job_too_large_is_refused_before_any_frame_is_computed(
     _job(editor, frames, replace(params, anchors=3))
     monkeypatch.setattr(memory_module, "free_bytes", lambda device: bank)
     _job(editor, frames, params)
+
+
+def test_of_workers_gpus_all_memory_counts(editor: Editor, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is free there is less after the first job, whose memory the workers keep for the next."""
+    params = EditParams("x", anchors=4, num_inference_steps=50)
+    checkpoint, job = editor._networks.checkpoint, _job(editor, frames, params)
+    need = 50 * known_costs(checkpoint, job).bank_step_bytes + weights_bytes(checkpoint)
+    monkeypatch.setattr(memory_module, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(memory_module, "total_bytes", lambda device: 2 * need)
+    check_memory(checkpoint, job, torch.device("cuda"), workers=2)
+    monkeypatch.setattr(memory_module, "total_bytes", lambda device: need // 2)
+    with pytest.raises(InputError, match="needs at least"):
+        check_memory(checkpoint, job, torch.device("cuda"), workers=2)
 
 
 def test_where_the_system_does_not_tell_nothing_is_refused(
