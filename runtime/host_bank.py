@@ -136,6 +136,7 @@ class HostBank:
             self._stream.wait_event(after)
             for mine, theirs in pairs:
                 theirs.copy_(mine, non_blocking=True)
+                (theirs if theirs.is_cuda else mine).record_stream(self._stream)  # it may be dropped before
             done = torch.cuda.Event()
             done.record(self._stream)
         return done

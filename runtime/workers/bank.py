@@ -140,6 +140,8 @@ class BankGroup:
         with torch.cuda.stream(self._stream):
             if computed is not None:
                 self._stream.wait_event(computed)
+            for tensor in tensors:
+                tensor.record_stream(self._stream)  # a bank that is given up may be dropped before
             for work in [self._group.broadcast([tensor], options) for tensor in tensors]:
                 work.wait()  # lets this stream wait, not this thread
             passed = torch.cuda.Event()
