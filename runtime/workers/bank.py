@@ -110,7 +110,7 @@ class BankGroup:
     def _transfer(self) -> None:
         try:
             self._group = self._join()
-            while (item := self._steps.get()) is not None:
+            while self._failure is None and (item := self._steps.get()) is not None:
                 passed = self._broadcast(*item)
                 del item  # holds a step's tensors
                 with self._changed:
@@ -118,7 +118,7 @@ class BankGroup:
                     self._changed.notify_all()
             self._group = None
         except Exception as error:  # whatever the transport raises means the same
-            self.close(str(error).splitlines()[0][:200])
+            self.close((str(error).splitlines() or [type(error).__name__])[0][:200])
 
     def _join(self) -> Any:
         store = FileStore(self._meeting, self._size)
