@@ -1,6 +1,6 @@
 # make demo    edit a clip with the embedded model        make test       everything that can be checked here
 # make setup   only build .venv/                          make test-fast  what one runs while working
-# make lint    style and types                            make quality    measure the edits, 15 minutes
+# make lint    style and types                            make quality    measure the edits, 20 minutes
 # make bench   time the ops and engines         make wheels     fetch what the TensorRT tests need
 # make soak    edit a film of 20 000 frames and watch the memory; FRAMES=100000 for a longer one
 # make clean   remove what these commands made
