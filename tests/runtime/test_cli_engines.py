@@ -199,6 +199,7 @@ def test_an_interrupted_build_leaves_nothing_half_done(checkpoint_folder: Path, 
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     deadline = time.monotonic() + 120
     while not list(store.glob("building/*")) and time.monotonic() < deadline:
