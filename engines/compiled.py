@@ -237,6 +237,7 @@ class _CompiledOnTheSpot(nn.Module):
         self._seen: set[tuple[torch.Size, ...]] = set()
 
     def forward(self, *inputs: Any) -> tuple[Tensor, ...]:
+        """The call's outputs; the first one with a combination of shapes compiles, or raises MachineError."""
         shapes = tuple(t.shape for t in tree_leaves(inputs))
         if shapes in self._seen:
             return tuple(self._compiled(*inputs))

@@ -74,7 +74,8 @@ def test_where_the_system_does_not_tell_nothing_is_refused(
     editor: Editor, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_module, "free_bytes", lambda device: None)
-    _job(editor, frames, EditParams("x", anchors=5, num_inference_steps=1000))
+    job = _job(editor, frames, EditParams("x", anchors=5, num_inference_steps=1000))
+    assert len(job.schedule) == 1000
 
 
 def test_free_memory_is_what_the_machine_says() -> None:
