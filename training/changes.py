@@ -7,7 +7,7 @@ import numpy as np
 
 from training.random_scenes import random_background
 from training.scenes import Scene, Sprite
-from training.shapes import SHAPES
+from training.shapes import SHAPES, UPRIGHT
 from training.textures import NAMED_COLOURS, PATTERNS, Colour, Texture, random_colour, random_texture, shade
 
 Changed = tuple[Scene, dict[str, str]]
@@ -53,7 +53,14 @@ def recolour(scene: Scene, rng: np.random.Generator) -> Changed:
 def reshape(scene: Scene, rng: np.random.Generator) -> Changed:
     shape = _present_shape(scene, rng)
     other = _other(rng, list(SHAPES), shape)
-    return _each(scene, shape, lambda s: replace(s, shape=other)), {"shapes": plural(shape), "others": plural(other)}
+    edited = _each(scene, shape, lambda s: reshaped(s, other))
+    return edited, {"shapes": plural(shape), "others": plural(other)}
+
+
+def reshaped(sprite: Sprite, shape: str) -> Sprite:
+    """Another shape of the same size, upright: a circle has no angle that could be kept. The pattern stays in place."""
+    turned = sprite.texture.angle + sprite.angle - UPRIGHT[shape]
+    return replace(sprite, shape=shape, angle=UPRIGHT[shape], texture=replace(sprite.texture, angle=turned))
 
 
 def flatten_background(scene: Scene, rng: np.random.Generator) -> Changed:

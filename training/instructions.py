@@ -74,7 +74,7 @@ INSTRUCTIONS: dict[str, Instruction] = {
         "change the colour of the {shapes} to {colour}", "color the {shapes} {colour}"), changes.recolour, share=6),
     "reshape": Instruction("local", (
         "replace the {shapes} with {others}", "turn the {shapes} into {others}",
-        "change the {shapes} into {others}", "swap the {shapes} for {others}"), changes.reshape, share=10),
+        "change the {shapes} into {others}", "swap the {shapes} for {others}"), changes.reshape, share=14),
     "background": Instruction("local", (
         "make the background {colour}", "put it on a {colour} background",
         "replace the background with plain {colour}", "paint the background {colour}"),

@@ -14,8 +14,13 @@ from diffusers import (
 
 from training.checkpoint import load_average, save_json
 from training.editor import TRAIN_STEPS, TextEditor
+from training.float16 import fit_float16
+from training.latents import to_tensor
+from training.random_scenes import random_scene
+from training.scenes import render
 from training.tiny_decoder import write_tiny_decoder
 
+SCENES_SEED = 5_000_000
 RECOMMENDED = {
     "long_side": 256,
     "num_inference_steps": 10,
@@ -58,7 +63,8 @@ def write_model(
     ``tiny_decoder`` is the checkpoint of a small decoder, which goes beside the other parts if it exists.
     The new directory is complete before it takes the old one's name.
     """
-    vae.register_to_config(scaling_factor=scaling_factor)
+    vae.register_to_config(scaling_factor=scaling_factor, force_upcast=False)
+    fit_float16(vae.float(), _scenes())
     fresh, old = directory.with_name(directory.name + ".new"), directory.with_name(directory.name + ".old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -75,6 +81,11 @@ def write_model(
         os.rename(directory, old)
     os.rename(fresh, directory)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _scenes() -> torch.Tensor:
+    """Pictures [16, 3, 128, 128] in [-1, 1] by which activations are measured."""
+    return torch.cat([to_tensor(render(random_scene(SCENES_SEED + i, 128, 128)).image) for i in range(16)])
 
 
 def _load_as_float32(path: Path) -> None:

@@ -1,5 +1,7 @@
 """The scene of a seed: many objects over a texture or a training photograph, all in motion."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from training import photographs
@@ -8,6 +10,8 @@ from training.shapes import SHAPES
 from training.textures import Texture, random_colour, random_texture
 
 SCENE_STREAM = 11  # keeps the random numbers of scenes apart from those of edits and training steps
+APART = 0.8  # centres are at least this share of the sum of their radii apart: objects overlap, none is buried
+TRIES = 20  # to find such a place for an object; where there is none, the scene has one object less
 
 
 def random_motion(rng: np.random.Generator, speed: float) -> Motion:
@@ -42,9 +46,25 @@ def random_background(rng: np.random.Generator, side: int, photos: float) -> Tex
 
 
 def random_scene(seed: int, height: int = 256, width: int = 256, *, photos: float = 0.5) -> Scene:
-    """The scene of that seed: 0 to 14 objects over a texture or a training photograph, under a moving camera."""
+    """The scene of that seed: up to 14 objects over a texture or a training photograph, under a moving camera."""
     rng = np.random.default_rng((SCENE_STREAM, seed))
     background = random_background(rng, max(height, width), photos)
     count = int(rng.integers(0 if isinstance(background, Photo) else 4, 15))
-    sprites = tuple(random_sprite(rng, height, width) for _ in range(count))
-    return Scene(height, width, background, sprites, random_motion(rng, 1.5))
+    sprites: list[Sprite] = []
+    for _ in range(count):
+        place_sprite(random_sprite(rng, height, width), sprites, rng, height, width)
+    return Scene(height, width, background, tuple(sprites), random_motion(rng, 1.5))
+
+
+def place_sprite(sprite: Sprite, sprites: list[Sprite], rng: np.random.Generator, height: int, width: int) -> None:
+    """Adds the object to ``sprites`` where it buries none of them, if such a place is found."""
+    for _ in range(TRIES):
+        if not any(_too_near(sprite, other) for other in sprites):
+            sprites.append(sprite)
+            return
+        sprite = replace(sprite, centre=(float(rng.uniform(0, width)), float(rng.uniform(0, height))))
+
+
+def _too_near(first: Sprite, second: Sprite) -> bool:
+    distance = np.hypot(first.centre[0] - second.centre[0], first.centre[1] - second.centre[1])
+    return bool(distance < APART * (first.radius + second.radius))

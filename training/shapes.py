@@ -5,6 +5,7 @@ import numpy as np
 from training.textures import Array
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
+UPRIGHT = {**dict.fromkeys(SHAPES, 0.0), "triangle": np.pi / 2, "star": -np.pi / 2}  # angles that point a tip upwards
 
 
 def signed_distance(shape: str, x: Array, y: Array) -> Array:

@@ -1,16 +1,19 @@
 """Targets are exact, masks are right, words are known to the tokenizer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from training.changes import reshaped
 from training.instructions import INSTRUCTIONS, corpus, edit_mask, make_edit, plural
 from training.latents import PairsPlan, scene_pairs
 from training.looks import LOOKS, apply_look
 from training.random_scenes import random_scene
-from training.scenes import render
+from training.scenes import Motion, Scene, Sprite, render
 from training.shapes import SHAPES
 from training.text import LENGTH, build_tokenizer, token_ids
-from training.textures import NAMED_COLOURS
+from training.textures import NAMED_COLOURS, Texture
 
 
 def test_there_are_enough_instructions_of_each_kind() -> None:
@@ -68,6 +71,36 @@ def test_recolouring_changes_the_named_shape_only(seed: int) -> None:
     assert touched
     stray = (changed & ~_grown(inside)).sum()
     assert stray <= 0.03 * changed.sum(), "more than the thin tips of stars"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_new_shape_stands_upright_and_its_pattern_stays_in_place(shape: str) -> None:
+    """The target follows from the picture: where both shapes cover a pixel, its colour is the same."""
+    checks = Texture("checks", 9.0, 0.3, (0.9, 0.2, 0.1), (0.1, 0.3, 0.8))
+    plain = Texture("plain", 9.0, 0.0, (0.5, 0.5, 0.5), (0.0, 0.0, 0.0))
+    old = next(other for other in SHAPES if other != shape)
+    sprites = [Sprite(old, checks, (47.3, 48.6), 30.0, angle, Motion()) for angle in (0.7, 2.9)]
+    scenes = [Scene(96, 96, plain, (sprite,)) for sprite in sprites]
+    edited = [replace(scene, sprites=(reshaped(scene.sprites[0], shape),)) for scene in scenes]
+    first, second = (render(scene) for scene in edited)
+    np.testing.assert_array_equal(first.labels, second.labels, "the old angle is not to be seen in the new shape")
+    for scene, after in zip(scenes, (first, second), strict=True):
+        before = render(scene)
+        both = ~_grown(_grown((before.labels == 0) | (after.labels == 0)))
+        assert both.sum() > 200
+        np.testing.assert_allclose(before.image[both], after.image[both], atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", ["triangle", "star", "square", "cross"])
+def test_upright_shapes_are_mirrored_left_to_right_and_not_heavy_above(shape: str) -> None:
+    plain = Texture("plain", 9.0, 0.0, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    dark = replace(plain, light=(0.0, 0.0, 0.0))
+    sprite = reshaped(Sprite("circle", plain, (47.5, 47.5), 40.0, 1.3, Motion()), shape)
+    shown = render(Scene(96, 96, dark, (sprite,))).labels > 0
+    assert (shown != shown[:, ::-1]).sum() < 0.02 * shown.sum()
+    top = np.flatnonzero(shown.any(axis=1))[0]
+    widths = shown[[top + 4, top + 40]].sum(axis=1)
+    assert widths[0] <= widths[1], "a tip or a side points upwards"
 
 
 def _grown(mask: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from scipy.ndimage import map_coordinates
 
 from training import photographs
 from training.flow import backward_flow
-from training.random_scenes import random_scene
+from training.random_scenes import APART, random_scene
 from training.scenes import Motion, Photo, Scene, render
 from training.textures import Texture
 
@@ -27,6 +27,19 @@ def test_same_seed_same_bytes(seed: int) -> None:
 
 def test_other_seed_other_picture() -> None:
     assert not np.array_equal(render(random_scene(0)).image, render(random_scene(1)).image)
+
+
+def test_no_object_is_buried_under_another() -> None:
+    """Centres keep their distance, in crowded scenes too, and most scenes still hold many objects."""
+    scenes = [random_scene(seed, 96, 96, photos=0) for seed in range(50)]
+    for scene in scenes:
+        for index, sprite in enumerate(scene.sprites):
+            for other in scene.sprites[:index]:
+                apart = np.subtract(sprite.centre, other.centre)
+                assert np.hypot(*apart) >= APART * (sprite.radius + other.radius)
+    counts = [len(scene.sprites) for scene in scenes]
+    assert min(counts) >= 1
+    assert np.mean(counts) > 6, counts
 
 
 @pytest.mark.parametrize("seed", range(6))
