@@ -143,7 +143,7 @@ def _quality(base: Record, new: Record) -> Iterator[Finding]:
         found = new.quality.get(name)
         if found is not None:
             yield _figure(name, known, found)
-        elif new.quality:
+        elif new.quality or new.timing is None:  # where there is a time and no quality, that was said already
             yield Finding("quality", "regression", f"{name} was measured in the base and is not in the new run")
 
 

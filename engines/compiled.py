@@ -9,15 +9,18 @@ by itself; those that want something computed ahead of a call, or graphs recorde
 """
 
 import copy
+import hashlib
 import importlib
 import importlib.metadata
 import logging
 import platform
 import shutil
+import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,24 @@ _PACKAGED = frozenset(
 )
 
 
+@cache
+def _version_of(compiler: str) -> str:
+    """The compiler's name and version, the first line it says of itself."""
+    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False, timeout=60).stdout
+    return said.partition("\n")[0][:120] or "unknown"
+
+
+@cache
+def _processor() -> str:
+    """A digest of the processor's instruction sets: code is generated for all of them (`-march=native`)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return hashlib.sha256(" ".join(sorted(flags)).encode()).hexdigest()[:16]
+
+
 class CompiledBuilder:
     """Compiles graphs ahead of time and loads them again; see `Builder`."""
 
@@ -74,9 +95,11 @@ class CompiledBuilder:
             capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
             found |= {"gpu": torch.cuda.get_device_name(device), "compute_capability": capability}
             return found | {"cuda": str(torch.version.cuda), "triton": importlib.metadata.version("triton")}
-        if not any(shutil.which(name) for name in ("g++", "clang++")):
+        compiler = next((path for name in ("g++", "clang++") if (path := shutil.which(name))), None)
+        if compiler is None:
             raise MachineError("Compiling for the CPU needs a C++ compiler, g++ or clang++; install one.")
-        return found | {"machine": platform.machine(), "vectors": torch.backends.cpu.get_cpu_capability()}
+        found |= {"machine": platform.machine(), "vectors": torch.backends.cpu.get_cpu_capability()}
+        return found | {"compiler": _version_of(compiler), "processor": _processor()}
 
     def build(
         self,

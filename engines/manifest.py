@@ -10,6 +10,7 @@ import json
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,6 +26,12 @@ _FORMAT = 1
 _LARGEST_MANIFEST = 8 << 20  # bytes; a full-size UNet's is a twentieth of it
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_DEEPEST = 16  # folders within each other in an engine
+_KEY_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("weights", "backend", "device", "precision", "source"), str),
+    **dict.fromkeys(("graph", "options", "environment"), dict),
+    "shapes": dict | None,
+}
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -120,7 +127,7 @@ class Manifest:
                 raise Untrusted("its manifest names a file outside its folder")
             if type(record.bytes) is not int or record.bytes < 0 or not _DIGEST.fullmatch(record.sha256):
                 raise Untrusted("its manifest is broken")
-        if type(self.created) is not str or not _is_provenance(self.made) or type(self.key["graph"]["name"]) is not str:
+        if not _is_plain(self.created) or not _is_provenance(self.made) or not _is_key(self.key):
             raise Untrusted("its manifest is broken")
         _shapes(self.key["shapes"])
 
@@ -227,6 +234,8 @@ def _walk(folder: Path, prefix: str) -> Iterator[str]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
+                    if prefix.count("/") >= _DEEPEST:
+                        raise Untrusted("its folders are too deep")
                     check_folder(folder / entry.name)
                     yield from _walk(folder / entry.name, f"{prefix}{entry.name}/")
                 else:
@@ -257,10 +266,35 @@ def _inside(name: str) -> bool:
     return name != MANIFEST and all(_NAME.fullmatch(part) and set(part) != {"."} for part in name.split("/"))
 
 
+def _is_plain(text: Any) -> bool:
+    """Whether it is text that a terminal can show: no control characters, no halves of characters."""
+    return type(text) is str and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
+
+
 def _is_provenance(made: Provenance) -> bool:
     numbers = [*made.timings_s.items(), *made.errors.items()]
-    plain = all(type(name) is str and type(value) in (int, float) for name, value in numbers)
-    return plain and type(made.model) is str and type(made.command) is str
+    plain = all(_is_plain(name) and type(value) in (int, float) and _is_small(value) for name, value in numbers)
+    return plain and _is_plain(made.model) and _is_plain(made.command)
+
+
+def _is_small(value: float) -> bool:
+    """Whether a number can be written as seconds or errors are; NaN and infinity are errors too."""
+    return isinstance(value, float) or abs(value) < 1 << 53
+
+
+def _is_key(key: Any) -> bool:
+    """Whether it has the names and types of an `EngineKey`'s JSON; what the values say is for others to judge."""
+    if type(key) is not dict or set(key) != set(_KEY_TYPES):
+        return False
+    if not all(isinstance(key[name], kind) for name, kind in _KEY_TYPES.items()):
+        return False
+    texts = [value for value in key.values() if isinstance(value, str)]
+    pairs = [part for pair in key["environment"].items() for part in pair]
+    return all(_is_plain(text) for text in (*texts, *pairs, key["graph"].get("name"))) and _is_device(key["device"])
+
+
+def _is_device(name: str) -> bool:
+    return name in ("cpu", "cuda")
 
 
 def _shapes(plain: Any) -> Shapes | None:

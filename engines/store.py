@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from fairy.engines.key import EngineKey, request_digest
@@ -68,7 +69,10 @@ def store_root(store: str | Path | None = None) -> Path:
     if given:
         return Path(given).expanduser().absolute()
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"  # a relative one is to be ignored
+    try:
+        base = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"  # a relative one is to be ignored
+    except RuntimeError:
+        raise InputError("This user has no home folder for the store of engines; set FAIRY_STORE.") from None
     return base / "fairy" / "engines"
 
 
@@ -181,12 +185,22 @@ class EngineStore:
         with self._disk_errors():
             self._made()
             for entry in self.list():
-                problem = entry.problem if isinstance(entry, Broken) else self._broken_files(entry) or reason(entry)
-                if problem is not None and self._forget(entry.digest):
+                problem = self._problem(entry, reason)
+                still_bad = partial(self._is_still_bad, entry.digest, reason)
+                if problem is not None and self._forget(entry.digest, still_bad):
                     removed[entry.digest] = problem
             for name in {path.name.partition(".")[0] for path in (self.root / "building").iterdir()}:
-                self._forget(name, entry_too=False)
+                self._forget(name, lambda: False)
         return removed
+
+    def _problem(self, entry: "StoredEngine | Broken", reason: Callable[[StoredEngine], str | None]) -> str | None:
+        """Why an entry is to go; None if it is to stay."""
+        return entry.problem if isinstance(entry, Broken) else self._broken_files(entry) or reason(entry)
+
+    def _is_still_bad(self, digest: str, reason: Callable[[StoredEngine], str | None]) -> bool:
+        """Asked again under the entry's lock: another process may have built it anew meanwhile."""
+        entry = self._read_or_broken(digest)
+        return entry is not None and self._problem(entry, reason) is not None
 
     def _is_there(self) -> bool:
         """Whether the store exists; its folders must be private. Raises Untrusted."""
@@ -240,19 +254,23 @@ class EngineStore:
             return str(problem)
         return None
 
-    def _forget(self, name: str, entry_too: bool = True) -> bool:
-        """Remove an entry and what was left of its builds, unless it is being built; says whether it did."""
+    def _forget(self, name: str, entry_too: Callable[[], bool]) -> bool:
+        """Remove what was left of an entry's builds, and itself if `entry_too`; nothing while it is being built.
+
+        Says whether it did. `entry_too` is asked once nobody else can change the entry.
+        """
         if not _DIGEST.fullmatch(name):  # nobody builds what has no digest
-            self._remove(self.root / ("entries" if entry_too else "building") / name)
+            self._remove(self.root / ("entries" if entry_too() else "building") / name)
             return True
         lock = self.root / "locks" / f"{name}.lock"
         with locked_if_free(lock) as held:
             if held:
                 self._sweep(name)
-                if entry_too:
+                if forgotten := entry_too():
                     self._remove(self.root / "entries" / name)
                 lock.unlink(missing_ok=True)
-            return held
+                return forgotten
+            return False
 
     def _sweep(self, digest: str) -> None:
         """Remove what killed builds of this engine left; the caller holds its lock, so nobody is building it."""

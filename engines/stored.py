@@ -229,7 +229,7 @@ class StoredBackend:
 
     def missing(self, spec: EngineSpec, inputs: Mapping[str, Tensor] | None = None) -> InputError:
         """The error for a graph that no engine of the store serves, for these inputs where they are given."""
-        sizes = "" if inputs is None else _sizes(inputs, self._checkpoint.vae_factor)
+        sizes = "" if inputs is None else _sizes(spec.graph, inputs, self._checkpoint.vae_factor)
         what = f"The store {self._store.root} has no engine of {spec.graph.name} for {self.name} in {spec.precision}"
         if spec.graph in self._failures:
             what = self._failures[spec.graph]
@@ -285,11 +285,19 @@ def _is_for_decoder(graph: GraphSpec) -> bool:
     return len({bool(layer.segments) or layer.emits for layer in graph.layers}) == 2
 
 
-def _sizes(inputs: Mapping[str, Tensor], vae_factor: int) -> str:
+def _sizes(graph: GraphSpec, inputs: Mapping[str, Tensor], vae_factor: int) -> str:
     """The options of `fairy build` that these inputs of a graph need."""
     if "sample" in inputs:
-        height, width = (side * vae_factor for side in inputs["sample"].shape[-2:])
-        return f"--height {height} --width {width} --frames {inputs['sample'].shape[1]}"
+        rows, columns = inputs["sample"].shape[-2:]
+        frames = f" --frames {inputs['sample'].shape[1]}"
+        if any(layer.own == "batch" for layer in graph.layers):  # all frames of the call are anchors
+            frames = frames.replace("frames", "anchors")
+        else:
+            layer = next((layer for layer in graph.layers if "shared" in layer.segments), None)
+            name = "" if layer is None else layer.context(layer.segments.index("shared"))[0]
+            if layer is not None and name in inputs:
+                frames += f" --anchors {inputs[name].shape[2] // ((rows >> layer.level) * (columns >> layer.level))}"
+        return f"--height {rows * vae_factor} --width {columns * vae_factor}{frames}"
     picture = inputs.get("image", inputs.get("latents"))
     if picture is None:
         return ""

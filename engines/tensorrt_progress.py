@@ -64,7 +64,7 @@ class Progress:
 
 
 def run_beside(work: Callable[[], T], progress: Progress) -> T:
-    """Run `work` in a thread and wait for it; Ctrl-C asks it to stop and waits until it has.
+    """Run `work` in a thread and wait for it; Ctrl-C, or a signal to end, asks it to stop and waits until it has.
 
     Raises:
         Cancelled: it was stopped.
@@ -81,11 +81,13 @@ def run_beside(work: Callable[[], T], progress: Progress) -> T:
     try:
         thread.start()
         return future.result()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:
         progress.stop()
         wait([future], _START_S)  # Ctrl-C may come while the thread is being started, and even keep it from starting
         while thread.is_alive():
             wait([future], _START_S)
+        if isinstance(error, SystemExit):
+            raise
         raise Cancelled("The build was interrupted; nothing was kept.") from None
 
 

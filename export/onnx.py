@@ -135,7 +135,12 @@ def export_model(
         report = _export_one(checkpoint, spec, Path(out), body, precision)
         if check:
             _tell(on_progress, f"check {spec.name}", i, len(specs))
-            report = _checked(checkpoint, spec, report, precision)
+            try:
+                report = _checked(checkpoint, spec, report, precision)
+            except MachineError:  # a file that computes something else is not left to be used
+                for written in (report.path, data_file(report.path)):
+                    written.unlink(missing_ok=True)
+                raise
         reports.append(report)
     _tell(on_progress, "done", len(specs), len(specs))
     return ExportReport(checkpoint.name, body, precision, tuple(reports))
@@ -276,6 +281,8 @@ def _save(model: Any, path: Path) -> None:
     try:
         large = weights > _EXTERNAL_BYTES
         ir.save(model, folder / path.name, external_data=data.name if large else None)
+        if data.exists() or large:
+            path.unlink(missing_ok=True)  # an old file must not be seen with new weights
         for written in sorted(folder.iterdir(), reverse=True):  # the weights before the file that names them
             _flush(written)
             os.replace(written, path.with_name(written.name))

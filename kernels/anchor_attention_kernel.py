@@ -300,7 +300,7 @@ def launch(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     q, keys, values = _dense(q), [_dense(t) for t in keys], [_dense(t) for t in values]
     lengths = tuple(t.shape[2] for t in keys)
-    config = config or _tuned(dim, tokens, sum(lengths), groups * frames, q)
+    config = config or _tuned(heads, tokens, sum(lengths), groups * frames, q)
     choices = dict(config.blocks)
     if choices["TMA"]:
         choices["TMA"] = int(dim % 8 == 0 and all(_aligned(t) for t in (*keys, *values)))
@@ -317,8 +317,10 @@ def launch(
     return out
 
 
-def _tuned(dim: int, tokens: int, length: int, batch: int, q: Tensor) -> Config:
-    dims = {"head_dim": dim, "element_bytes": q.element_size(), "tokens": tokens, "keys": length, "batch": batch}
+def _tuned(heads: int, tokens: int, length: int, batch: int, q: Tensor) -> Config:
+    dim = q.shape[-1] // heads
+    dims = {"head_dim": dim, "element_bytes": q.element_size(), "heads": heads}
+    dims |= {"tokens": tokens, "keys": length, "batch": batch}
     return pick_config("anchor_attention", dims, q.device, default_config(dim, q.dtype))
 
 

@@ -144,7 +144,8 @@ def pick_config(op: str, dims: Mapping[str, int], device: torch.device, default:
         device: where the kernel will run; on the CPU (Triton's interpreter) the default is right.
         default: a config that is safe everywhere.
 
-    Where there is no usable table for the GPU, a warning, once per op, names the command that makes one.
+    Where there is no usable table for the GPU, or none of its entries is of this kind of problem, a warning, once for
+    each, names the command that makes one.
     """
     if device.type != "cuda":
         return default
@@ -154,8 +155,20 @@ def pick_config(op: str, dims: Mapping[str, int], device: torch.device, default:
 @cache
 def _pick(op: str, dims: tuple[tuple[str, int], ...], device_name: str, default: Config) -> Config:
     table = _shipped_table(op, device_name)
-    entry = None if table is None else table.nearest(dict(dims))
-    return default if entry is None else entry.config
+    if table is None:
+        return default
+    entry = table.nearest(dict(dims))
+    if entry is None:
+        _warn_of_no_entry(op, device_name, tuple((name, dict(dims).get(name)) for name in table.exact))
+        return default
+    return entry.config
+
+
+@cache
+def _warn_of_no_entry(op: str, device_name: str, exact: tuple[tuple[str, int | None], ...]) -> None:
+    """Said once for each kind of problem that was not measured."""
+    kind = ", ".join(f"{name} = {size}" for name, size in exact)
+    warnings.warn(f"There are no tuned configs of {op} with {kind} for {device_name}{_remedy(op)}", stacklevel=3)
 
 
 @cache
@@ -170,15 +183,18 @@ def _folder() -> Traversable:
 @cache
 def _shipped_table(op: str, device_name: str) -> Table | None:
     """The table that came with the package; cached, so that what is wrong with it is said once."""
-    remedy = f"; a safe default is used; `python -m fairy.kernels.tune --op {op}` measures better ones."
     path = _folder() / table_name(op, device_name)
     try:
         return parse_table(path.read_text(encoding="utf-8"))
     except OSError:
-        warnings.warn(f"There are no tuned configs of {op} for {device_name}{remedy}", stacklevel=2)
+        warnings.warn(f"There are no tuned configs of {op} for {device_name}{_remedy(op)}", stacklevel=2)
     except InputError as error:
-        warnings.warn(f"{path} cannot be used: {error}{remedy}", stacklevel=2)
+        warnings.warn(f"{path} cannot be used: {error}{_remedy(op)}", stacklevel=2)
     return None
+
+
+def _remedy(op: str) -> str:
+    return f"; a safe default is used; `python -m fairy.kernels.tune --op {op}` measures better ones."
 
 
 def _integers(values: object, what: str) -> dict[str, int]:

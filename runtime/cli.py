@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fairy.kernels.errors import FairyError
+from fairy.kernels.errors import FairyError, InputError
 from fairy.runtime.cli_bench import bench
 from fairy.runtime.cli_build import build, export
 from fairy.runtime.cli_edit import edit
@@ -58,6 +59,8 @@ def probe(
     from fairy.runtime.video import MAX_PIXELS
     from fairy.runtime.video import probe as probe_video
 
+    if max_pixels is not None and not 0 < max_pixels < 1 << 31:
+        raise InputError(f"--max-pixels {max_pixels} is not possible; it must be from 1 to {(1 << 31) - 1}.")
     info = probe_video(video, max_pixels=MAX_PIXELS if max_pixels is None else max_pixels)
     facts = info.to_json()
     if as_json:
@@ -100,6 +103,9 @@ app.add_typer(bench, name="bench")
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a file's name may hold bytes that are no text
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 

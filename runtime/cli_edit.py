@@ -22,6 +22,7 @@ from fairy.kernels.errors import InputError
 from fairy.runtime import cli_options
 from fairy.runtime.prompts import seconds_of
 
+_LONGEST_RATE = 40
 _STAGES = {"probe": "reading the video", "anchors": "editing the anchors", "frames": "editing the frames"}
 
 
@@ -156,7 +157,9 @@ def edit(
     check_processes(params, max(gpus, workers))
     # Whatever cannot be written is refused before the model is loaded.
     rate = _parse_rate(fps)
-    request = FileRequest.checked(video, out, compare=compare, preview=preview, report=report, fps=rate, crf=crf)
+    request = FileRequest.checked(
+        video, out, compare=compare, preview=preview, report=report, fps=rate, crf=crf, others=(prompts, depth)
+    )
     with (
         Editor.from_pretrained(
             model,
@@ -171,7 +174,7 @@ def edit(
             bank=bank,
             decoder=decoder,
         ) as editor,
-        _telling_of_journal(request.out),
+        _telling_of_journal(),
         _progress_bar(quiet) as on_progress,
     ):
         done = editor.edit_file(
@@ -190,16 +193,13 @@ def edit(
 
 
 @contextmanager
-def _telling_of_journal(out: Path) -> Iterator[None]:
+def _telling_of_journal() -> Iterator[None]:
     """Say, where an edit ends too early, that it can go on."""
-    from fairy.runtime.journal import journal_folder
-
     try:
         yield
-    except BaseException:
-        kept = journal_folder(out)
-        if kept.is_dir():
-            typer.echo(f"note: what was finished is kept in {kept}; add --resume to go on from there.", err=True)
+    except BaseException as error:
+        for note in getattr(error, "__notes__", ()):
+            typer.echo(f"note: {note}", err=True)
         raise
 
 
@@ -230,7 +230,7 @@ def _progress_bar(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
 def _tell(done: Any, out: Path, compare: Path | None, preview: Path | None, report: Path | None) -> None:
     seconds = done.times_ms["total"] / 1e3
     typer.echo(
-        f"{out}: {done.num_frames} frames, {done.width}×{done.height}, {seconds:.1f} s "
+        f"{out}: {done.num_frames} frame{'s' * (done.num_frames != 1)}, {done.width}×{done.height}, {seconds:.1f} s "
         f"({done.num_frames / seconds:.2f} frames/s), {done.backend} {done.precision} on {done.device}, "
         f"anchors {', '.join(map(str, done.anchors)) or 'none'}"
     )
@@ -255,6 +255,8 @@ def _parse_rate(text: str | None) -> Fraction | None:
     if text is None:
         return None
     try:
+        if len(text) > _LONGEST_RATE or "e" in text.lower():  # 1e99999999 would be computed
+            raise ValueError(text)
         rate = Fraction(text)
     except (ValueError, ZeroDivisionError) as error:
         raise InputError(f"--fps {text!r} is not a rate; give a number (25) or a fraction (30000/1001).") from error

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fairy.kernels.errors import Cancelled, InputError
 from fairy.runtime import cli_options
-from fairy.runtime.files import check_can_write, user_path
+from fairy.runtime.files import check_can_write, check_outputs, user_path
 
 if TYPE_CHECKING:
     from fairy.runtime.fleet import ClipResult, FleetReport, WorkItem
@@ -84,6 +84,8 @@ def edit_many(
     )
     if report is not None:
         _check_report(user_path(report), items)
+        inputs = [item.video for item in items] + ([] if params is None else [user_path(params)])
+        check_outputs({"report": user_path(report)}, *inputs)
     try:
         # Ray prints what it thinks of lost nodes; stdout is for the table.
         with redirect_stdout(sys.stderr), _progress_bar(quiet, len(items)) as on_result:
@@ -120,7 +122,17 @@ def _read_params(path: Path, known: set[str]) -> dict[str, Any]:
     for name in values:
         if name not in known:
             raise InputError(f"{path} names {name!r}, which is none of {', '.join(sorted(known))}.")
+    if isinstance(values.get("prompts"), dict):
+        values["prompts"] = [[_start(text), prompt] for text, prompt in values["prompts"].items()]
     return values
+
+
+def _start(text: str) -> int | float | str:
+    """A frame or seconds, which JSON can only name as text."""
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(text)
+    return text
 
 
 def _check_report(report: Path, items: "tuple[WorkItem, ...]") -> None:

@@ -44,8 +44,9 @@ def parse_shots(text: str) -> str | tuple[int, ...]:
     if text in ("off", "auto"):
         return text
     try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise InputError(
-            f"--shots {text!r} is not known; give off, auto, or the first frames of shots: 120,310."
-        ) from error
+        frames = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        frames = ()
+    if not frames or min(frames) < 0:
+        raise InputError(f"--shots {text!r} is not known; give off, auto, or the first frames of shots: 120,310.")
+    return frames

@@ -17,7 +17,7 @@ from fairy.export.checkpoint import Checkpoint
 from fairy.kernels.errors import InputError
 from fairy.runtime.files import user_path
 from fairy.runtime.geometry import Geometry, pad_by_reflection
-from fairy.runtime.video.images import natural_order
+from fairy.runtime.video.images import pictures_of
 
 _SUFFIXES = (".png", ".npy")
 
@@ -35,7 +35,7 @@ class DepthFolder:
         path = user_path(folder)
         if not path.is_dir():
             raise InputError(f"depth = {str(folder)!r} is not a folder; give one with a depth map for every frame.")
-        files = tuple(sorted((f for f in path.iterdir() if f.suffix.lower() in _SUFFIXES), key=natural_order))
+        files = pictures_of(path, _SUFFIXES)
         if len(files) != num_frames:
             raise InputError(
                 f"depth = {str(folder)!r} has {len(files)} depth maps ({' or '.join(_SUFFIXES)}) for {num_frames} "

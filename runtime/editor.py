@@ -27,7 +27,7 @@ from fairy.kernels.errors import FairyError, InputError
 from fairy.runtime.batches import default_micro_batch
 from fairy.runtime.device import check_threads, cpu_threads, resolve_device, resolve_dtype, worker_devices
 from fairy.runtime.executor import Executor, InProcess
-from fairy.runtime.files import check_outputs, user_path, write_picture
+from fairy.runtime.files import check_names, check_outputs, user_path, write_picture
 from fairy.runtime.identity import identity_of
 from fairy.runtime.job import Job, plan_job, report_job
 from fairy.runtime.journal import Journal, journal_folder
@@ -133,6 +133,7 @@ class Editor:
         Raises:
             InputError: the model cannot be loaded, or an option is not possible on this machine.
         """
+        check_names(model=model, store=store, decoder=decoder, cache_dir=cache_dir)
         chosen_device = resolve_device(device)
         chosen_dtype = resolve_dtype(dtype if torch_dtype is None else torch_dtype, chosen_device)
         devices = worker_devices(chosen_device, gpus, workers)
@@ -189,9 +190,9 @@ class Editor:
             InputError, MachineError, NumericalError, Cancelled: each says in a sentence what to do.
         """
         with self._one_job():
-            job = self._open(video, params, Monitor(on_progress, cancel), latents, _preview_path(preview))
+            job = self._open(video, params, Monitor(on_progress, cancel), latents, _preview_path(preview, video))
             frames = np.empty((job.source.num_frames, *job.result_size, 3), np.uint8)
-            for part, _ in self._run(job, _preview_path(preview)):
+            for part, _ in self._run(job, _preview_path(preview, video)):
                 frames[part.start : part.start + len(part.frames)] = part.frames
             return EditResult(frames, self._report(job), job.source)
 
@@ -210,7 +211,7 @@ class Editor:
         The Editor is busy from the first part taken until the last one was, or until the iterator is closed.
         """
         monitor = Monitor(on_progress, cancel)
-        parts = self._stream(video, params, monitor, latents, _preview_path(preview))
+        parts = self._stream(video, params, monitor, latents, _preview_path(preview, video))
         self._streams.add(parts)
         return parts
 
@@ -256,9 +257,9 @@ class Editor:
         check_resume(params, resume)
         with self._one_job():
             job = self._open(request.video, params, Monitor(on_progress, cancel), latents, request.preview)
-            job.journal = Journal(journal_folder(request.out), self._identity(job))
-            self._write(job, request, resume=resume)
-            job.journal.finish()
+            job.journal = Journal(journal_folder(request.out), self._identity(job), spare_bytes=job.likely_bytes)
+            with job.journal.kept_unless_done():
+                self._write(job, request, resume=resume)
             done = self._report(job)
         if request.report is not None:
             done.save(request.report)
@@ -308,7 +309,8 @@ class Editor:
         frames = np.full((count + others, height, width, 3), 127, np.uint8)
         if find_method(asked.method).anchors == "chosen":
             asked = replace(asked, anchors=count)
-        self.edit(frames, replace(asked, num_inference_steps=1, start=None, end=None))
+        whole = replace(asked, start=None, end=None, prompts=None, shots="off")  # frames of another video
+        self.edit(frames, replace(whole, num_inference_steps=1))
 
     def close(self) -> None:
         """Give back the model's memory; ends streams that were left open and waits for a running job.
@@ -392,9 +394,9 @@ class Editor:
                 self._owner = None
 
 
-def _preview_path(preview: str | Path | None) -> Path | None:
+def _preview_path(preview: str | Path | None, video: VideoInput) -> Path | None:
     if preview is None:
         return None
     path = user_path(preview)
-    check_outputs({"preview": path}, None)
+    check_outputs({"preview": path}, user_path(video) if isinstance(video, str | Path) else None)
     return path

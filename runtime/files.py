@@ -3,6 +3,7 @@
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,31 @@ def user_path(path: str | Path) -> Path:
     """
     if not isinstance(path, str | Path) or not str(path).strip():
         raise InputError(f"{path!r} is not a path; name a file or a folder.")
-    return Path(path).expanduser().absolute()
+    try:
+        found = Path(path).expanduser().absolute()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            os.lstat(found)
+    except RuntimeError as error:
+        raise InputError(f"{path} begins with a user who is not known here; write the path in full.") from error
+    except (OSError, ValueError) as error:  # too long a name, a circle of links, a zero byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{str(path)[:80]!r} is not a path that can be used ({reason}); write another.") from error
+    return found
 
 
-def check_outputs(outputs: Mapping[str, Path | None], source: Path | None) -> None:
+def check_names(**given: object) -> None:
+    """Raise InputError for what is neither text, a path nor None."""
+    for name, value in given.items():
+        if not isinstance(value, str | Path | None):
+            raise InputError(f"{name} = {value!r} is not possible; give a name or a path.")
+
+
+def check_outputs(outputs: Mapping[str, Path | None], *inputs: Path | None) -> None:
     """Refuse, before anything is computed, outputs that would meet each other, the input, or cannot be written.
 
     Args:
         outputs: what each is ("out", "compare", "preview", "report") and its path, None where it is not asked for.
-        source: the input file or folder.
+        inputs: files that are read, and folders of them; None is none.
     """
     given = {name: path for name, path in outputs.items() if path is not None}
     seen: dict[Path, str] = {}
@@ -39,8 +56,9 @@ def check_outputs(outputs: Mapping[str, Path | None], source: Path | None) -> No
         if real in seen:
             raise InputError(f"{path} is named for two outputs, {seen[real]} and {name}; give each its own file.")
         seen[real] = name
-        if source is not None and (real == source.resolve() or source.resolve() in real.parents):
-            raise InputError(f"{path} is the input itself or lies in it; name another file for {name}.")
+        for source in inputs:
+            if source is not None and (real == source.resolve() or source.resolve() in real.parents):
+                raise InputError(f"{path} is the input itself or lies in it; name another file for {name}.")
         check_can_write(path, endings={"preview": PICTURES, "report": (".json",)}.get(name, ()))
 
 

@@ -108,6 +108,12 @@ class Job:
         return max(len(segment.anchors) for segment in self.segments) + carried
 
     @property
+    def likely_bytes(self) -> int:
+        """What the edited file may take of the disk: half a bit a pixel, as at a high quality."""
+        height, width = self.result_size
+        return (1 << 20) + height * width * self.source.num_frames // 16
+
+    @property
     def result_size(self) -> tuple[int, int]:
         """(height, width) of the result, in pixels."""
         return self.geometry.source if self.params.size == "source" else self.geometry.scaled

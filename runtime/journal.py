@@ -1,16 +1,20 @@
 """What an interrupted edit leaves behind, so that it can go on: OUT.job, the latents of every finished micro-batch.
 
-    OUT.job/identity.json       everything that decides the bytes of the result
-    OUT.job/000012.safetensors  part 12: latents [frames, c, h, w] float32, with the identity's hash and their own
+    OUT.job/identity-1f2e3d4c5b6a.json         everything that decides the bytes of the result
+    OUT.job/000012-1f2e3d4c5b6a.safetensors    part 12: latents [frames, c, h, w] float32, with the identity's hash
+                                               and their own
 
-A file appears under its name only when it is whole. What is wrong, or belongs to another edit, is never used. The
-folder is removed when the edited video is in its place.
+The name's end is the beginning of the identity's hash: an edit with another option finds nothing of its own there, and
+spoils nothing. A file appears under its name only when it is whole. What is wrong, or belongs to another edit, is never
+used. The folder is removed when the edited video is in its place.
 """
 
 import hashlib
 import json
 import re
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +27,7 @@ from fairy.kernels.errors import FairyError
 from fairy.runtime.files import write_atomically
 
 _SUFFIX = ".job"
-_IDENTITY = "identity.json"
-_OURS = re.compile(r"\d{6,}\.safetensors|\.(identity|\d+)\..*\.part")
+_OURS = re.compile(r"\d{6,}-[0-9a-f]{12}\.safetensors|identity-[0-9a-f]{12}\.json|\.(identity|\d+)-.*\.part")
 
 
 def journal_folder(out: Path) -> Path:
@@ -35,13 +38,15 @@ def journal_folder(out: Path) -> Path:
 class Journal:
     """The finished micro-batches of one edit of a file. One thread at a time may use it."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        """Nothing is read or written yet."""
+    def __init__(self, folder: Path, identity: dict[str, Any], *, spare_bytes: int = 0) -> None:
+        """Nothing is read or written yet. `spare_bytes` of the disk are for the edited video, not for the journal."""
         self._folder = folder
         self._text = json.dumps(identity, indent=2, sort_keys=True, default=str)
         self._digest = hashlib.sha256(self._text.encode()).hexdigest()
         self._identity = json.loads(self._text)
-        self._usable = False
+        self._spare_bytes = spare_bytes
+        self._reads = False
+        self._written = False
         self._resumed: set[int] = set()
         self.notes: list[str] = []
 
@@ -50,24 +55,32 @@ class Journal:
         """How many parts were not computed again."""
         return len(self._resumed)
 
+    @property
+    def kept(self) -> int:
+        """How many parts of this edit lie in the folder, for it or for a later one to go on from."""
+        return len(list(self._folder.glob(self._path_name("*"))))
+
     def begin(self, *, resume: bool) -> None:
-        """Look at what an earlier edit left: keep it where it is this edit's and shall be used, else remove it."""
+        """Look at what an earlier edit left. It is used only where it is this edit's and `resume` is set."""
         if not self._folder.is_dir() or self._folder.is_symlink():
             if resume:
                 self.notes.append(f"There is no {self._folder.name}; the edit began from the start.")
             return
-        other = self._difference() if resume else "it was not asked for"
-        if other is None:
-            self._usable = True
-            return
-        if resume:
-            self.notes.append(f"{self._folder.name} is of another edit ({other}); the edit began from the start.")
-        self._remove()
+        difference = self._difference()
+        if resume and difference is None:
+            self._reads = True
+        elif resume:
+            self.notes.append(f"{self._folder.name} is of another edit ({difference}); the edit began from the start.")
+        elif difference is None and (found := self.kept):
+            self.notes.append(
+                f"{self._folder.name} held {found} finished micro-batches of this very edit, which were computed "
+                "again; with --resume (resume = True) it would have gone on from them."
+            )
 
     def load(self, part: int) -> Tensor | None:
         """The latents of a part, or None where there are none that can be trusted."""
         path = self._path(part)
-        if not self._usable or not path.is_file() or path.is_symlink():
+        if not self._reads or not path.is_file() or path.is_symlink():
             return None
         try:
             with safe_open(path, "pt") as file:
@@ -86,20 +99,30 @@ class Journal:
         """Keep the latents of a finished part; a disk that does not take them costs the journal, not the edit."""
         whole = latents.detach().float().cpu().contiguous()
         try:
-            if not self._usable:
-                if self._folder.is_symlink():
-                    raise OSError(f"{self._folder.name} is a link")
+            if self._folder.is_symlink():
+                raise OSError(f"{self._folder.name} is a link")
+            free = shutil.disk_usage(self._folder.parent).free
+            if free < self._spare_bytes + 2 * whole.nbytes:
+                raise OSError(f"{free / 1e6:.1f} MB are free, which the edited video needs")
+            if not self._written:
                 self._folder.mkdir(exist_ok=True)
-                write_atomically(self._folder / _IDENTITY, self._text.encode())
-                self._usable = True
+                write_atomically(self._folder / f"identity-{self._digest[:12]}.json", self._text.encode())
+                self._written = True
             write_atomically(self._path(part), save({"latents": whole}, self._told(part, whole)))
         except (FairyError, OSError) as error:
             sentence = f"{self._folder.name} could not be written; an interrupted edit would begin earlier ({error})"
             if not any(note.startswith(sentence[:40]) for note in self.notes):
                 self.notes.append(sentence)
 
-    def finish(self) -> None:
-        """The edited video is in its place: remove the journal."""
+    @contextmanager
+    def kept_unless_done(self) -> Iterator[None]:
+        """The edit itself: the journal is removed after it; an error before gets a note of what is kept."""
+        try:
+            yield
+        except BaseException as error:
+            if self.kept:
+                error.add_note(f"what was finished is kept in {self._folder}; add --resume to go on from there.")
+            raise
         self._remove()
 
     def _told(self, part: int, latents: Tensor) -> dict[str, str]:
@@ -107,9 +130,12 @@ class Journal:
         return {"identity": self._digest, "part": str(part), "sha256": _sha256(latents)}
 
     def _difference(self) -> str | None:
-        """What about the journal's edit is not this one's; None where nothing is."""
+        """What about the edit that left the journal is not this one's; None where it holds this one's."""
+        own = self._folder / f"identity-{self._digest[:12]}.json"
+        others = sorted(self._folder.glob("identity-*.json"), key=lambda path: path.stat().st_mtime)
+        latest = own if own in others else next(reversed(others), own)
         try:
-            theirs = json.loads((self._folder / _IDENTITY).read_bytes()[: 1 << 24])
+            theirs = json.loads(latest.read_bytes()[: 1 << 24])
         except (OSError, ValueError):
             return "its identity cannot be read"
         if not isinstance(theirs, dict):
@@ -118,7 +144,10 @@ class Journal:
         return next((f"another {name}" for name in names if theirs.get(name) != self._identity.get(name)), None)
 
     def _path(self, part: int) -> Path:
-        return self._folder / f"{part:06d}.safetensors"
+        return self._folder / self._path_name(f"{part:06d}")
+
+    def _path_name(self, part: str) -> str:
+        return f"{part}-{self._digest[:12]}.safetensors"
 
     def _remove(self) -> None:
         """Remove what is a journal's; whatever else lies in a folder of that name stays."""
@@ -126,7 +155,7 @@ class Journal:
             return
         with suppress(OSError):
             for path in self._folder.iterdir():
-                if path.name == _IDENTITY or _OURS.fullmatch(path.name):
+                if _OURS.fullmatch(path.name):
                     path.unlink()
             self._folder.rmdir()
 

@@ -1,11 +1,13 @@
 """Whether a job can fit into memory, said before any of it runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
+from fairy.kernels.errors import InputError
 from fairy.runtime.anchors import tokens_at
 from fairy.runtime.host_bank import HOST_BANK_STEPS
 from fairy.runtime.job import Job
@@ -20,27 +22,48 @@ def check_memory(
     """Refuse a job whose weights and anchor bank alone are more than a worker on `device` can have.
 
     Both are known exactly; what the networks need besides is not, so that a job taken here may still be too large.
-    Of several workers' GPUs all memory counts as theirs: what the last job left there looks taken from here.
+    Of several workers' GPUs all memory counts as theirs: what the last job left there looks taken from here. Of the
+    machine's own memory every worker has an equal part.
 
     Raises:
         InputError: says what it needs, what there is, and which changes would make it fit.
     """
-    if workers > 1 and device.type == "cuda":
-        free: int | None = total_bytes(device) - weights_bytes(checkpoint)
-    else:
-        free = free_bytes(device)
-    if free is None:
+    eight_bit = job.params.bank_dtype == "float8"
+    if bank_on_host and eight_bit:
+        raise InputError(
+            'bank_dtype = "float8" keeps the anchors on the device, but bank = "host" asks for the host; choose one.'
+        )
+    there = _memory_of_a_worker(checkpoint, device, workers)
+    if there is None:
         return
     if not runs_in_parts(job.method):
-        check_bank(job.method, job.order, *_units(job), _pictures_bytes(job), free)
-    else:  # what this job needs of it includes the weights, which are loaded already
-        steps = len(job.schedule)
-        on_device = min(steps, HOST_BANK_STEPS) if bank_on_host else steps
-        costs, there = known_costs(checkpoint, job), free + weights_bytes(checkpoint)
-        if bank_on_host or device.type == "cpu" or memory_per_worker(costs, HOST_BANK_STEPS).total > there:
-            check_fits(costs, on_device, there)
-        else:
-            check_fits(costs, on_device, there, ('bank = "host"',))
+        check_bank(job.method, job.order, *_units(job), _pictures_bytes(job), there - weights_bytes(checkpoint))
+        return
+    costs, steps = known_costs(checkpoint, job), len(job.schedule)
+    if eight_bit:  # one step lies there in full precision besides
+        there -= costs.bank_step_bytes
+        costs = replace(costs, bank_step_bytes=costs.bank_step_bytes // job.precision.itemsize)
+    if device.type == "cpu":
+        check_fits(costs, steps, there)
+    elif bank_on_host:
+        check_fits(costs, min(steps, HOST_BANK_STEPS), there)
+        host = host_bytes()
+        if host is not None:
+            check_fits(replace(costs, weights_bytes=0), steps, host // workers)
+    elif eight_bit or memory_per_worker(costs, HOST_BANK_STEPS).total > there:
+        check_fits(costs, steps, there)
+    else:
+        check_fits(costs, steps, there, ('bank = "host"',))
+
+
+def _memory_of_a_worker(checkpoint: Checkpoint, device: torch.device, workers: int) -> int | None:
+    """What weights and bank of a job may take; None where the system does not tell. One worker alone has loaded it."""
+    if workers > 1 and device.type == "cuda":
+        return total_bytes(device)
+    free = free_bytes(device)
+    if free is None:
+        return None
+    return free // workers if workers > 1 else free + weights_bytes(checkpoint)
 
 
 def _units(job: Job) -> tuple[int, int]:
@@ -114,6 +137,11 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return host_bytes()
+
+
+def host_bytes() -> int | None:
+    """Memory of the machine itself that can still be had; None where the system does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

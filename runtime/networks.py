@@ -53,7 +53,7 @@ class Networks:
         tokenizer = self.checkpoint.tokenizer
         length = tokenizer.model_max_length
         for name, text in texts.items():
-            if len(tokenizer(text).input_ids) > length:
+            if len(tokenizer(text, verbose=False).input_ids) > length:
                 job.notes.append(f"The {name} is longer than the model's {length} tokens; its end was not used.")
         ids = tokenizer(
             list(texts.values()),

@@ -132,6 +132,8 @@ class EditParams:
             raise InputError(f"source_prompt must be text, not {self.source_prompt!r}.")
         for name in ("prompt", "negative_prompt", "source_prompt"):
             _check_text(name, getattr(self, name) or "")
+        if not isinstance(self.depth, str | Path | None):
+            raise InputError(f"depth must be a folder, not {self.depth!r}.")
         for name in ("upscale", "continue_look", "paper_scale"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be True or False, not {getattr(self, name)!r}.")
@@ -183,7 +185,7 @@ class EditParams:
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value is None and name in (*DEFAULTS, "layers", "order", "bank_dtype"):
         return
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name} = {value!r} is not known; choose one of {', '.join(choices)}.")
 
 
@@ -192,12 +194,16 @@ def _number(name: str, value: Any, low: float, high: float) -> int | float | Non
     if value is None and name not in ("seed", "max_pixels", "guidance_end"):
         return None
     whole = isinstance(low, int)
-    if not isinstance(value, bool) and isinstance(value, Integral if whole else Real):
-        number: int | float = operator.index(value) if whole else float(value)  # type: ignore[arg-type]
-        if low <= number <= high:
-            return number
-    bounds = f"at least {low:g}" if high in (math.inf, 2**31 - 1, 2**63 - 1) else f"from {low:g} to {high:g}"
+    kind: Any = Integral if whole else Real
+    if not isinstance(value, bool) and isinstance(value, kind) and low <= value <= high:
+        return operator.index(value) if whole else float(value)
+    bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {_plain(high)}"
     raise InputError(f"{name} = {value!r} is not possible; it must be a {'whole ' if whole else ''}number {bounds}.")
+
+
+def _plain(number: float) -> str:
+    """A bound as people write it; 9223372036854775807 in full."""
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def _check_text(name: str, text: str) -> None:
@@ -242,7 +248,7 @@ def _normal_prompts(prompts: Any) -> Any:
 def _scheduled(pair: Any) -> tuple[int | float, str]:
     if isinstance(pair, list | tuple) and len(pair) == 2:
         start, prompt = pair
-        number = isinstance(start, Real) and not isinstance(start, bool) and 0 <= float(start) < math.inf
+        number = isinstance(start, Real) and not isinstance(start, bool) and 0 <= start < math.inf  # type: ignore[operator]
         if number and isinstance(prompt, str) and prompt.strip():
             _check_text("prompts", prompt)
             return (int(start) if _is_whole(start) else float(start)), prompt

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fairy.kernels.errors import Cancelled
+from fairy.kernels.errors import Cancelled, InputError
 
 Stage = Literal["probe", "anchors", "frames"]
 
@@ -34,6 +34,10 @@ class Monitor:
     cancel: threading.Event | None = None
     times_ms: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        if self.cancel is not None and not hasattr(self.cancel, "is_set"):
+            raise InputError(f"cancel = {self.cancel!r} is not possible; give a threading.Event.")
 
     def tell(self, stage: Stage, done: int, total: int) -> None:
         """Report progress, after looking whether the job shall stop. Raises Cancelled."""

@@ -7,6 +7,7 @@
 `frame` counts from the first edited frame; `time` is one of the video, in seconds or as [H:]MM:SS.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fairy.kernels.errors import InputError
 Schedule = tuple[tuple[int | float, str], ...]
 
 _LARGEST_BYTES = 1 << 20
+_DEEPEST = 16
 _FORM = "write a list of entries such as {frame: 120, prompt: make it snow} or {time: 0:05, prompt: make it snow}"
 
 
@@ -34,13 +36,27 @@ def read_prompts(path: Path) -> Schedule:
     if len(text) > _LARGEST_BYTES:
         raise InputError(f"{path} is larger than 1 MiB, too large for a schedule of instructions; check the path.")
     try:
-        entries = yaml.load(text, yaml.CBaseLoader if hasattr(yaml, "CBaseLoader") else yaml.BaseLoader)
+        loader = yaml.CBaseLoader if hasattr(yaml, "CBaseLoader") else yaml.BaseLoader
+        if _depth(yaml.scan(text, loader)) > _DEEPEST:  # building that many lists within lists ends the process
+            raise InputError(f"{path} holds lists within lists, deeper than {_DEEPEST}; {_FORM}.")
+        entries = yaml.load(text, loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = str(error).splitlines()[0]
         raise InputError(f"{path} is neither YAML nor JSON ({where}); {_FORM}.") from error
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path} holds no list; {_FORM}.")
     return tuple(_entry(path, number, entry) for number, entry in enumerate(entries, start=1))
+
+
+def _depth(tokens: Iterable[Any]) -> int:
+    """How deep a YAML text's lists and mappings lie within each other; not read further than `_DEEPEST`."""
+    depth = 0
+    for token in tokens:
+        depth += token.id in ("[", "{", "<block sequence start>", "<block mapping start>")
+        depth -= token.id in ("]", "}", "<block end>")
+        if depth > _DEEPEST:
+            break
+    return depth
 
 
 def first_instruction(prompt: str | None, schedule: Schedule | None) -> str:

@@ -1,5 +1,6 @@
 """What an edit of a file is asked to write, checked before a model is loaded or a frame is decoded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Real
@@ -12,6 +13,9 @@ from fairy.runtime.video.formats import output_format
 from fairy.runtime.video.info import exact_rate
 
 DEFAULT_CRF = 18
+
+
+SLOWEST_FPS = Fraction(1, 1000)  # containers have no room for much slower clocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,9 @@ class FileRequest:
         report: str | Path | None = None,
         fps: float | Fraction | None = None,
         crf: int = DEFAULT_CRF,
+        others: Sequence[str | Path | None] = (),
     ) -> "FileRequest":
-        """The request with its paths made absolute.
+        """The request with its paths made absolute; `others` are further inputs, which no output may replace.
 
         Raises:
             InputError: the input is missing, an output cannot be written, would meet another one or the input, or
@@ -57,7 +62,7 @@ class FileRequest:
         if not source.exists():
             raise InputError(f"{video} does not exist; check the path.")
         outputs = {"out": target, "compare": beside, "preview": anchors, "report": told}
-        check_outputs(outputs, source)
+        check_outputs(outputs, source, *(user_path(path) for path in others if path is not None))
         for path in (target, beside):
             if path is not None:
                 output_format(path)
@@ -66,11 +71,12 @@ class FileRequest:
 
 
 def check_fps(fps: Any) -> Fraction | None:
-    """Frames per second as an exact fraction. Raises InputError unless it is above 0 and at most 1000."""
+    """Frames per second as an exact fraction. Raises InputError unless it is from 0.001 to 1000."""
     if fps is None:
         return None
-    if isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < float(fps) <= 1000:
-        raise InputError(f"fps = {fps!r} is not possible; it must be a number above 0 and at most 1000.")
+    if isinstance(fps, bool) or not isinstance(fps, Real) or not SLOWEST_FPS <= fps <= 1000:
+        told = str(fps) if isinstance(fps, Fraction) else repr(fps)
+        raise InputError(f"fps = {told} is not possible; it must be a number from 0.001 to 1000.")
     return exact_rate(fps if isinstance(fps, Fraction) else float(fps))
 
 

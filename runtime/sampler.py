@@ -73,6 +73,9 @@ def make_schedule(sampler: str, scheduler_config: Mapping[str, Any], num_inferen
         )
     if scheduler.config.get("thresholding", False):
         raise InputError(f"Thresholding, which the checkpoint's scheduler asks for, is not offered with {sampler}.")
+    most = int(scheduler.config.get("original_inference_steps", num_inference_steps))
+    if num_inference_steps > most:
+        raise InputError(f"{num_inference_steps} steps are not possible with {sampler}; choose at most {most}.")
     try:
         scheduler.set_timesteps(num_inference_steps)
     except ValueError as error:

@@ -144,6 +144,7 @@ class _FolderSource(_ClocklessSource):
     def __init__(self, info: ImageFolderInfo, max_pixels: int, cancel: threading.Event | None) -> None:
         super().__init__(info.path, info.num_frames, (info.height, info.width))
         self._info, self.max_pixels, self._cancel = info, max_pixels, cancel
+        self.notes = info.notes
 
     def read(self, indices: Collection[int] | None = None) -> Generator[Frames, None, None]:
         yield from read_images(self._info, indices=indices, max_pixels=self.max_pixels, cancel=self._cancel)

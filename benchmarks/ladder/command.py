@@ -13,7 +13,7 @@ from fairy.benchmarks.records import write_records
 from fairy.benchmarks.timing import machine
 from fairy.kernels.errors import InputError
 from fairy.runtime.device import cpu_threads, resolve_device, resolve_dtype
-from fairy.runtime.files import user_path, write_atomically
+from fairy.runtime.files import check_can_write, user_path, write_atomically
 
 
 def run(
@@ -60,6 +60,7 @@ def run(
 def _files(out: Path, size: Size) -> tuple[Path, Path]:
     """Where records and table go."""
     if out.suffix == ".json":
+        check_can_write(out)
         return out, out.with_suffix(".txt")
     try:
         out.mkdir(exist_ok=True)

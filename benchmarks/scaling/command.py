@@ -1,6 +1,7 @@
 """What `fairy bench scaling` does, behind the options that the command line parses."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from fairy.benchmarks.scaling.costs import computed_costs, measure_costs, read_costs, save_costs
 from fairy.benchmarks.scaling.real_edit import real_edit
 from fairy.benchmarks.scaling.rehearsal import compare, rehearse
-from fairy.benchmarks.scaling.report import FRAMES, LINKS, WORKERS, draw, heading, study, table, to_json
+from fairy.benchmarks.scaling.report import FRAMES, LINKS, WORKERS, check_plot, draw, heading, study, table, to_json
 from fairy.kernels.errors import InputError
 from fairy.runtime.files import check_outputs, user_path, write_atomically
 from fairy.runtime.placement import Link, StageCosts
@@ -37,9 +38,10 @@ def run(
     outputs = {name: None if path is None else user_path(path) for name, path in (("plot", plot), ("json", as_json))}
     check_outputs({**outputs, "save_costs": None if save is None else user_path(save)}, None)
     counts, numbers = _numbers("frames", frames, FRAMES), _numbers("workers", workers, WORKERS)
-    carriers = _links(links)
+    carriers, memory_bytes = _links(links), _memory(memory_gb)
+    if plot is not None:
+        check_plot(plot)
     found = _costs(costs, save, tflops, model, device, dtype, backend, long_side)
-    memory_bytes = None if memory_gb is None else round(memory_gb * 1e9)
     cases = study(
         found,
         num_inference_steps=steps,
@@ -94,17 +96,27 @@ def _numbers(name: str, text: str | None, default: tuple[int, ...]) -> tuple[int
     return tuple(sorted({int(part) for part in text.split(",")}))
 
 
+def _memory(gigabytes: float | None) -> int | None:
+    """Bytes of a worker's memory."""
+    if gigabytes is None:
+        return None
+    if not 0 < gigabytes <= 1e6:
+        raise InputError(f"memory_gb = {gigabytes:g} is not possible; it must be a number above 0 and at most 1e6.")
+    return round(gigabytes * 1e9)
+
+
 def _links(texts: Sequence[str]) -> tuple[Link, ...]:
     """Links written NAME=GB/s; none = the assumed ones."""
     links = []
     for text in texts:
         name, _, speed = text.partition("=")
         try:
-            links.append(Link(name, float(speed)))
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"link = {text} is not NAME=GB/s; write for example InfiniBand=40.") from error
+            rate = float(speed)
+        except ValueError:
+            rate = math.nan
+        if not name.strip() or not 1e-6 <= rate <= 1e6:
+            raise InputError(f"link = {text} is not NAME=GB/s; write for example InfiniBand=40.")
+        links.append(Link(name.strip(), rate))
     if len({link.name for link in links}) < len(links):
         raise InputError(f"link = {', '.join(texts)} names one link twice; give each its own name.")
     return tuple(links) or LINKS

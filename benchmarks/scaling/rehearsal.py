@@ -64,16 +64,18 @@ def rehearse(
     costs: StageCosts,
     *,
     workers: Sequence[int] = WORKERS,
-    num_frames: int = 39,
+    num_frames: int | None = None,
     num_inference_steps: int = 2,
     deadline_s: float = 300.0,
 ) -> list[Rehearsal]:
-    """Run the job once for each number of workers.
+    """Run the job once for each number of workers; of three micro-batches for each of the most, unless told.
 
     Raises:
         InputError: there are more workers than have anything to do. MachineError: a worker failed, or the deadline
             passed; then all processes have been ended.
     """
+    if num_frames is None:
+        num_frames = costs.anchors + 3 * max(workers) * costs.micro_batch
     batches = -(-(num_frames - costs.anchors) // costs.micro_batch)
     if max(workers) > batches:
         raise InputError(f"{max(workers)} workers have only {batches} micro-batches; rehearse with more frames.")

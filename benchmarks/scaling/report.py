@@ -120,16 +120,25 @@ def to_json(
     }
 
 
+def check_plot(path: Path) -> None:
+    """What `draw` would raise of a path, before anything is computed for it."""
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ModuleNotFoundError as error:
+        raise MachineError("Drawing needs the package matplotlib; install it, or leave --plot out.") from error
+    if path.suffix.lower().lstrip(".") not in FigureCanvasBase.get_supported_filetypes():
+        raise InputError(f"{path} has no ending of a picture; name a .png, .svg or .pdf file.")
+
+
 def draw(cases: Sequence[Case], title: str, path: Path) -> None:
     """Efficiency against workers, a panel for each link and a line for each length.
 
     Raises:
-        InputError: the file's ending is no picture's. MachineError: matplotlib is missing or the file not writable.
+        InputError: the file's ending is no picture's. MachineError: matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MachineError("Drawing needs the package matplotlib; install it, or leave --plot out.") from error
+    check_plot(path)
+    from matplotlib.figure import Figure
+
     links = list(dict.fromkeys(case.link for case in cases))
     figure = Figure(figsize=(1 + 3.6 * len(links), 3.6), layout="constrained")
     for axis, link in zip(figure.subplots(1, len(links), sharey=True, squeeze=False)[0], links, strict=True):
@@ -145,10 +154,7 @@ def draw(cases: Sequence[Case], title: str, path: Path) -> None:
     figure.axes[0].set_ylabel("efficiency, % (computed)")
     figure.axes[0].legend(fontsize="small")
     figure.suptitle(title, fontsize="medium")
-    try:
-        figure.savefig(path, dpi=120)
-    except ValueError as error:
-        raise InputError(f"{path} has no ending of a picture; name a .png, .svg or .pdf file.") from error
+    figure.savefig(path, dpi=120)
 
 
 def _cell(case: Case) -> str:

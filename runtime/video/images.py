@@ -26,6 +26,7 @@ class ImageFolderInfo:
     files: tuple[Path, ...]
     width: int
     height: int
+    notes: tuple[str, ...] = ()
 
     @property
     def num_frames(self) -> int:
@@ -47,20 +48,27 @@ def probe_images(
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder of pictures.")
-    files = tuple(sorted((f for f in folder.iterdir() if f.suffix.lower() in _SUFFIXES), key=natural_order))
+    files = pictures_of(folder, _SUFFIXES)
     if not files:
         raise InputError(f"{folder} has no pictures; {', '.join(sorted(_SUFFIXES))} files are read.")
     height, width = _load(files[0], max_pixels).shape[:2]
+    notes: dict[str, None] = {}
     for done, file in enumerate(files, 1):
         _stop_if(cancel, folder)
-        found = _load(file, max_pixels).shape
+        found = _load(file, max_pixels, notes).shape
         if found[:2] != (height, width):
             raise InputError(
                 f"{file} has {found[1]}×{found[0]} pixels, but {files[0].name} has {width}×{height}; all must be equal."
             )
         if on_progress is not None:
             on_progress(done)
-    return ImageFolderInfo(folder, files, width, height)
+    return ImageFolderInfo(folder, files, width, height, tuple(notes))
+
+
+def pictures_of(folder: Path, suffixes: Collection[str]) -> tuple[Path, ...]:
+    """The files with one of these endings in natural order, without the hidden ones that systems put beside them."""
+    found = (f for f in folder.iterdir() if f.suffix.lower() in suffixes and f.name[0] != "." and f.is_file())
+    return tuple(sorted(found, key=natural_order))
 
 
 def read_images(
@@ -87,7 +95,8 @@ def natural_order(file: Path) -> tuple[list[tuple[int, str]], str]:
     return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts], file.name
 
 
-def _load(file: Path, max_pixels: int) -> NDArray[np.uint8]:
+def _load(file: Path, max_pixels: int, notes: dict[str, None] | None = None) -> NDArray[np.uint8]:
+    """A picture as uint8 RGB [H, W, 3]; what is lost of it is told to `notes`."""
     from PIL import Image, ImageOps  # here, so that the video helpers never load it
 
     try:
@@ -98,7 +107,20 @@ def _load(file: Path, max_pixels: int) -> NDArray[np.uint8]:
                     f"{file} has {width}×{height} pixels, more than max_pixels = {max_pixels:,} allows; "
                     "make it smaller or raise max_pixels."
                 )
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.uint8)
+            notes = {} if notes is None else notes
+            if image.has_transparency_data:
+                notes["The pictures have transparency, which is dropped."] = None
+            upright = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+                notes["The pictures have 16 bits a channel and are edited in 8."] = None
+                grey = np.clip(np.asarray(upright).astype(np.int64), 0, 65535)
+                return np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
+            if image.mode in ("I", "F"):
+                raise InputError(
+                    f"{file} holds {'32-bit' if image.mode == 'I' else 'floating point'} numbers, of which it is not "
+                    "known what is white; export it in 8 or 16 bits a channel."
+                )
+            return np.array(upright.convert("RGB"), dtype=np.uint8)
     except InputError:
         raise
     except Image.DecompressionBombError:

@@ -17,6 +17,8 @@ from fairy.runtime.video.source import Source, codec_name
 
 _BELONGS_TO_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder", "timecode", "duration"}
 _LOOK_AHEAD_PACKETS = 50
+_JUMP_S = Fraction(1, 2)
+"""A stream whose time goes back by more begins anew, as where files were joined; by less its packets overlap."""
 _LATE_SOUND_S = 30
 """No player copes with sound that is stored farther behind its pictures."""
 
@@ -40,6 +42,8 @@ class Passengers:
         self._name(source.container)
         self._copies = {s.index: copy for s in source.container.streams if (copy := self._add(s)) is not None}
         self._packets = self._look_ahead(source.container.demux())
+        self._ends: dict[int, int] = {}  # of the last packet of each stream, in its ticks
+        self._later: dict[int, int] = {}  # ticks by which a stream's packets are moved since its time went back
 
     def copy_until(self, time_s: Fraction) -> None:
         """Copies on until the source's own pictures have passed `time_s`: as well interleaved as the source was."""
@@ -87,8 +91,31 @@ class Passengers:
             return
         if self._span is not None and not self._shift(packet, *self._span):
             return
-        packet.stream = self._copies[packet.stream_index]
-        self._output.mux(packet)
+        index, stream = packet.stream_index, packet.stream
+        self._go_on(packet, index)
+        packet.stream = self._copies[index]
+        try:
+            self._output.mux(packet)
+        except av.ArgumentError as error:
+            kind = "sound" if stream.type == "audio" else stream.type
+            raise Refusal(
+                f"{kind.capitalize()} stream {index} ({codec_name(stream)}) cannot be copied into {self._into.title} "
+                f"at {float((packet.dts or 0) * packet.time_base):.2f} s ({error.strerror}); remove it from the source."
+            ) from None
+
+    def _go_on(self, packet: "Packet[Stream]", index: int) -> None:
+        """Where the source's time goes back, as in joined MPEG-TS files, the stream goes on from where it was."""
+        if packet.dts is None:
+            return
+        dts = packet.dts + self._later.get(index, 0)
+        end = self._ends.get(index)
+        if end is not None and dts < end - _JUMP_S / packet.time_base:
+            self._later[index] = self._later.get(index, 0) + end - dts
+            dts = end
+        if self._later.get(index):
+            packet.pts = None if packet.pts is None else packet.pts + dts - packet.dts
+            packet.dts = dts
+        self._ends[index] = max(dts + (packet.duration or 1), end or 0)
 
     def _shift(self, packet: "Packet[Stream]", start_s: Fraction, stop_s: Fraction) -> bool:
         at = packet.pts if packet.pts is not None else packet.dts

@@ -200,6 +200,9 @@ def test_sizes_that_no_engine_serves(checkpoint, store, builders) -> None:
     assert _edit(by_name, checkpoint).report.backend == "tensorrt"
     with pytest.raises(InputError, match=r"that serves height 64 width 128.*--height 64 --width 128"):
         _edit(by_name, checkpoint, frames=wide)
+    many = EditParams("x", num_inference_steps=1, anchors=5)
+    with pytest.raises(InputError, match=r"no engine of unet_anchor .* that serves .* anchors 5; run .* --anchors 5 "):
+        _edit(by_name, checkpoint, many, frames=make_frames(7, 48, 64))
 
 
 def test_auto_lets_eager_run_what_the_store_lacks(checkpoint, store, builders) -> None:

@@ -10,15 +10,17 @@ import shutil
 import signal
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fairy.engines import store as stores
 from fairy.engines.engine import BuildOptions, Shapes
-from fairy.engines.key import EngineKey, request_digest
+from fairy.engines.key import EngineKey, canonical_digest, request_digest
 from fairy.engines.manifest import MANIFEST, Provenance
 from fairy.engines.store import Broken, EngineStore, StoredEngine, store_root
 from fairy.export.graphs import vae_decoder_spec
@@ -436,6 +438,58 @@ def test_prune_removes_what_it_is_given_a_reason_for(store: EngineStore, entry: 
     other = store.publish(OTHER, _build)
     assert store.prune(lambda e: "old" if e.digest == KEY.digest else None) == {KEY.digest: "old"}
     assert store.list() == (other,)
+
+
+def test_prune_looks_again_at_what_was_built_anew_meanwhile(store: EngineStore, entry: StoredEngine) -> None:
+    """Another process may rebuild an engine between the first look, which reads all files, and the lock."""
+    whole = {path: path.read_bytes() for path in entry.folder.rglob("*") if path.is_file()}
+    damaged = next(path for path in whole if path.name == "engine.bin")
+    damaged.write_bytes(b"broken")
+    locked = stores.locked_if_free
+
+    @contextmanager
+    def rebuilt_first(path: Path) -> Iterator[bool]:
+        damaged.write_bytes(whole[damaged])
+        with locked(path) as held:
+            yield held
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stores, "locked_if_free", rebuilt_first)
+        assert store.prune(lambda entry: None) == {}
+    assert store.check(entry)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tree: tree["key"].pop("backend"),
+        lambda tree: tree["key"].update(more=1),
+        lambda tree: tree["key"].update(device="toaster"),
+        lambda tree: tree["key"].update(precision=["float32"]),
+        lambda tree: tree["made"].update(model="\ud800x"),
+        lambda tree: tree["made"].update(command="fairy build \x1b[2J"),
+        lambda tree: tree["made"].update(timings_s={"build": 10**400}),
+    ],
+)
+def test_an_entry_that_agrees_with_itself_and_is_none_of_ours_can_be_pruned(
+    store: EngineStore, entry: StoredEngine, change: Callable[[dict[str, Any]], object]
+) -> None:
+    tree = json.loads((entry.folder / MANIFEST).read_text())
+    change(tree)
+    tree["digest"] = canonical_digest(tree["key"])
+    (entry.folder / MANIFEST).write_text(json.dumps(tree))
+    entry.folder.rename(entry.folder.with_name(tree["digest"]))
+    (found,) = store.list()
+    assert isinstance(found, Broken)
+    assert list(store.prune(lambda entry: None)) == [tree["digest"]]
+    assert store.list() == ()
+
+
+def test_folders_within_folders_do_not_end_the_process(store: EngineStore, entry: StoredEngine) -> None:
+    deep = entry.folder.joinpath(*["d"] * 200)
+    deep.mkdir(parents=True, mode=0o700)
+    assert not store.check(entry)
+    assert list(store.prune(lambda entry: None)) == [KEY.digest]
 
 
 def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

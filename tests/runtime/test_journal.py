@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -12,6 +13,7 @@ import pytest
 
 from fairy.kernels.errors import Cancelled
 from fairy.runtime import Editor, EditParams, Progress
+from fairy.runtime.job import Job
 from tests.runtime.conftest import make_frames, write_clip
 
 PARAMS = EditParams("make it snow", num_inference_steps=2, anchors=2, micro_batch=2, seed=5)
@@ -53,8 +55,8 @@ def test_it_goes_on_from_the_finished_micro_batches(
     expected = editor.edit_file(video, whole, PARAMS)
     interrupt(editor, video, out, 3)
     assert not out.exists()
-    kept = sorted(path.name for path in (tmp_path / "out.mp4.job").iterdir())
-    assert kept == [f"{i:06d}.safetensors" for i in range(3)] + ["identity.json"]
+    kept = sorted(path.name.split("-")[0] for path in (tmp_path / "out.mp4.job").iterdir())
+    assert kept == ["000000", "000001", "000002", "identity"]
     denoised, told = count_denoised(editor, monkeypatch), []
     report = editor.edit_file(video, out, PARAMS, resume=True, on_progress=told.append)
     assert len(denoised) == 10 - 3 * 2
@@ -79,12 +81,12 @@ def test_without_being_asked_it_begins_anew(editor: Editor, video: Path, tmp_pat
 @pytest.mark.parametrize(
     ("spoil", "resumed", "note"),
     [
-        (lambda job: (job / "000001.safetensors").write_bytes(b"nonsense"), 2, "000001.safetensors .* is damaged"),
-        (lambda job: flip_a_bit(job / "000002.safetensors"), 2, "000002.safetensors .* is damaged"),
-        (lambda job: (job / "000000.safetensors").unlink(), 2, None),
-        (lambda job: (job / "000000.safetensors").replace(job / "000004.safetensors"), 2, None),
-        (lambda job: (job / "identity.json").write_text("{}"), 0, "is of another edit .another"),
-        (lambda job: (job / "identity.json").write_text("[oh"), 0, "its identity cannot be read"),
+        (lambda job: part(job, 1).write_bytes(b"nonsense"), 2, "000001-.*.safetensors .* is damaged"),
+        (lambda job: flip_a_bit(part(job, 2)), 2, "000002-.*.safetensors .* is damaged"),
+        (lambda job: part(job, 0).unlink(), 2, None),
+        (lambda job: part(job, 0).replace(str(part(job, 0)).replace("000000", "000004")), 2, None),
+        (lambda job: next(job.glob("identity-*")).write_text("{}"), 0, "is of another edit .another"),
+        (lambda job: next(job.glob("identity-*")).write_text("[oh"), 0, "its identity cannot be read"),
     ],
 )
 def test_what_is_wrong_is_computed_again(
@@ -100,6 +102,11 @@ def test_what_is_wrong_is_computed_again(
     assert report.frames_sha256 == expected
     assert report.resumed_batches == resumed
     assert note is None or any(re.search(note, sentence) for sentence in report.notes), report.notes
+
+
+def part(job: Path, number: int) -> Path:
+    """The file of a finished micro-batch."""
+    return next(job.glob(f"{number:06d}-*.safetensors"))
 
 
 def flip_a_bit(path: Path) -> None:
@@ -124,6 +131,49 @@ def test_another_edit_or_a_changed_video_is_not_gone_on_with(editor: Editor, vid
     assert any("There is no out.mp4.job" in note for note in report.notes)
 
 
+def test_a_wrong_option_costs_nothing_of_what_was_finished(editor: Editor, video: Path, tmp_path: Path) -> None:
+    """An edit with another seed, resumed or not, and the same one begun anew leave it for the one that goes on."""
+    out = tmp_path / "out.mp4"
+    whole = editor.edit_file(video, tmp_path / "whole.mp4", PARAMS)
+    interrupt(editor, video, out, 3)
+    other = interrupted_at_the_anchors(editor, video, out, replace(PARAMS, seed=6), resume=True)
+    assert not getattr(other, "__notes__", []), "nothing of that edit is kept"
+    same = interrupted_at_the_anchors(editor, video, out, PARAMS)
+    assert "add --resume" in same.__notes__[0]
+    report = editor.edit_file(video, out, PARAMS, resume=True)
+    assert (report.resumed_batches, report.frames_sha256) == (3, whole.frames_sha256)
+    assert not (tmp_path / "out.mp4.job").exists()
+
+
+def interrupted_at_the_anchors(editor: Editor, video: Path, out: Path, params: EditParams, **more: bool) -> Cancelled:
+    """What an edit raises that is cancelled once it has begun."""
+    cancel = Event()
+
+    def on_progress(progress: Progress) -> None:
+        if progress.stage == "anchors":
+            cancel.set()
+
+    with pytest.raises(Cancelled) as caught:
+        editor.edit_file(video, out, params, on_progress=on_progress, cancel=cancel, **more)
+    return caught.value
+
+
+def test_beginning_anew_says_what_was_there(editor: Editor, video: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    interrupt(editor, video, out, 3)
+    report = editor.edit_file(video, out, PARAMS)
+    assert any("held 3 finished micro-batches" in note and "--resume" in note for note in report.notes)
+
+
+def test_the_last_of_the_disk_is_for_the_video(
+    editor: Editor, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Job, "likely_bytes", 1 << 60)
+    report = editor.edit_file(video, tmp_path / "out.mp4", PARAMS)
+    assert any("which the edited video needs" in note for note in report.notes), report.notes
+    assert not (tmp_path / "out.mp4.job").exists()
+
+
 def test_a_disk_that_takes_no_journal_costs_the_journal_only(editor: Editor, video: Path, tmp_path: Path) -> None:
     (tmp_path / "out.mp4.job").write_text("in the way")
     report = editor.edit_file(video, tmp_path / "out.mp4", PARAMS)
@@ -143,7 +193,7 @@ def test_a_killed_command_goes_on(checkpoint_folder: Path, editor: Editor, tmp_p
     process = subprocess.Popen([*command, "--workers", str(workers)])
     try:
         deadline = time.monotonic() + 120
-        while not (tmp_path / "out.mp4.job" / "000002.safetensors").exists() and time.monotonic() < deadline:
+        while not list(tmp_path.glob("out.mp4.job/000002-*.safetensors")) and time.monotonic() < deadline:
             assert process.poll() is None, "the edit ended before it could be killed"
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)

@@ -70,6 +70,54 @@ def test_of_workers_gpus_all_memory_counts(editor: Editor, frames: np.ndarray, m
         check_memory(checkpoint, job, torch.device("cuda"), workers=2)
 
 
+def test_workers_share_the_memory_of_the_machine(
+    editor: Editor, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = EditParams("x", anchors=4, num_inference_steps=50)
+    checkpoint, job = editor._networks.checkpoint, _job(editor, frames, params)
+    need = 50 * known_costs(checkpoint, job).bank_step_bytes + weights_bytes(checkpoint)
+    monkeypatch.setattr(memory_module, "free_bytes", lambda device: 8 * need)
+    check_memory(checkpoint, job, torch.device("cpu"), workers=8)
+    monkeypatch.setattr(memory_module, "free_bytes", lambda device: 8 * need - 8)
+    with pytest.raises(InputError, match="needs at least"):
+        check_memory(checkpoint, job, torch.device("cpu"), workers=8)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_bank_on_the_host_must_fit_there(
+    editor: Editor, frames: np.ndarray, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = EditParams("x", anchors=4, num_inference_steps=50)
+    checkpoint, job = editor._networks.checkpoint, _job(editor, frames, params)
+    bank = 50 * known_costs(checkpoint, job).bank_step_bytes
+    monkeypatch.setattr(memory_module, "total_bytes", lambda device: 1 << 40)
+    host = [bank * workers]
+    monkeypatch.setattr(memory_module, "free_bytes", lambda device: 1 << 40)
+    monkeypatch.setattr(memory_module, "host_bytes", lambda: host[0])
+    check_memory(checkpoint, job, torch.device("cuda"), bank_on_host=True, workers=workers)
+    host[0] -= workers
+    with pytest.raises(InputError, match="needs at least"):
+        check_memory(checkpoint, job, torch.device("cuda"), bank_on_host=True, workers=workers)
+
+
+def test_a_bank_in_8_bit_needs_less_and_stays_on_the_device(
+    editor: Editor, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = EditParams("x", anchors=4, num_inference_steps=50)
+    checkpoint, full = editor._networks.checkpoint, _job(editor, frames, params)
+    eight = _job(editor, frames, replace(params, bank_dtype="float8"))
+    step = known_costs(checkpoint, full).bank_step_bytes
+    monkeypatch.setattr(memory_module, "free_bytes", lambda device: 50 * step // 4 + step)
+    check_memory(checkpoint, eight, torch.device("cpu"))
+    with pytest.raises(InputError, match="needs at least"):
+        check_memory(checkpoint, full, torch.device("cpu"))
+    monkeypatch.setattr(memory_module, "free_bytes", lambda device: 50 * step // 4 + step - 1)
+    with pytest.raises(InputError, match="needs at least"):
+        check_memory(checkpoint, eight, torch.device("cpu"))
+    with pytest.raises(InputError, match=r'bank_dtype = "float8" keeps .* choose one\.$'):
+        check_memory(checkpoint, eight, torch.device("cpu"), bank_on_host=True)
+
+
 def test_where_the_system_does_not_tell_nothing_is_refused(
     editor: Editor, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

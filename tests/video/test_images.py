@@ -44,6 +44,35 @@ def test_other_modes_become_rgb(tmp_path, mode):
     assert np.array_equal(next(read_images(probe_images(tmp_path))), np.full((30, 40, 3), 255))
 
 
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_16_bits_become_8_without_being_cut(tmp_path, ending):
+    grey = np.linspace(0, 65535, 40 * 30).reshape(30, 40).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / f"a.{ending}")
+    info = probe_images(tmp_path)
+    frame = next(read_images(info))
+    assert np.abs(frame.astype(float) - grey[..., None] / 257).max() <= 0.5
+    assert info.notes == ("The pictures have 16 bits a channel and are edited in 8.",)
+
+
+def test_numbers_without_a_known_white_are_refused(tmp_path):
+    Image.fromarray(np.linspace(0, 1, 1200, dtype=np.float32).reshape(30, 40)).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match="a.tif holds floating point numbers, .*; export it in 8 or 16 bits"):
+        probe_images(tmp_path)
+
+
+def test_dropped_transparency_is_told(tmp_path):
+    paint(tmp_path / "1.png")
+    Image.new("RGBA", (40, 30), (1, 2, 3, 4)).save(tmp_path / "2.png")
+    assert probe_images(tmp_path).notes == ("The pictures have transparency, which is dropped.",)
+
+
+def test_hidden_files_and_folders_are_no_pictures(tmp_path):
+    paint(tmp_path / "1.png")
+    (tmp_path / "._1.png").write_bytes(b"of another system")
+    (tmp_path / "2.png").mkdir()
+    assert [file.name for file in probe_images(tmp_path).files] == ["1.png"]
+
+
 def test_the_camera_s_orientation_is_applied(tmp_path):
     picture = Image.new("RGB", (40, 30))
     picture.paste((255, 0, 0), (0, 0, 40, 10))

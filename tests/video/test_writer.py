@@ -2,6 +2,7 @@
 
 import hashlib
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 import numpy as np
@@ -118,6 +119,21 @@ def test_sound_of_mpeg_ts_changes_only_its_wrapping(make, copy_video, packets, t
     plain = [data for _, data in packets(make("s.mp4", audio=("aac",)))[0]]
     assert [data[7:] for _, data in packets(there)[0]] == plain
     assert [data for _, data in packets(back)[0]] == plain
+
+
+@pytest.mark.parametrize("to", ["o.mp4", "o.mkv", "o.ts"])
+def test_sound_of_joined_files_goes_on_where_its_time_goes_back(make, copy_video, packets, tmp_path, to):
+    """As pictures do: two recordings of a camera joined by `cat`."""
+    part = copy_video(make("s.mp4", audio=("aac",)), tmp_path / "part.ts").path
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(part.read_bytes() * 2)
+    source = probe(joined)
+    assert source.num_frames == 48
+    (once,), (both,) = packets(part), packets(copy_video(source, tmp_path / to).path)
+    assert len(both) == 2 * len(once)
+    times = [at for at, _ in both]
+    assert all(later > earlier for earlier, later in pairwise(times))
+    assert float(times[-1] - times[0]) == pytest.approx(2 * float(once[-1][0] - once[0][0]), abs=0.1)
 
 
 def test_sound_keeps_its_exact_start_in_mp4(make, copy_video, packets, tmp_path):

@@ -1,0 +1,106 @@
+"""Paths that cannot be used, and inputs that an output would replace, are refused in a sentence."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from fairy.kernels.errors import InputError
+from fairy.runtime import Editor, EditParams
+from fairy.runtime.cli import run
+from fairy.runtime.files import user_path
+from fairy.runtime.prompts import read_prompts
+from fairy.runtime.request import check_fps
+from tests.runtime.conftest import make_frames, write_clip
+
+PARAMS = EditParams("make it red", num_inference_steps=1, anchors=1)
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    return write_clip(tmp_path / "clip.mp4", make_frames(3), sound=False)
+
+
+@pytest.mark.parametrize("path", ["x" * 300 + ".mp4", "~nobody-of-that-name/o.mp4", "a\0b.mp4"])
+def test_a_path_that_no_system_knows(path: str) -> None:
+    with pytest.raises(InputError, match=r"too long|not known here|null"):
+        user_path(path)
+
+
+def test_an_output_may_not_replace_what_is_read(
+    video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    story = tmp_path / "story.json"
+    story.write_text('[{"frame": 0, "prompt": "make it snow"}]')
+    out = str(tmp_path / "o.mp4")
+    assert run(["edit", str(video), "-o", out, "--prompts", str(story), "--report", str(story)]) == 2
+    assert "is the input itself" in capsys.readouterr().err
+    assert json.loads(story.read_text())[0]["frame"] == 0
+    values, clips = tmp_path / "values.json", tmp_path / "clips"
+    values.write_text('{"seed": 3}')
+    clips.mkdir()
+    write_clip(clips / "a.mp4", make_frames(2), sound=False)
+    words = ["edit-many", str(clips), "make it snow", "-o", str(tmp_path / "outs"), "--params", str(values)]
+    assert run([*words, "--report", str(values)]) == 2
+    assert values.read_text() == '{"seed": 3}'
+
+
+def test_a_preview_may_not_replace_a_picture(editor: Editor, tmp_path: Path) -> None:
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index, frame in enumerate(make_frames(2)):
+        Image.fromarray(frame).save(folder / f"{index}.png")
+    before = (folder / "1.png").read_bytes()
+    with pytest.raises(InputError, match="is the input itself"):
+        editor.edit(folder, PARAMS, preview=folder / "1.png")
+    assert (folder / "1.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["1e99999999", "1e400", "1/100000", "0", "-5", "1001", "9" * 50])
+def test_rates_that_no_file_has(text: str, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["edit", str(video), "x", "-o", str(tmp_path / "o.mp4"), f"--fps={text}"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "--fps" in said
+    assert "Fraction" not in said
+
+
+def test_slow_and_fast_rates_that_files_have() -> None:
+    assert check_fps(Fraction(1, 1000)) == Fraction(1, 1000)
+    assert check_fps(1000) == 1000
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 200_000, "{a: " * 3_000, "- " * 3_000 + "a", "\n".join(" " * i + "-" for i in range(300))]
+)
+def test_a_schedule_of_lists_in_lists(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "deep.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match="lists within lists"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize("name", ["model", "store", "decoder", "cache_dir"])
+def test_names_are_text_or_paths(name: str) -> None:
+    with pytest.raises(InputError, match=rf"{name} = 5 is not possible; give a name or a path"):
+        Editor.from_pretrained(**{name: 5})
+
+
+def test_what_cancels_is_an_event(editor: Editor) -> None:
+    with pytest.raises(InputError, match=r"cancel = True is not possible; give a threading.Event"):
+        editor.edit(make_frames(2), PARAMS, cancel=True)
+
+
+def test_numbers_that_no_float_holds() -> None:
+    with pytest.raises(InputError, match="guidance_scale = 1000"):
+        EditParams("x", guidance_scale=10**400)
+    with pytest.raises(InputError, match="seed = 9223372036854775808 is not possible; .* to 9223372036854775807"):
+        EditParams("x", seed=2**63)
+
+
+def test_warming_up_takes_any_parameters(editor: Editor) -> None:
+    editor.warm_up(24, 32, EditParams("x", anchors=1, prompts={100: "y", 31.5: "z"}))
+    editor.warm_up(24, 32, EditParams("x", anchors=1, shots=(120,)))
