@@ -1,7 +1,6 @@
 """What `fairy bench scaling` does, behind the options that the command line parses."""
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,10 +112,12 @@ def _links(texts: Sequence[str]) -> tuple[Link, ...]:
         try:
             rate = float(speed)
         except ValueError:
-            rate = math.nan
-        if not name.strip() or not 1e-6 <= rate <= 1e6:
+            rate = None
+        if rate is None or not name.strip():
             raise InputError(f"link = {text} is not NAME=GB/s; write for example InfiniBand=40.")
         links.append(Link(name.strip(), rate))
+        if not 1e-6 <= rate <= 1e6:
+            raise InputError(f"link = {text} is no link; give from 0.000001 to 1000000 GB/s.")
     if len({link.name for link in links}) < len(links):
         raise InputError(f"link = {', '.join(texts)} names one link twice; give each its own name.")
     return tuple(links) or LINKS

@@ -123,10 +123,10 @@ def to_json(
 def check_plot(path: Path) -> None:
     """What `draw` would raise of a path, before anything is computed for it."""
     try:
-        from matplotlib.backend_bases import FigureCanvasBase
+        from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise MachineError("Drawing needs the package matplotlib; install it, or leave --plot out.") from error
-    if path.suffix.lower().lstrip(".") not in FigureCanvasBase.get_supported_filetypes():
+    if path.suffix.lower().lstrip(".") not in Figure().canvas.get_supported_filetypes():
         raise InputError(f"{path} has no ending of a picture; name a .png, .svg or .pdf file.")
 
 
