@@ -9,6 +9,7 @@ At run time the entry nearest in shape is taken and nothing is ever timed, so th
 """
 
 import json
+import logging
 import math
 import warnings
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from typing import Any
 import torch
 
 from fairy.kernels.errors import InputError
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +147,8 @@ def pick_config(op: str, dims: Mapping[str, int], device: torch.device, default:
         device: where the kernel will run; on the CPU (Triton's interpreter) the default is right.
         default: a config that is safe everywhere.
 
-    Where there is no usable table for the GPU, or none of its entries is of this kind of problem, a warning, once for
-    each, names the command that makes one.
+    Where there is no usable table for the GPU, a warning, once per op, names the command that makes one; where none of
+    its entries is of this kind of problem, the log does.
     """
     if device.type != "cuda":
         return default
@@ -168,7 +171,7 @@ def _pick(op: str, dims: tuple[tuple[str, int], ...], device_name: str, default:
 def _warn_of_no_entry(op: str, device_name: str, exact: tuple[tuple[str, int | None], ...]) -> None:
     """Said once for each kind of problem that was not measured."""
     kind = ", ".join(f"{name} = {size}" for name, size in exact)
-    warnings.warn(f"There are no tuned configs of {op} with {kind} for {device_name}{_remedy(op)}", stacklevel=3)
+    _LOG.warning("There are no tuned configs of %s with %s for %s%s", op, kind, device_name, _remedy(op))
 
 
 @cache

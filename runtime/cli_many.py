@@ -62,7 +62,10 @@ def edit_many(
     """Edit every clip of a folder; one that cannot be edited does not stop the others."""
     from fairy.runtime.fleet import EditorSetup, FleetOptions, items_of_folder
     from fairy.runtime.fleet import edit_many as edit_items
+    from fairy.runtime.workers.torchrun import torchrun_world
 
+    if torchrun_world() is not None:
+        raise InputError("torchrun would edit the whole folder in each of its processes; start edit-many without it.")
     given = {
         "negative_prompt": negative_prompt,
         "anchors": cli_options.parse_anchors(anchors),

@@ -64,6 +64,12 @@ def examine() -> list[Finding]:
     return [finding for look in looks for finding in look()]
 
 
+_BACKENDS = (  # module, what pip is told, remark
+    ("onnxruntime", "onnxruntime onnx onnxscript", "or onnxruntime-gpu, never both"),
+    ("tensorrt", "tensorrt-cu13 onnx onnxscript", "or tensorrt-cu12, for drivers of CUDA 12: docs/tensorrt.md"),
+)
+
+
 def _python() -> list[Finding]:
     found = ".".join(map(str, sys.version_info[:3]))
     old = sys.version_info < (3, 11)
@@ -108,7 +114,7 @@ def _gpu() -> list[Finding]:
         return [Finding("CUDA GPU", True, f"{torch.cuda.device_count()} × {', '.join(sorted(names))}", required=False)]
     if torch.version.cuda is None:
         remark = "only worth it with an NVIDIA GPU; installs PyTorch's build with CUDA"
-        remedy = f"{_pip()} install --force-reinstall torch"
+        remedy = f"{_pip()} install --force-reinstall torch=={torch.__version__.partition('+')[0]}"
         return [Finding("CUDA GPU", False, "this PyTorch is built for the CPU only", remedy, remark, required=False)]
     remark = "where there is an NVIDIA GPU, install its driver until this command lists it"
     return [Finding("CUDA GPU", False, "none found", "nvidia-smi", remark, required=False)]
@@ -116,12 +122,21 @@ def _gpu() -> list[Finding]:
 
 def _optional() -> list[Finding]:
     findings = []
-    for module, remark in (("onnxruntime", "or onnxruntime-gpu, never both"), ("tensorrt", "from NVIDIA's own index")):
-        there = find_spec(module) is not None
+    for module, packages, remark in _BACKENDS:
+        missing = [name for name in (module, "onnx", "onnxscript") if find_spec(name) is None]
+        there = module not in missing
         found = (_installed(module) or _installed(f"{module}-gpu") or "installed") if there else "not installed"
-        remedy = "" if there else f"{_pip()} install {module}"
-        findings.append(Finding(module, there, found, remedy, "" if there else remark, required=False))
-    return findings
+        if there and missing:
+            found += f", but {' and '.join(missing)} not, which `fairy build` needs"
+        remedy = f"{_pip()} install {packages}" if missing else ""
+        findings.append(Finding(module, not missing, found, remedy, remark if missing else "", required=False))
+    return [*findings, _compiler()]
+
+
+def _compiler() -> Finding:
+    found = next((name for name in ("g++", "clang++") if shutil.which(name)), None)
+    remark = "" if found else "the backend compiled needs g++ or clang++ on the CPU; install one"
+    return Finding("C++ compiler", found is not None, found or "none found", remark=remark, required=False)
 
 
 def _model() -> list[Finding]:

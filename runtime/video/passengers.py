@@ -13,12 +13,10 @@ from av.stream import Disposition, Stream
 
 from fairy.runtime.video import formats
 from fairy.runtime.video.helper import Refusal
-from fairy.runtime.video.source import Source, codec_name
+from fairy.runtime.video.source import JUMP_S, Source, codec_name
 
 _BELONGS_TO_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder", "timecode", "duration"}
 _LOOK_AHEAD_PACKETS = 50
-_JUMP_S = Fraction(1, 2)
-"""A stream whose time goes back by more begins anew, as where files were joined; by less its packets overlap."""
 _LATE_SOUND_S = 30
 """No player copes with sound that is stored farther behind its pictures."""
 
@@ -109,7 +107,7 @@ class Passengers:
             return
         dts = packet.dts + self._later.get(index, 0)
         end = self._ends.get(index)
-        if end is not None and dts < end - _JUMP_S / packet.time_base:
+        if end is not None and dts < end - JUMP_S / packet.time_base:
             self._later[index] = self._later.get(index, 0) + end - dts
             dts = end
         if self._later.get(index):

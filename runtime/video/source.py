@@ -25,6 +25,8 @@ from fairy.runtime.video.log import FFmpegLog
 DECODER_THREADS = 4
 _ALIGNED = 128
 """FFmpeg holds its max_pixels against sizes that it has rounded up, by at most this much."""
+JUMP_S = Fraction(1, 2)
+"""A stream whose time goes back by more begins anew, as where files were joined; by less it is jitter."""
 _BROKEN = re.compile("EBML number|exceeds containing master element|exceeds max length")
 """What the Matroska demuxer says before it silently leaves out what it cannot follow."""
 
@@ -49,16 +51,25 @@ class Source:
         self.container.close()
 
     def decode(self) -> Iterator[tuple[VideoFrame, int]]:
-        """Every frame in the order shown with its time stamp, made strictly increasing; raises at the first damage."""
-        size, last = (0, 0), None
+        """Every frame in the order shown with its time stamp, made strictly increasing; raises at the first damage.
+
+        Where time goes back far, as in joined MPEG-TS files, it goes on from there.
+        """
+        size, last, step, later = (0, 0), None, 1, 0
+        jump = int(JUMP_S / tick(self.stream))
         zero: int | None = None if self.container.format.name == "avi" else 0
         for frame in self._frames():
             if frame.is_corrupt:
                 raise self._damaged(frame.time)
             size = self._check_frame(frame, size)
             pts = frame.pts if frame.pts is not None else frame.dts
+            pts = None if pts is None else pts + later
+            if last is not None and pts is not None and pts < last - jump:
+                later += last + step - pts
+                pts = last + step
             if last is not None and (pts is None or pts <= last):
                 pts = last + max(frame.duration, 1)
+            step = max((pts or 0) - last, 1) if last is not None else max(frame.duration, 1)
             last = pts or 0
             # AVI stores no time stamps: what FFmpeg makes up begins at the decoder's delay instead of 0.
             zero = last if zero is None else zero

@@ -87,12 +87,15 @@ def test_the_nearest_entry_is_that_of_a_plain_search(folder: Path) -> None:
         assert found["BLOCK"] == distances.index(min(distances)), (dim, rows, channels)
 
 
-def test_exact_dims_never_stand_in_for_one_another(folder: Path) -> None:
+def test_exact_dims_never_stand_in_for_one_another(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     _write(folder, _table((40, 100, 10), (80, 100, 10)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert pick_config("made_up", {"head_dim": 80, "rows": 1, "channels": 1}, CUDA, DEFAULT) == _config(1)
         assert pick_config("made_up", {"head_dim": 64, "rows": 100, "channels": 10}, CUDA, DEFAULT) == DEFAULT
+        assert pick_config("made_up", {"head_dim": 64, "rows": 200, "channels": 10}, CUDA, DEFAULT) == DEFAULT
+    (record,) = caplog.records
+    assert "no tuned configs of made_up with head_dim = 64" in record.getMessage()
 
 
 def test_no_table_is_said_once_an_op_with_the_command(folder: Path) -> None:

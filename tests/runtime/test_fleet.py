@@ -333,3 +333,13 @@ def test_wrong_options_are_one_sentence(
     assert error.count("\n") == 1
     assert re.search(words, error), error
     assert told == ""
+
+
+def test_torchrun_does_not_edit_a_folder_several_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert cli.run(["edit-many", str(tmp_path), "make it snow", "-o", str(tmp_path / "out")]) == 2
+    assert "start edit-many without it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
