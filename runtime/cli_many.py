@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fairy.kernels.errors import Cancelled, InputError
 from fairy.runtime import cli_options
-from fairy.runtime.files import check_can_write, check_outputs, user_path
+from fairy.runtime.files import check_can_write, user_path
 
 if TYPE_CHECKING:
     from fairy.runtime.fleet import ClipResult, FleetReport, WorkItem
@@ -88,7 +88,8 @@ def edit_many(
     if report is not None:
         _check_report(user_path(report), items)
         inputs = [item.video for item in items] + ([] if params is None else [user_path(params)])
-        check_outputs({"report": user_path(report)}, *inputs)
+        if user_path(report).resolve() in {path.resolve() for path in inputs}:
+            raise InputError(f"{report} is the input itself; name another file for the report.")
     try:
         # Ray prints what it thinks of lost nodes; stdout is for the table.
         with redirect_stdout(sys.stderr), _progress_bar(quiet, len(items)) as on_result:

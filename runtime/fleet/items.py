@@ -57,7 +57,6 @@ def items_of_folder(
     if target.resolve() == source.resolve():
         raise InputError(f"{out_folder} is the folder of the clips itself; name another one for the results.")
     if ending is not None:
-        ending = ending if ending.startswith(".") else f".{ending}"
         output_format(Path(f"clip{ending}"))
     videos = sorted(p for p in source.iterdir() if p.suffix.lower() in VIDEO_ENDINGS and _is_clip(p))
     if not videos:
