@@ -1,5 +1,6 @@
 """Which frames are anchors, and the bank that holds their keys and values."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,6 +12,7 @@ from fairy.export.graphs import GraphSpec, SelfAttention
 from fairy.kernels.errors import InputError
 
 DEFAULT_ANCHORS = 3
+_ALIGNED_BYTES = 256  # every tensor of a bank begins at a multiple of this
 
 
 def choose_anchors(anchors: int | tuple[int, ...] | list[int] | None, num_frames: int) -> tuple[int, ...]:
@@ -71,6 +73,7 @@ class AnchorBank:
         keys, values: by step, then by layer name: [branch, anchors·tokens, heads·dim].
         num_anchors: how many anchors share the token dimension.
         carries: after them comes one more, of the segment before, whose look is continued.
+        flat: by step, the one buffer [values] in which all of its keys and values lie.
     """
 
     layers: tuple[SelfAttention, ...]
@@ -78,6 +81,7 @@ class AnchorBank:
     values: tuple[dict[str, Tensor], ...]
     num_anchors: int
     carries: bool = False
+    flat: tuple[Tensor, ...] = ()
 
     @classmethod
     def allocate(
@@ -91,30 +95,42 @@ class AnchorBank:
         dtype: torch.dtype,
         device: torch.device,
         carried: "CarriedAnchor | None" = None,
+        pinned: bool = False,
     ) -> "AnchorBank":
-        """A bank for what `graph` (phase A) emits at latents of `latent_size` (h, w); empty but for what is carried."""
+        """A bank for what `graph` (phase A) emits at latents of `latent_size` (h, w); empty but for what is carried.
+
+        `pinned`: in host memory that a GPU copies from and to by itself, as one piece: torch rounds every pinned piece
+        up to a power of two.
+        """
         layers = tuple(layer for layer in graph.layers if layer.emits)
         slots = num_anchors + (carried is not None)
 
-        def tensors() -> dict[str, Tensor]:
-            return {
-                layer.name: torch.empty(
-                    branches,
-                    slots * tokens_at(layer.level, latent_size),
-                    layer.channels,
-                    dtype=dtype,
-                    device=device,
-                )
-                for layer in layers
-            }
+        sizes = {
+            layer.name: (branches, slots * tokens_at(layer.level, latent_size), layer.channels) for layer in layers
+        }
+        unit = _ALIGNED_BYTES // dtype.itemsize
+        lengths = {name: -(-math.prod(size) // unit) * unit for name, size in sizes.items()}
+        step_length = 2 * sum(lengths.values())
+        if pinned:
+            whole = torch.empty(num_inference_steps * step_length, dtype=dtype, pin_memory=True)
+            flat = whole.split(step_length) if step_length else (whole,) * num_inference_steps
+        else:
+            flat = tuple(torch.empty(step_length, dtype=dtype, device=device) for _ in range(num_inference_steps))
 
-        steps = range(num_inference_steps)
+        def tensors(buffer: Tensor, at: int) -> dict[str, Tensor]:
+            named = {}
+            for name, size in sizes.items():
+                named[name] = buffer[at : at + math.prod(size)].view(size)
+                at += lengths[name]
+            return named
+
         bank = cls(
             layers,
-            tuple(tensors() for _ in steps),
-            tuple(tensors() for _ in steps),
+            tuple(tensors(buffer, 0) for buffer in flat),
+            tuple(tensors(buffer, step_length // 2) for buffer in flat),
             num_anchors,
             carried is not None,
+            tuple(flat),
         )
         if carried is not None:
             bank.put(carried)

@@ -17,8 +17,6 @@ from fairy.runtime.anchors import AnchorBank, CarriedAnchor
 HOST_BANK_STEPS = 2
 """Steps of such a bank that are on the device."""
 
-Tensors = tuple[Tensor, ...]
-
 
 @dataclass(slots=True)
 class _Slot:
@@ -52,9 +50,7 @@ class HostBank:
 
     @classmethod
     def around(cls, home: AnchorBank, first: AnchorBank, second: AnchorBank, device: torch.device) -> "HostBank":
-        """A bank whose steps lie in `home`; `first` and `second` are empty banks of one step on `device`."""
-        if device.type == "cuda":
-            home = _pinned(home)
+        """A bank whose steps lie in `home`, pinned for a GPU; the others are empty banks of one step on `device`."""
         return cls(home, (_Slot(first), _Slot(second)), device)
 
     @property
@@ -124,19 +120,17 @@ class HostBank:
         self, source: AnchorBank, of: int, target: AnchorBank, to: int, after: torch.cuda.Event | None = None
     ) -> torch.cuda.Event | None:
         """Copy one step on the copying stream; the event is when it is done."""
-        pairs = list(zip(_tensors(source, of), _tensors(target, to), strict=True))
+        mine, theirs = source.flat[of], target.flat[to]
         if self._stream is None:
-            for mine, theirs in pairs:
-                theirs.copy_(mine)
+            theirs.copy_(mine)
             return None
         if after is None:
             after = torch.cuda.Event()
             after.record(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(after)
-            for mine, theirs in pairs:
-                theirs.copy_(mine, non_blocking=True)
-                (theirs if theirs.is_cuda else mine).record_stream(self._stream)  # it may be dropped before
+            theirs.copy_(mine, non_blocking=True)
+            (theirs if theirs.is_cuda else mine).record_stream(self._stream)  # it may be dropped before
             done = torch.cuda.Event()
             done.record(self._stream)
         return done
@@ -144,14 +138,3 @@ class HostBank:
     def _make_current_wait(self, event: torch.cuda.Event | None) -> None:
         if event is not None:
             torch.cuda.current_stream(self.device).wait_event(event)
-
-
-def _tensors(bank: AnchorBank, step: int) -> Tensors:
-    return (*bank.keys[step].values(), *bank.values[step].values())
-
-
-def _pinned(bank: AnchorBank) -> AnchorBank:
-    def pin(steps: tuple[dict[str, Tensor], ...]) -> tuple[dict[str, Tensor], ...]:
-        return tuple({name: tensor.pin_memory() for name, tensor in step.items()} for step in steps)
-
-    return AnchorBank(bank.layers, pin(bank.keys), pin(bank.values), bank.num_anchors, bank.carries)

@@ -49,7 +49,8 @@ def check_memory(
         check_fits(costs, min(steps, HOST_BANK_STEPS), there)
         host = host_bytes()
         if host is not None:
-            check_fits(replace(costs, weights_bytes=0), steps, host // workers)
+            lost = pinned_bytes(steps * costs.bank_step_bytes) - steps * costs.bank_step_bytes
+            check_fits(replace(costs, weights_bytes=0), steps, host // workers - lost)
     elif eight_bit or memory_per_worker(costs, HOST_BANK_STEPS).total > there:
         check_fits(costs, steps, there)
     else:
@@ -119,6 +120,11 @@ def bank_step_bytes(
     """Bytes of the keys and values that phase A (`graph`) emits at one step, at latents of `latent_size` (h, w)."""
     values = sum(tokens_at(layer.level, latent_size) * layer.channels for layer in graph.layers if layer.emits)
     return 2 * branches * num_anchors * values * dtype.itemsize
+
+
+def pinned_bytes(wanted: int) -> int:
+    """What torch takes of the host for one pinned piece of so many bytes: the next power of two."""
+    return 1 << max(wanted - 1, 0).bit_length()
 
 
 def weights_bytes(checkpoint: Checkpoint) -> int:

@@ -232,7 +232,7 @@ class Networks:
     def new_bank(self, job: Job, num_anchors: int, precision: torch.dtype, carried: CarriedAnchor | None) -> Bank:
         """A bank for so many anchors at the job's steps and branches; empty but for what is carried."""
 
-        def bank(steps: int, device: torch.device, carried: CarriedAnchor | None) -> AnchorBank:
+        def bank(steps: int, device: torch.device, carried: CarriedAnchor | None, pinned: bool = False) -> AnchorBank:
             return AnchorBank.allocate(
                 job.graphs["unet_anchor"],
                 num_inference_steps=steps,
@@ -242,6 +242,7 @@ class Networks:
                 dtype=precision,
                 device=device,
                 carried=carried,
+                pinned=pinned,
             )
 
         steps = len(job.schedule)
@@ -250,7 +251,7 @@ class Networks:
             return Float8Bank(bank(1, self.device, first), steps, carried)
         if not self.bank_on_host:
             return bank(steps, self.device, carried)
-        home = bank(steps, torch.device("cpu"), carried)
+        home = bank(steps, torch.device("cpu"), carried, pinned=self.device.type == "cuda")
         return HostBank.around(home, bank(1, self.device, first), bank(1, self.device, first), self.device)
 
     def initial_noise(self, job: Job, frames: Sequence[int]) -> Tensor:

@@ -159,7 +159,7 @@ class Dispatch:
         self._assign_anchors(leader, self._group(leader, 0) if others else {})
 
     def _group(self, member: Member, rank: int) -> Message:
-        # A transfer's clock may start a step early; whoever is really late is lost by the controller's own deadline.
+        # A transfer's clock starts when its step is there; who is really late is lost by the controller's own deadline.
         facts = {"meeting": self._meeting, "rank": rank, "size": len(self._members)}
         rest = {"steps": len(self._job.schedule), "timeout_s": 2 * self._deadline_s}
         return {"group": facts | rest, "device": member.device}
@@ -305,10 +305,22 @@ class Dispatch:
         elif message.get("complete"):
             member.complete = True
         elif member.shares:
-            self._recompute(member)
+            self._give_up_sharing(member)
 
     def _sharing(self, *, complete_too: bool) -> list[Member]:
         return [m for m in self._members if m.shares and (complete_too or not m.complete)]
+
+    def _give_up_sharing(self, lost: Member) -> None:
+        """A member can take part in the broadcasts no more: nobody can, for they wait for each other.
+
+        Where sockets are closed they would notice; NCCL's transfers on one machine would wait for ever, and with them
+        whatever synchronises the leader's GPU.
+        """
+        for member in self._members:
+            if not member.shares and member is not lost:
+                self._post(member, {"do": "bank_off"})
+        for member in self._sharing(complete_too=False):
+            self._recompute(member)
 
     def _recompute(self, member: Member) -> None:
         """Have a member compute the bank for itself; its micro-batches that needed the lost one come back."""
@@ -326,10 +338,14 @@ class Dispatch:
             self._give_back(part, reason)
         if not self._members:
             raise MachineError(f"No worker is left: {' '.join(self._job.lost_workers)} Start the edit again.")
-        if self._segment.anchors:
-            led = not member.shares and self._anchors is None
-            for other in self._sharing(complete_too=led):
-                self._recompute(other)
+        if not self._segment.anchors:
+            return
+        if member.shares and not member.complete:
+            self._give_up_sharing(member)
+            return
+        led = not member.shares and self._anchors is None
+        for other in self._sharing(complete_too=led):
+            self._recompute(other)
 
     def _give_back(self, part: int, reason: str) -> None:
         self._again.append(part)

@@ -21,6 +21,10 @@ _ENVIRONMENT = {
     # Workers of one machine meet on the loopback interface and on no other.
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
+    # A worker is ended by the controller alone. torch would end all that share a group with one that died, and an
+    # aborted transfer (the value 2) would look as if it had arrived.
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
     "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
 }
 

@@ -6,6 +6,7 @@ A message is a JSON line and raw bytes (`video/wire.py`); nothing is pickled. Th
     job      a segment of a job: the job's parameters, sizes and initial noise
     bank     the anchors' bank comes from another worker; where to meet
     anchors  compute phase A of these pictures, and send the bank to the others where a meeting place is named
+    bank_off a worker is lost that the bank was broadcast to: let go of the group, at once
     part     compute these frames
     decode   these frames' latents are there already: decode them
     stop     the job is over, done or not; forget it

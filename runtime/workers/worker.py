@@ -107,7 +107,7 @@ class Listener:
         elif what == "stop":
             self._cancel.set()
         # The shot before may still be asked for its last anchor; the one before that is done.
-        kept = 0 if what in ("stop", "anchors") else 1 if what == "bank" else len(self._groups)
+        kept = 0 if what in ("stop", "anchors", "bank_off") else 1 if what == "bank" else len(self._groups)
         while len(self._groups) > kept:
             self._groups.pop(0).close("it was given up")
         if "group" not in message:
@@ -161,7 +161,7 @@ class Server:
         elif what == "stop":
             self._work = None
             self._networks.backend.take_usage()
-        elif self._work is not None and not task.cancel.is_set():
+        elif what != "bank_off" and self._work is not None and not task.cancel.is_set():
             todo = {"bank": self._receive_bank, "anchors": self._anchors, "part": self._part, "decode": self._decode}
             todo[what](task, self._work)
 

@@ -10,6 +10,8 @@ so that it starts in no time.
     {"cpu:0": {"void": true}}  finds, as the leader, that what it sent of the bank is of no use
     {"cpu:2": {"lost": true}}  the bank never arrives
     {"cpu:2": {"deaf": true}}  never says that it is ready
+    {"cpu:2": {"waits": true}} has not yet got all of the bank
+    {"cpu:0": {"stuck": true}} is held up by its transfers, as with NCCL, until it is told that they are off
 """
 
 import json
@@ -23,14 +25,19 @@ tasks = 0
 generation = 0
 has_bank = False
 job = None
+postponed = []
 
 
-def receive():
+def read():
     line = sys.stdin.buffer.readline()
     if not line:
         os._exit(3)
     message = json.loads(line)
     return message, sys.stdin.buffer.read(message.get("bytes", 0))
+
+
+def receive():
+    return postponed.pop(0) if postponed else read()
 
 
 def send(message, payload=b""):
@@ -78,9 +85,13 @@ while True:
         latent_bytes = 4 * math.prod(message["latent_shape"])
     elif what == "bank":
         generation, has_bank = message["generation"], not role.get("lost")
-        send(answer("bank") | {"complete": has_bank})
+        if not role.get("waits"):
+            send(answer("bank") | {"complete": has_bank})
     elif what == "anchors" and not misbehave(message):
         generation, has_bank = message["generation"], True
+        if role.get("stuck"):
+            while (later := read())[0]["do"] != "bank_off":
+                postponed.append(later)
         if role.get("void"):
             send(answer("bank") | {"complete": False, "void": True})
         send(answer("step") | {"stage": "anchors", "done": 1})

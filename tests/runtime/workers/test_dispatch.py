@@ -93,6 +93,8 @@ def test_every_frame_comes_once_and_in_order(plan, workers: int, anchors: int) -
         ({"cpu:0": {"void": True}}, 0, {0}),
         ({"cpu:1": {"lost": True}, "cpu:2": {"lost": True}}, 0, {0}),
         ({"cpu:0": {"die": 0}, "cpu:1": {"lost": True}}, 1, {0, 1}),
+        ({"cpu:0": {"stuck": True}, "cpu:2": {"die": 0, "waits": True}}, 1, {1, 2}),
+        ({"cpu:0": {"stuck": True}, "cpu:1": {"lost": True}}, 0, {0}),
     ],
 )
 def test_whatever_happens_to_workers_the_result_is_the_same(plan, script: dict, lost: int, redone: set[int]) -> None:
