@@ -1,6 +1,6 @@
 """Which backend runs: by name, or the best one that is ready.
 
-Each backend is a file of its own in this folder, imported only when it is asked for.
+Each backend is a file of its own in this folder; those that need further packages are imported when they are asked for.
 """
 
 import logging
@@ -16,7 +16,7 @@ from fairy.engines.store import EngineStore
 from fairy.engines.stored import NotBuilt, StoredBackend
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.model import graph_specs
-from fairy.export.steps import check_steps
+from fairy.export.steps import NO_STEPS, Steps, check_steps, choose_steps
 from fairy.kernels.errors import FairyError, InputError, MachineError
 
 _LOG = logging.getLogger(__name__)
@@ -25,11 +25,12 @@ _HOMES = {
     "tensorrt": ("fairy.engines.tensorrt", "TensorRTBuilder"),
     "compiled": ("fairy.engines.compiled", "CompiledBuilder"),
 }
-# What "auto" looks for in the store, best first; eager is what it ends with.
+# What "auto" looks for in the store, best first. It ends with the network as PyTorch runs it: recorded on a GPU.
 _PREFERRED = {"cuda": ("tensorrt", "compiled"), "cpu": ("onnxruntime",)}
 
 BUILDABLE = tuple(_HOMES)
-BACKENDS = ("eager", *BUILDABLE)
+BACKENDS = ("eager", "cuda-graphs", *BUILDABLE)
+_WITH_STEPS = ("compiled", "cuda-graphs")
 EDIT_GRAPHS = ("text_encoder", "vae_encoder", "vae_decoder", "unet_anchor", "unet_frame")
 
 Builders = Callable[[str], Builder]
@@ -64,6 +65,8 @@ def check_backend(name: str, device: torch.device, without: Sequence[str] = ()) 
     """
     _check_name(name)
     check_without(name, without)
+    if name == "cuda-graphs":
+        _check_gpu(device)
     if name in BUILDABLE:
         full_environment(make_builder(name), device)
 
@@ -100,6 +103,11 @@ def make_backend(
         return _best(checkpoint, device, dtype, store, builders)
     if name == "eager":
         return EagerBackend(checkpoint, device, dtype)
+    if name == "cuda-graphs":
+        _check_gpu(device)
+        from fairy.engines.graphed import GraphedBackend
+
+        return GraphedBackend(checkpoint, device, dtype, without=without)
     if not without:
         backend = StoredBackend(name, store, checkpoint, device, dtype, builder=builders(name))
         try:
@@ -114,10 +122,19 @@ def make_backend(
 
 def check_without(backend: str, without: Sequence[str]) -> None:
     """Raise InputError where a step to leave out does not exist, or the backend has none."""
-    if check_steps(without) and backend != "compiled":
+    if check_steps(without) and backend not in _WITH_STEPS:
         raise InputError(
-            f"Backend {backend!r} has no steps to leave out; choose the backend compiled, or leave none out."
+            f"Backend {backend!r} has no steps to leave out; choose one of {', '.join(_WITH_STEPS)}, or leave none out."
         )
+
+
+def steps_of(backend: str, device: torch.device, without: Sequence[str] = ()) -> Steps:
+    """The steps that a backend asked for by name runs with, where it compiles or records itself."""
+    if backend == "cuda-graphs":
+        from fairy.engines.graphed import graphed_steps
+
+        return graphed_steps(device, without)
+    return choose_steps(without, device.type) if backend == "compiled" else NO_STEPS
 
 
 def _best(
@@ -136,8 +153,18 @@ def _best(
         else:
             _LOG.info("backend %s, engines of %s", name, store.root)
             return backend
-    _LOG.info("backend eager%s", "".join(f"; {reason}" for reason in reasons))
-    return EagerBackend(checkpoint, device, dtype, fallbacks=tuple(reasons))
+    last = _last_resort(device)
+    _LOG.info("backend %s%s", last.name, "".join(f"; {reason}" for reason in reasons))
+    return last(checkpoint, device, dtype, fallbacks=tuple(reasons))
+
+
+def _last_resort(device: torch.device) -> type[EagerBackend]:
+    """What runs where no engines are: networks as PyTorch runs them, recorded on a GPU."""
+    if device.type != "cuda":
+        return EagerBackend
+    from fairy.engines.graphed import GraphedBackend
+
+    return GraphedBackend
 
 
 def _prepared(backend: StoredBackend, checkpoint: Checkpoint) -> StoredBackend:
@@ -148,6 +175,11 @@ def _prepared(backend: StoredBackend, checkpoint: Checkpoint) -> StoredBackend:
         backend.close()
         raise
     return backend
+
+
+def _check_gpu(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise InputError("Backend 'cuda-graphs' records CUDA graphs and needs a GPU; choose auto or eager.")
 
 
 def _check_name(name: str) -> None:

@@ -29,11 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from fairy.engines.cuda_graphs import GraphRunner, on_device
+from fairy.engines.cuda_graphs import GraphRunner, Record, RecordedEngine, Recorder, on_device
 from fairy.engines.eager import EagerBackend, EagerEngine
-from fairy.engines.engine import BuildOptions, Engine, EngineSpec, OnBuild, Shapes, Usage
+from fairy.engines.engine import BuildOptions, Engine, EngineSpec, OnBuild, Shapes, Usage, check_inputs
 from fairy.engines.fast import FastEngine, Run
-from fairy.engines.whole_float32 import whole_float32
+from fairy.engines.numerics import steady_compiler, steady_numerics
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.fast_blocks import NotServed
 from fairy.export.fast_unet import FastUNet, FastUNetGraph
@@ -168,15 +168,13 @@ class CompiledEngine:
         graph = self.spec.graph
         if self._run is None:
             raise InputError(f"The engine of {graph.name} was closed.")
-        if set(inputs) != {tensor.name for tensor in graph.inputs}:
-            odd = sorted(set(inputs) ^ {tensor.name for tensor in graph.inputs})[0]
-            raise InputError(f"{graph.name}: the input {odd} is missing or unknown.")
+        check_inputs(graph, inputs)
         for tensor in graph.inputs:
             wanted = dtype_of(tensor, getattr(torch, self.spec.precision))
             if inputs[tensor.name].dtype != wanted:
                 raise InputError(f"{tensor.name} of {graph.name} must be {wanted}, not {inputs[tensor.name].dtype}.")
         try:
-            with torch.inference_mode(), whole_float32(self.spec.precision), on_device(self._device):
+            with torch.inference_mode(), steady_numerics(self.spec.precision), on_device(self._device):
                 results = self._run(*(inputs[tensor.name].contiguous() for tensor in graph.inputs))
         except Exception as error:  # whatever the generated code raises
             _let_pass_out_of_memory(error)
@@ -192,62 +190,88 @@ class CompiledEngine:
 
 
 class CompiledBackend(EagerBackend):
-    """Every graph compiled by `torch.compile` when it is first called with a shape; nothing is kept for later."""
+    """Every graph with the steps of the compiled path; compiled, where that is one of them, at the first call of a
+    shape. Nothing is kept for later.
+
+    What is asked for in another precision than the backend's, after values overflowed, is neither compiled nor
+    recorded: that would take longer than the few calls that need it.
+    """
 
     name = "compiled"
 
     def __init__(
-        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, without: Iterable[str] = ()
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        without: Iterable[str] = (),
+        record: Record | None = None,
     ) -> None:
-        """`without`: names of steps to leave out. Raises InputError where there is no such step."""
+        """
+        Args:
+            without: names of steps to leave out.
+            record: see `GraphRunner`.
+
+        Raises:
+            InputError: there is no such step.
+        """
         super().__init__(checkpoint, device, dtype)
         self.steps = choose_steps(without, device.type)
         self._unets: dict[torch.dtype, FastUNet] = {}
-        self._fast: dict[tuple[GraphSpec, torch.dtype], Engine] = {}
         self._notes: list[str] = []
-
-    def engine(self, graph: GraphSpec, precision: torch.dtype | None = None) -> Engine:
-        """The engine of a graph; its first call compiles and the log says how long that took."""
-        key = (graph, precision or self._dtype)
-        if key not in self._fast:
-            self._fast[key] = self._make(*key)
-        return self._fast[key]
+        self._recorder = Recorder(record)
 
     def take_usage(self) -> Usage:
         """What ran since this was last asked: nothing of a store."""
         compiled = "graphs were compiled on the spot; `fairy build --backend compiled` keeps them"
         notes = [compiled] if "inductor" in self.steps else []
-        return Usage(fallbacks=(*notes, *dict.fromkeys(self._notes)), steps=in_order(self.steps))
+        return Usage(fallbacks=tuple(dict.fromkeys((*notes, *self._notes))), steps=in_order(self.steps))
 
     def close(self) -> None:
         """Close every engine and let go of the weights."""
         super().close()
-        for engine in self._fast.values():
-            engine.close()
-        self._fast.clear()
         self._unets.clear()
 
     def _make(self, graph: GraphSpec, dtype: torch.dtype) -> Engine:
-        spec = EngineSpec(graph, self.name, str(self._device), str(dtype).removeprefix("torch."))
+        spec, usual = self._spec(graph, dtype), dtype == self._dtype
         try:
             if graph.layers:
                 return self._fast_engine(spec, dtype)
-            module = fast_module(self._checkpoint(dtype), graph, self.steps)
+            module = fast_module(self._weights(graph, dtype), graph, self.steps)
         except NotServed as error:
             self._notes.append(f"{graph.name} ran without the steps that change it: {error}")
-            module = build_graph(self._checkpoint(dtype), graph)
-        return EagerEngine(spec, _CompiledOnTheSpot(graph.name, module) if "inductor" in self.steps else module)
+            module = build_graph(self._weights(graph, dtype), graph)
+        if "inductor" in self.steps and usual:
+            module = _CompiledOnTheSpot(graph.name, module)
+        if "cuda-graphs" in self.steps and usual and graph.name.startswith("vae_"):
+            names = [tensor.name for tensor in graph.inputs]
+            run = self._recorded(lambda inputs: tuple(module(*(inputs[name] for name in names))))
+            return RecordedEngine(spec, run)
+        return EagerEngine(spec, module)
 
     def _fast_engine(self, spec: EngineSpec, dtype: torch.dtype) -> FastEngine:
         if dtype not in self._unets:
-            self._unets[dtype] = FastUNet(self._checkpoint(dtype).unet, self.steps, attention(self.steps))
+            if dtype != self._dtype:
+                self._unets = {own: unet for own, unet in self._unets.items() if own == self._dtype}
+            self._unets[dtype] = FastUNet(self._weights(spec.graph, dtype).unet, self.steps, attention(self.steps))
         unet, graph = self._unets[dtype], spec.graph
 
         def call(inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
             return tuple(unet(inputs, graph))
 
+        if dtype != self._dtype:
+            return FastEngine(spec, unet, call)
         run: Run = _CompiledOnTheSpot(graph.name, call) if "inductor" in self.steps else call
-        return FastEngine(spec, unet, GraphRunner(run) if "cuda-graphs" in self.steps else run)
+        return FastEngine(spec, unet, self._recorded(run) if "cuda-graphs" in self.steps else run)
+
+    def _recorded(self, run: Run) -> GraphRunner:
+        return GraphRunner(run, self._recorder, self._notes.append)
+
+    def _free_other(self, graph: GraphSpec, dtype: torch.dtype) -> None:
+        super()._free_other(graph, dtype)
+        if graph.layers and dtype == self._dtype:
+            self._unets = {own: unet for own, unet in self._unets.items() if own == self._dtype}
 
 
 class _CompiledOnTheSpot(nn.Module):
@@ -267,7 +291,7 @@ class _CompiledOnTheSpot(nn.Module):
         _LOG.warning("compiling %s for %s …", self._name, list(shapes[0]))
         started = time.perf_counter()
         try:
-            with torch._dynamo.config.patch(recompile_limit=_RECOMPILATIONS):
+            with torch._dynamo.config.patch(recompile_limit=_RECOMPILATIONS), steady_compiler():
                 results = tuple(self._compiled(*inputs))
         except Exception as error:  # Inductor's and Dynamo's errors have no common base
             _let_pass_out_of_memory(error)
@@ -382,7 +406,7 @@ def _example(graph: GraphSpec, shapes: Shapes, checkpoint: Checkpoint) -> tuple[
 
 def _compile(program: torch.export.ExportedProgram, path: Path, name: str) -> None:
     try:
-        with _quiet():
+        with _quiet(), steady_compiler():
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     except Exception as error:  # compilers', linkers' and Inductor's own errors have no common base
         raise MachineError(f"{name} cannot be compiled here ({_reason(error)}).") from error

@@ -3,15 +3,17 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fairy.engines.engine import Engine, EngineSpec, Usage
-from fairy.engines.whole_float32 import whole_float32
+from fairy.engines.engine import Engine, EngineSpec, Usage, check_inputs
+from fairy.engines.numerics import steady_numerics
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
 from fairy.export.model import build_graph
+from fairy.export.precision import network_of
 from fairy.export.steps import NO_STEPS, Steps
 from fairy.kernels.errors import InputError
 
@@ -28,14 +30,9 @@ class EagerEngine:
         graph = self.spec.graph
         if self._module is None:
             raise InputError(f"The engine of {graph.name} was closed.")
-        names = [tensor.name for tensor in graph.inputs]
-        if set(names) != set(inputs):
-            odd = sorted(set(names) ^ set(inputs))
-            raise InputError(
-                f"{graph.name} takes the inputs {', '.join(names[:3])}, …; {odd[0]} is missing or unknown."
-            )
-        with torch.inference_mode(), whole_float32(self.spec.precision):
-            results = self._module(*(inputs[name] for name in names))
+        check_inputs(graph, inputs)
+        with torch.inference_mode(), steady_numerics(self.spec.precision):
+            results = self._module(*(inputs[tensor.name] for tensor in graph.inputs))
             outputs = dict(zip((tensor.name for tensor in graph.outputs), results, strict=True))
             for name, target in (out or {}).items():
                 outputs[name] = target.copy_(outputs[name])
@@ -47,7 +44,11 @@ class EagerEngine:
 
 
 class EagerBackend:
-    """Engines that share one set of weights; a second set is made when float32 is asked for beside 16 bit."""
+    """Engines that share one set of weights.
+
+    Where a precision is asked for beside the backend's own (float32 after 16 bit overflowed), the one network that
+    it needs is converted, and freed when that network is next asked for in the backend's own.
+    """
 
     name = "eager"
     steps: Steps = NO_STEPS
@@ -59,17 +60,27 @@ class EagerBackend:
         self._usage = Usage(fallbacks=fallbacks)
         self._device = device
         self._dtype = dtype
-        self._weights = {dtype: checkpoint}
-        self._engines: dict[tuple[GraphSpec, torch.dtype], EagerEngine] = {}
+        self._checkpoint: Checkpoint | None = checkpoint
+        self._converted: dict[str, tuple[torch.dtype, Checkpoint]] = {}
+        self._engines: dict[tuple[GraphSpec, torch.dtype], Engine] = {}
 
     def engine(self, graph: GraphSpec, precision: torch.dtype | None = None) -> Engine:
-        """The engine of a graph, in the backend's precision unless another is named; made once and kept."""
-        dtype = precision or self._dtype
-        key = (graph, dtype)
+        """The engine of a graph, in the backend's precision unless another is named; made once and kept.
+
+        Raises:
+            InputError: the backend was closed.
+        """
+        if self._checkpoint is None:
+            raise InputError("The backend was closed.")
+        key = (graph, precision or self._dtype)
+        self._free_other(*key)
         if key not in self._engines:
-            spec = EngineSpec(graph, self.name, str(self._device), str(dtype).removeprefix("torch."))
-            self._engines[key] = EagerEngine(spec, build_graph(self._checkpoint(dtype), graph))
+            self._engines[key] = self._make(*key)
         return self._engines[key]
+
+    def free_converted(self, graph: GraphSpec) -> None:
+        """Let go of the graph's network in another precision than the backend's."""
+        self._free_other(graph, self._dtype)
 
     def take_usage(self) -> Usage:
         """No engine of the store; the reasons that were given for that."""
@@ -80,13 +91,34 @@ class EagerBackend:
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()
-        self._weights.clear()
+        self._converted.clear()
+        self._checkpoint = None
 
-    def _checkpoint(self, dtype: torch.dtype) -> Checkpoint:
-        if dtype not in self._weights:
-            source = self._weights[self._dtype]
-            networks = {name: getattr(source, name) for name in ("unet", "vae", "text_encoder", "tiny_decoder")}
-            there = {name: module for name, module in networks.items() if module is not None}
-            parts = {name: nn.Module.to(copy.deepcopy(module), dtype) for name, module in there.items()}
-            self._weights[dtype] = replace(source, **parts)
-        return self._weights[dtype]
+    def _make(self, graph: GraphSpec, dtype: torch.dtype) -> Engine:
+        """A new engine."""
+        return EagerEngine(self._spec(graph, dtype), build_graph(self._weights(graph, dtype), graph))
+
+    def _spec(self, graph: GraphSpec, dtype: torch.dtype) -> EngineSpec:
+        return EngineSpec(graph, self.name, str(self._device), str(dtype).removeprefix("torch."))
+
+    def _weights(self, graph: GraphSpec, dtype: torch.dtype) -> Checkpoint:
+        """The model with the graph's network in a precision."""
+        assert self._checkpoint is not None
+        if dtype == self._dtype:
+            return self._checkpoint
+        part = network_of(self._checkpoint, graph)
+        if part not in self._converted:
+            network: nn.Module = copy.deepcopy(getattr(self._checkpoint, part))
+            changes: dict[str, Any] = {part: nn.Module.to(network, dtype)}
+            self._converted[part] = (dtype, replace(self._checkpoint, **changes))
+        return self._converted[part][1]
+
+    def _free_other(self, graph: GraphSpec, dtype: torch.dtype) -> None:
+        """Let go of the graph's network where it is kept in a precision that is neither the backend's nor this."""
+        assert self._checkpoint is not None
+        part = network_of(self._checkpoint, graph)
+        if part not in self._converted or self._converted[part][0] == dtype:
+            return
+        old, checkpoint = self._converted.pop(part)
+        for key in [k for k in self._engines if k[1] == old and network_of(checkpoint, k[0]) == part]:
+            self._engines.pop(key).close()

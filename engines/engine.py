@@ -224,3 +224,11 @@ class Builder(Protocol):
     def load(self, spec: EngineSpec, folder: Path, device: torch.device) -> Engine:
         """The engine whose files lie in `folder`; it is called only after every file was checked."""
         ...
+
+
+def check_inputs(graph: GraphSpec, inputs: Mapping[str, Tensor]) -> None:
+    """Raise InputError where an input of a graph is missing or unknown."""
+    names = [tensor.name for tensor in graph.inputs]
+    if set(names) != set(inputs):
+        odd = sorted(set(names) ^ set(inputs))[0]
+        raise InputError(f"{graph.name} takes the inputs {', '.join(names[:3])}, …; {odd} is missing or unknown.")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fairy.engines.conditions import Conditions
 from fairy.engines.engine import EngineSpec
-from fairy.engines.whole_float32 import whole_float32
+from fairy.engines.numerics import steady_numerics
 from fairy.export.fast_unet import FastUNet
 from fairy.export.graphs import GraphSpec
 from fairy.kernels.errors import InputError
@@ -45,7 +45,7 @@ class FastEngine:
         """
         unet = self._opened()
         self._check(inputs)
-        with torch.inference_mode(), whole_float32(self.spec.precision):
+        with torch.inference_mode(), steady_numerics(self.spec.precision):
             whole = "one-batch" in unet.steps
             results = self._run(inputs) if whole else run_one_by_one(self._run, self.spec.graph, inputs)
             outputs = dict(zip((tensor.name for tensor in self.spec.graph.outputs), results, strict=True))

@@ -160,6 +160,8 @@ class StoredBackend:
             InputError: it is not in the store; says what to run.
         """
         dtype = precision or self._dtype
+        if self._eager is not None and dtype == self._dtype:
+            self._eager.free_converted(graph)
         if (graph, dtype) not in self._graphs:
             spec = self._spec(graph, dtype)
             choices = self._choices(spec)

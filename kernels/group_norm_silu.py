@@ -31,7 +31,9 @@ from fairy.kernels.errors import InputError
 from fairy.kernels.launching import next_power_of_2, pixel_rows, wants_triton
 from fairy.kernels.tuning import Config, pick_config
 
-MAX_CHUNKS = 64  # a program of the second launch reads the statistics of all chunks
+MAX_CHUNKS = 64  # so many a program of the last launch joins by itself; more are joined by a launch of their own
+_JOINED_GROUPS = 4
+FILLED = 1024  # programs that fill a large GPU: eight on each of some 130 multiprocessors
 TUNING_DIMS: Sequence[dict[str, int]] = tuple(
     {"samples": samples, "pixels": pixels, "channels": channels, "group_channels": channels // 32, "element_bytes": 2}
     for channels, pixels in ((320, 3072), (640, 768), (640, 3072), (960, 3072), (1280, 192), (1920, 768), (2560, 192))
@@ -138,6 +140,30 @@ def _group_statistics(
 
 
 @triton.jit
+def _join_kernel(
+    means_ptr: tl.tensor,
+    m2_ptr: tl.tensor,
+    joined_means_ptr: tl.tensor,
+    joined_m2_ptr: tl.tensor,
+    pixels: int,
+    groups: int,
+    chunk: int,
+    chunks: int,
+    K: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    GROUPS: tl.constexpr,
+) -> None:
+    sample = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    mean_G, variance_G = _group_statistics(
+        means_ptr, m2_ptr, sample, group * K, pixels, groups * K, groups, chunk, chunks, K, CHUNKS
+    )
+    to = sample * groups + group
+    tl.store(joined_means_ptr + to, mean_G, mask=group < groups)
+    tl.store(joined_m2_ptr + to, variance_G * (pixels * K), mask=group < groups)
+
+
+@triton.jit
 def _normalise_kernel(
     x_ptr: tl.tensor,
     weight_ptr: tl.tensor,
@@ -150,6 +176,7 @@ def _normalise_kernel(
     groups: int,
     chunk: int,
     chunks: int,
+    part: int,
     sample_stride: int,
     pixel_stride: int,
     eps: float,
@@ -166,8 +193,8 @@ def _normalise_kernel(
     )
     scale_C = tl.load(weight_ptr + c, mask=c < channels, other=0.0).to(tl.float32) / tl.sqrt(variance_C + eps)
     bias_C = tl.load(bias_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
-    end = tl.minimum((split + 1) * chunk, pixels)
-    for start in range(split * chunk, end, PIXELS):
+    end = tl.minimum((split + 1) * part, pixels)
+    for start in range(split * part, end, PIXELS):
         p = start + tl.arange(0, PIXELS).to(tl.int64)[:, None]
         inside = (p < end) & (c[None, :] < channels)
         x = tl.load(x_ptr + sample * sample_stride + p * pixel_stride + c[None, :], mask=inside, other=0.0)
@@ -196,7 +223,11 @@ def group_norm_silu_triton(
     silu: bool = True,
     config: Config | None = None,
 ) -> Tensor:
-    """Two launches, statistics and their use; as in this file's contract, the tuned config unless one is given."""
+    """Two launches, statistics and their use; as in this file's contract, the tuned config unless one is given.
+
+    Few samples of many pixels (an autoencoder's picture) are cut into more chunks, so that the GPU is filled, and a
+    third launch joins their statistics.
+    """
     samples, channels, height, width = x.shape
     out = torch.empty_like(x, memory_format=torch.channels_last)
     if out.numel() == 0:
@@ -205,19 +236,30 @@ def group_norm_silu_triton(
     dims = {"samples": samples, "pixels": pixels, "channels": channels, "group_channels": k}
     dims["element_bytes"] = x.element_size()
     config = config or pick_config("group_norm_silu", dims, x.device, default_config(k))
-    chunk = max(config["PIXELS"] * config["TILES"], triton.cdiv(pixels, MAX_CHUNKS))
+    group_tiles = triton.cdiv(groups, config["GROUPS"])
+    most = max(MAX_CHUNKS, FILLED // (samples * group_tiles))
+    chunk = max(config["PIXELS"] * config["TILES"], triton.cdiv(pixels, most))
     chunks = triton.cdiv(pixels, chunk)
     means, m2 = x.new_empty((2, samples, chunks, groups), dtype=torch.float32)
     launch = {"num_warps": config.num_warps, "num_stages": config.num_stages, "PIXELS": config["PIXELS"]}
+    joined_chunk, joined_chunks = chunk, chunks
     with torch.cuda.device_of(x):
-        _statistics_kernel[(samples, chunks, triton.cdiv(groups, config["GROUPS"]))](
+        _statistics_kernel[(samples, chunks, group_tiles)](
             rows, means, m2, pixels, groups, chunk, chunks, rows.stride(0), rows.stride(1),
             K=k, K_PADDED=next_power_of_2(k), GROUPS=config["GROUPS"], **launch,
         )  # fmt: skip
+        if chunks > MAX_CHUNKS:
+            split = means, m2
+            means, m2 = x.new_empty((2, samples, groups), dtype=torch.float32)
+            _join_kernel[(samples, triton.cdiv(groups, _JOINED_GROUPS))](
+                *split, means, m2, pixels, groups, chunk, chunks,
+                K=k, CHUNKS=next_power_of_2(chunks), GROUPS=_JOINED_GROUPS, num_warps=4,
+            )  # fmt: skip
+            joined_chunk, joined_chunks = pixels, 1
         _normalise_kernel[(samples, chunks, triton.cdiv(channels, config["CHANNELS"]))](
-            rows, weight.contiguous(), bias.contiguous(), means, m2, out, pixels, channels, groups, chunk, chunks,
-            rows.stride(0), rows.stride(1), eps,
-            K=k, CHUNKS=next_power_of_2(chunks), CHANNELS=config["CHANNELS"], SILU=silu, **launch,
+            rows, weight.contiguous(), bias.contiguous(), means, m2, out, pixels, channels, groups,
+            joined_chunk, joined_chunks, chunk, rows.stride(0), rows.stride(1), eps,
+            K=k, CHUNKS=next_power_of_2(joined_chunks), CHANNELS=config["CHANNELS"], SILU=silu, **launch,
         )  # fmt: skip
     return out
 

@@ -11,8 +11,9 @@ Every tuned op's module offers three names:
 
 import argparse
 import os
+import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +23,9 @@ from pathlib import Path
 from typing import Protocol, cast
 
 import torch
-from torch import Tensor
 
 from fairy.kernels.errors import FairyError, InputError, MachineError
+from fairy.kernels.rounding import agree
 from fairy.kernels.tuning import Config, Entry, Table, table_name
 
 Timer = Callable[[Callable[[], object]], float]
@@ -52,6 +53,8 @@ class TunedOp:
     exact: tuple[str, ...] = ("element_bytes",)
 
 
+_BATCH = ("batch", "samples", "rows", "frames")
+
 OPS: Mapping[str, TunedOp] = {
     "anchor_attention": TunedOp("fairy.kernels.anchor_attention_kernel", ("head_dim", "element_bytes")),
     "geglu": TunedOp("fairy.kernels.geglu"),
@@ -60,7 +63,14 @@ OPS: Mapping[str, TunedOp] = {
 }
 
 
-def tune(op: str, device: torch.device, timer: Timer, say: Callable[[str], None] = print) -> Table:
+def tune(
+    op: str,
+    device: torch.device,
+    timer: Timer,
+    say: Callable[[str], None] = print,
+    *,
+    sizes: Sequence[Mapping[str, int]] | None = None,
+) -> Iterator[Table]:
     """Time every candidate of every size of one op.
 
     Args:
@@ -68,14 +78,43 @@ def tune(op: str, device: torch.device, timer: Timer, say: Callable[[str], None]
         device: a CUDA device.
         timer: the milliseconds that one call takes.
         say: told the winner of every size, and which candidates cannot run.
+        sizes: None = all of the op's `TUNING_DIMS`.
+
+    Yields:
+        the table so far, after every size: what was measured is not lost where the rest is not.
 
     Raises:
         MachineError: no candidate of a size can run.
     """
     module = cast(TunedModule, import_module(OPS[op].module))
-    entries = [_winner(module, dims, device, timer, say) for dims in module.TUNING_DIMS]
-    versions = tuple((name, version(name)) for name in ("torch", "triton"))
-    return Table(op, torch.cuda.get_device_name(device), OPS[op].exact, tuple(entries), versions)
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    versions = (("torch", torch.__version__), ("triton", version("triton")))
+    entries: list[Entry] = []
+    for dims in module.TUNING_DIMS if sizes is None else sizes:
+        entries.append(_winner(module, dict(dims), device, timer, say))
+        yield Table(op, name, OPS[op].exact, tuple(entries), versions, capability)
+
+
+def used_sizes(op: str) -> list[Mapping[str, int]]:
+    """Sizes of an edit of 512×384 in micro-batches of three frames: of those that differ in the batch, the smallest."""
+    module = cast(TunedModule, import_module(OPS[op].module))
+    smallest: dict[tuple[tuple[str, int], ...], Mapping[str, int]] = {}
+    for dims in module.TUNING_DIMS:
+        if dims.get("heads", 8) != 8:  # another network's
+            continue
+        rest = tuple((name, size) for name, size in dims.items() if name not in _BATCH)
+        smallest.setdefault(rest, dims)
+    return list(smallest.values())
+
+
+def warm(op: str, device: torch.device, share: int, shares: int) -> None:
+    """Run one share of the candidates once, which leaves their code in Triton's cache; what cannot run is passed by."""
+    module = cast(TunedModule, import_module(OPS[op].module))
+    pairs = [(dims, config) for dims in used_sizes(op) for config in module.CANDIDATES(dims)]
+    for dims, config in pairs[share::shares]:
+        dtype = torch.float32 if dims.get("element_bytes") == 4 else torch.float16
+        with suppress(Exception):
+            module.tuning_call(dims, dtype, device)(config)
 
 
 def write_table(table: Table, folder: Path) -> Path:
@@ -104,17 +143,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m fairy.kernels.tune", description="Tune kernels on this GPU.")
     parser.add_argument("--op", action="append", choices=sorted(OPS), help="which op; may be repeated; default: all")
+    parser.add_argument("--used", action="store_true", help="only the sizes of an edit of 512×384, three anchors")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "configs", help="folder of the tables")
+    parser.add_argument("--processes", type=int, default=1, help="so many compile before one times; with --used")
+    parser.add_argument("--share", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     try:
+        if options.processes > 1 and not options.used:
+            raise InputError("--processes compiles the sizes of --used; add that, or leave it out.")
         if not torch.cuda.is_available():
             raise InputError("Tuning needs a CUDA GPU, and this machine has none that torch can use.")
-        for op in options.op or sorted(OPS):
-            print(write_table(tune(op, torch.device("cuda"), _median_ms), options.out))
+        ops, device = options.op or sorted(OPS), torch.device("cuda")
+        if options.share:
+            for op in ops:
+                warm(op, device, *options.share)
+            return 0
+        if options.processes > 1:
+            _warm_in_processes(ops, options.processes)
+        for op in ops:
+            for table in tune(op, device, _median_ms, sizes=used_sizes(op) if options.used else None):
+                path = write_table(table, options.out)
+            print(path)
     except FairyError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _warm_in_processes(ops: Sequence[str], processes: int) -> None:
+    command = (sys.executable, "-P", "-m", "fairy.kernels.tune", *(word for op in ops for word in ("--op", op)))
+    started = [subprocess.Popen([*command, "--share", str(i), str(processes)]) for i in range(processes)]
+    for process in started:
+        process.wait()
 
 
 def _winner(
@@ -140,14 +200,6 @@ def _winner(
     ms, config = min(timed, key=lambda pair: pair[0])
     say(f"{dict(dims)}: {ms:.4f} ms with {config.as_kwargs()}")
     return Entry(tuple(dims.items()), config, round(ms, 6))
-
-
-def agree(found: object, expected: object) -> bool:
-    """Whether two results differ by rounding only; what is no tensor is not compared."""
-    if not isinstance(found, Tensor) or not isinstance(expected, Tensor):
-        return True
-    error = (found.double() - expected.double()).square().mean().sqrt()
-    return bool(error <= 4 * torch.finfo(found.dtype).eps * expected.double().square().mean().sqrt())
 
 
 def _median_ms(call: Callable[[], object]) -> float:

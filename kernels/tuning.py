@@ -2,10 +2,12 @@
 
 Winners that `python -m fairy.kernels.tune` measured lie in `configs/<op>,device_name=<GPU>.json`:
 
-    {"op": …, "device_name": …, "versions": {"torch": …, "triton": …}, "exact": [names of dims that must be equal],
+    {"op": …, "device_name": …, "capability": [major, minor], "versions": {"torch": …, "triton": …},
+     "exact": [names of dims that must be equal],
      "entries": [{"dims": {name: size}, "config": {"blocks": …, "num_warps": …, "num_stages": …}, "ms": …}]}
 
-At run time the entry nearest in shape is taken and nothing is ever timed, so that every worker chooses alike.
+At run time the entry nearest in shape is taken and nothing is ever timed, so that every worker chooses alike. A GPU
+without a table of its own takes that of another one of its compute capability (an H200 that of an H100).
 """
 
 import json
@@ -84,6 +86,7 @@ class Table:
         exact: names of the dims in which an entry must equal the shape at hand.
         entries: the winners.
         versions: of torch and Triton when it was measured.
+        capability: the GPU's compute capability; None = not known.
     """
 
     op: str
@@ -91,6 +94,7 @@ class Table:
     exact: tuple[str, ...]
     entries: tuple[Entry, ...]
     versions: tuple[tuple[str, str], ...] = ()
+    capability: tuple[int, int] | None = None
 
     def nearest(self, dims: Mapping[str, int]) -> Entry | None:
         """The entry equal in the exact dims and, in the others, nearest by Euclidean distance of logarithms."""
@@ -107,6 +111,7 @@ class Table:
         content = {
             "op": self.op,
             "device_name": self.device_name,
+            "capability": None if self.capability is None else list(self.capability),
             "versions": dict(self.versions),
             "exact": list(self.exact),
             "entries": entries,
@@ -128,8 +133,10 @@ def parse_table(text: str) -> Table:
         )
         versions = tuple((str(k), str(v)) for k, v in content["versions"].items())
         exact = tuple(str(name) for name in content["exact"])
-        return Table(str(content["op"]), str(content["device_name"]), exact, entries, versions)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        known = content.get("capability")
+        capability = None if known is None else (int(known[0]), int(known[1]))
+        return Table(str(content["op"]), str(content["device_name"]), exact, entries, versions, capability)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"it is not a table of tuned configs ({type(error).__name__}: {error})") from error
 
 
@@ -152,12 +159,14 @@ def pick_config(op: str, dims: Mapping[str, int], device: torch.device, default:
     """
     if device.type != "cuda":
         return default
-    return _pick(op, tuple(sorted(dims.items())), _device_name(device), default)
+    return _pick(op, tuple(sorted(dims.items())), _device_name(device), _capability(device), default)
 
 
 @cache
-def _pick(op: str, dims: tuple[tuple[str, int], ...], device_name: str, default: Config) -> Config:
-    table = _shipped_table(op, device_name)
+def _pick(
+    op: str, dims: tuple[tuple[str, int], ...], device_name: str, capability: tuple[int, int], default: Config
+) -> Config:
+    table = _shipped_table(op, device_name, capability)
     if table is None:
         return default
     entry = table.nearest(dict(dims))
@@ -179,20 +188,34 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device)
 
 
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
 def _folder() -> Traversable:
     return files("fairy.kernels") / "configs"
 
 
 @cache
-def _shipped_table(op: str, device_name: str) -> Table | None:
+def _shipped_table(op: str, device_name: str, capability: tuple[int, int]) -> Table | None:
     """The table that came with the package; cached, so that what is wrong with it is said once."""
-    path = _folder() / table_name(op, device_name)
-    try:
-        return parse_table(path.read_text(encoding="utf-8"))
-    except OSError:
-        warnings.warn(f"There are no tuned configs of {op} for {device_name}{_remedy(op)}", stacklevel=2)
-    except InputError as error:
-        warnings.warn(f"{path} cannot be used: {error}{_remedy(op)}", stacklevel=2)
+    own = table_name(op, device_name)
+    related = sorted(path.name for path in _folder().iterdir() if path.name.startswith(f"{op},device_name="))
+    for name in (own, *(name for name in related if name != own)):
+        path = _folder() / name
+        try:
+            table = parse_table(path.read_text(encoding="utf-8"))
+        except OSError:
+            continue
+        except InputError as error:
+            if name == own:
+                warnings.warn(f"{path} cannot be used: {error}{_remedy(op)}", stacklevel=2)
+                return None
+            continue
+        if name == own or table.capability == capability:
+            return table
+    warnings.warn(f"There are no tuned configs of {op} for {device_name}{_remedy(op)}", stacklevel=2)
     return None
 
 

@@ -17,7 +17,9 @@ LongSide = Annotated[int | None, typer.Option(help="Pixels of the long side [the
 Crf = Annotated[int, typer.Option(help="Quality of written videos: 0 (best) to 51.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
-BackendName = Annotated[str, typer.Option("--backend", help="auto, eager, onnxruntime, tensorrt or compiled.")]
+BackendName = Annotated[
+    str, typer.Option("--backend", help="auto, eager, cuda-graphs, onnxruntime, tensorrt or compiled.")
+]
 Store = Annotated[Path | None, typer.Option(help="The store of engines [$FAIRY_STORE, else the cache].")]
 Threads = Annotated[int, typer.Option(help="CPU threads of the computation.")]
 Decoder = Annotated[

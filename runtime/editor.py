@@ -24,7 +24,7 @@ from fairy.engines.engine import Backend
 from fairy.engines.store import EngineStore
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
 from fairy.kernels.errors import FairyError, InputError
-from fairy.runtime.batches import default_micro_batch
+from fairy.runtime.batches import default_micro_batch, measured_micro_batch
 from fairy.runtime.device import check_threads, cpu_threads, resolve_device, resolve_dtype, worker_devices
 from fairy.runtime.executor import Executor, InProcess
 from fairy.runtime.files import check_names, check_outputs, user_path, write_picture
@@ -118,10 +118,11 @@ class Editor:
             device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
             dtype: "auto" (float16 on CUDA, float32 on the CPU), "float32", "float16" or "bfloat16";
                 `torch_dtype` is another name for it.
-            backend: "auto" (the best one whose engines are in the store, else eager), "eager", "onnxruntime",
-                "tensorrt" or "compiled".
+            backend: "auto" (the best one whose engines are in the store, else "cuda-graphs" on a GPU and "eager" on the
+                CPU), "eager", "cuda-graphs", "onnxruntime", "tensorrt" or "compiled".
             store: the folder of built engines; None = `$FAIRY_STORE`, else the user's cache folder.
-            without: steps of the backend "compiled" to leave out, such as "fused-qkv"; it then compiles on the spot.
+            without: steps of the backends "compiled", which then compiles on the spot, and "cuda-graphs" to leave out,
+                such as "fused-qkv".
             gpus, workers: how many processes compute, each on a GPU of its own or all on the CPU; 1 = this process. The
                 result is the same for any number.
             threads: CPU threads of the computation; results may differ in rounding between numbers of threads.
@@ -345,8 +346,11 @@ class Editor:
             raise InputError(f"A preview shows the edited anchors, but {why} asks for none; choose at least one.")
         check_processes(params, self._executor.workers)
         self._executor.take_usage()  # of a job that failed
-        job = plan_job(self._networks.checkpoint, video, params, monitor, latents=latents, precision=self._dtype)
         networks, workers = self._networks, self._executor.workers
+        batch = measured_micro_batch(networks.device)
+        job = plan_job(
+            networks.checkpoint, video, params, monitor, latents=latents, precision=self._dtype, usual_batch=batch
+        )
         check_memory(networks.checkpoint, job, networks.device, bank_on_host=networks.bank_on_host, workers=workers)
         return job
 

@@ -151,6 +151,7 @@ def plan_job(
     *,
     latents: Tensor | None,
     precision: torch.dtype,
+    usual_batch: int | None = None,
 ) -> Job:
     """Look at the input and decide everything that follows. Raises InputError for whatever is impossible."""
     check_model(checkpoint, params)
@@ -162,7 +163,9 @@ def plan_job(
     params = replace(params, prompts=frames_of_prompts(params, source))
     if params.shots == "auto":
         params = replace(params, shots=find_cuts(source, monitor))
-    return plan_source(checkpoint, source, params, monitor, latents=latents, precision=precision)
+    return plan_source(
+        checkpoint, source, params, monitor, latents=latents, precision=precision, usual_batch=usual_batch
+    )
 
 
 def resolved_for(checkpoint: Checkpoint, params: EditParams) -> EditParams:
@@ -186,13 +189,17 @@ def plan_source(
     *,
     latents: Tensor | None,
     precision: torch.dtype,
+    usual_batch: int | None = None,
 ) -> Job:
-    """The job of a source that was looked at, with shots and prompts as frame numbers. It reads none of its frames."""
+    """The job of a source that was looked at, with shots and prompts as frame numbers. It reads none of its frames.
+
+    `usual_batch`: the micro-batch where none is asked for; None = chosen from the number of anchors.
+    """
     recommended_anchors = params.anchors is None and checkpoint.recommended.get("anchors") is not None
     params = resolved_for(checkpoint, params)
     if recommended_anchors and isinstance(params.anchors, int):  # a recommendation must suit short videos too
         params = replace(params, anchors=min(params.anchors, source.num_frames))
-    usual = None if runs_in_parts(find_method(params.method)) else UNITS_AT_ONCE
+    usual = usual_batch if runs_in_parts(find_method(params.method)) else UNITS_AT_ONCE
     segments, micro_batch = plan_segments(params, source.num_frames, params.micro_batch or usual)
     sizes = {"long_side": int(params.long_side or 0), "multiple": checkpoint.size_multiple}
     geometry = make_geometry(*source.size, upscale=params.upscale, **sizes)

@@ -71,7 +71,7 @@ class Lane(Protocol):
         """Send or receive a tensor; gives when it has passed, or None where it has."""
         ...
 
-    def follow(self, passing: Passing) -> None:
+    def follow(self, passing: Any) -> None:
         """Let the current stream wait until that has passed."""
         ...
 
@@ -89,14 +89,14 @@ class HostLane:
     def computed(self) -> None:
         """Everything that was computed is there."""
 
-    def reach(self, mark: None) -> None:
+    def reach(self, mark: Any) -> None:
         """See `Lane`."""
 
     def broadcast(self, group: Any, tensor: Tensor) -> None:
         """See `Lane`."""
         group.broadcast([tensor], _from_leader()).wait()
 
-    def follow(self, passing: Passing) -> None:
+    def follow(self, passing: Any) -> None:
         """See `Lane`."""
 
 
@@ -124,7 +124,7 @@ class CudaLane:
         mark.record(torch.cuda.current_stream(self._device))
         return mark
 
-    def reach(self, mark: torch.cuda.Event) -> None:
+    def reach(self, mark: Any) -> None:
         """See `Lane`."""
         mark.synchronize()
 
@@ -137,7 +137,7 @@ class CudaLane:
             passed.record(self._stream)
         return passed
 
-    def follow(self, passing: torch.cuda.Event) -> None:  # type: ignore[override]
+    def follow(self, passing: Any) -> None:
         """See `Lane`."""
         torch.cuda.current_stream(self._device).wait_event(passing)
 
@@ -238,7 +238,7 @@ class BankGroup:
                 step = f"step {len(self._passed)}"
                 if self._rank == 0:
                     self._lane.reach(mark)
-                    store.set(step, b"there")
+                    store.set(step, "there")
                 else:
                     self._wait_for(store, step)
                 if self._failure is not None:

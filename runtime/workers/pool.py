@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+from fairy.engines.backends import steps_of
 from fairy.engines.engine import Engine, Usage
 from fairy.export.graphs import GraphSpec
-from fairy.export.steps import NO_STEPS, choose_steps
 from fairy.kernels.errors import FairyError, MachineError
 from fairy.runtime.executor import Edited
 from fairy.runtime.job import Job
@@ -70,8 +70,7 @@ class WorkerPool:
         self._events: queue.Queue[Event] = queue.Queue()
         self._workers: dict[int, WorkerProcess] = {}
         self._jobs = itertools.count(1)
-        compiled = options.backend == "compiled"
-        self.steps = choose_steps(options.without, options.devices[0].type) if compiled else NO_STEPS
+        self.steps = steps_of(options.backend, options.devices[0], options.without)
         self._usage = Usage()
         self._folder = tempfile.TemporaryDirectory(prefix="fairy-")
         # Workers end with the thread that starts them (see worker.py), so that thread lives as long as the pool.

@@ -103,7 +103,10 @@ def test_auto_on_a_cpu(checkpoint, store, builders, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize(("first", "second"), zip(FAILURES, FAILURES[2:] + FAILURES[:2], strict=True))
-def test_auto_on_a_gpu_takes_the_next_best(checkpoint, store, builders, first: str, second: str) -> None:
+def test_auto_on_a_gpu_takes_the_next_best(
+    checkpoint, store, builders, first: str, second: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     entries = {name: _build(checkpoint, builders[name], store, CUDA) for name in ("tensorrt", "compiled")}
     _build(checkpoint, builders["onnxruntime"], store, CUDA)  # only by name
     assert _make("auto", checkpoint, CUDA, store, builders).name == "tensorrt"
@@ -111,7 +114,7 @@ def test_auto_on_a_gpu_takes_the_next_best(checkpoint, store, builders, first: s
     assert _make("auto", checkpoint, CUDA, store, builders).name == "compiled"
     _fail(second, builders["compiled"], entries["compiled"])
     backend = _make("auto", checkpoint, CUDA, store, builders)
-    assert backend.name == "eager"
+    assert backend.name == "cuda-graphs"
     reasons = backend.take_usage().fallbacks
     assert [reason.split(" was not used: ")[0] for reason in reasons] == ["tensorrt", "compiled"]
     assert builders["onnxruntime"].loaded == list(EDIT_GRAPHS)  # when it was built, never by auto

@@ -13,6 +13,7 @@ from fairy.engines.compiled import CompiledBackend, CompiledBuilder, CompiledEng
 from fairy.engines.conditions import prepare
 from fairy.engines.eager import EagerBackend
 from fairy.engines.engine import BuildOptions, EngineSpec, Shapes
+from fairy.engines.numerics import steady_compiler, steady_numerics
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
 from fairy.export.model import graph_specs
@@ -178,18 +179,42 @@ def test_a_full_memory_is_told_as_such(raised: RuntimeError, checkpoint: Checkpo
 
 
 @pytest.mark.parametrize(("precision", "rounded"), [("float32", False), ("float16", True)])
-def test_float32_is_not_rounded_to_tf32(precision: str, rounded: bool, checkpoint: Checkpoint) -> None:
+def test_no_algorithm_is_chosen_by_time_and_float32_is_not_rounded(
+    precision: str, rounded: bool, checkpoint: Checkpoint
+) -> None:
     spec = EngineSpec(graph_specs(checkpoint)["vae_decoder"], "compiled", "cpu", precision)
-    seen = []
+    seen, cudnn = [], torch.backends.cudnn
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        seen.append(torch.backends.cudnn.allow_tf32)
+        seen.append((cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark))
         return inputs[:1]
 
-    assert torch.backends.cudnn.allow_tf32
+    before = cudnn.benchmark
+    cudnn.benchmark = True
+    assert cudnn.allow_tf32
     CompiledEngine(spec, run, CPU)({t.name: torch.zeros(1, dtype=getattr(torch, precision)) for t in spec.graph.inputs})
-    assert seen == [rounded]
+    assert seen == [(rounded, True, False)]
+    assert (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark) == (True, False, True)
+    cudnn.benchmark = before
+
+
+def test_settings_outlive_whoever_leaves_first() -> None:
+    first, second = steady_numerics("float32"), steady_numerics("float32")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.backends.cudnn.deterministic
+    second.__exit__(None, None, None)
+    assert not torch.backends.cudnn.deterministic
     assert torch.backends.cudnn.allow_tf32
+
+
+def test_inductor_chooses_nothing_by_time() -> None:
+    from torch._inductor import config
+
+    with steady_compiler():
+        assert config.deterministic
+    assert not config.deterministic
 
 
 def test_environment_names_what_code_is_generated_for() -> None:

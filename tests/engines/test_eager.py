@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fairy.engines.backends import check_backend, make_backend
+from fairy.engines.eager import EagerBackend
 from fairy.export.checkpoint import load_checkpoint
 from fairy.export.model import graph_specs
 from fairy.kernels.errors import InputError
@@ -67,6 +68,23 @@ def test_float32_beside_16_bit(checkpoint_folder: Path, graphs) -> None:
     assert (found - rounded["output"].float()).abs().max() < 0.2
 
 
+def test_only_the_network_that_overflowed_is_converted_and_it_is_freed(checkpoint_folder: Path, graphs) -> None:
+    checkpoint = load_checkpoint(checkpoint_folder, dtype=torch.bfloat16)
+    low = EagerBackend(checkpoint, torch.device("cpu"), torch.bfloat16)
+    decoder, unet = low.engine(graphs["vae_decoder"], torch.float32), low.engine(graphs["unet"])
+    (converted,) = low._converted.values()
+    assert next(converted[1].vae.parameters()).dtype == torch.float32
+    assert converted[1].unet is checkpoint.unet
+    assert converted[1].text_encoder is checkpoint.text_encoder
+    assert low.engine(graphs["vae_decoder"], torch.float32) is decoder
+    assert low.engine(graphs["unet"]) is unet  # another network: nothing is freed
+    assert low._converted
+    low.engine(graphs["vae_encoder"])
+    assert not low._converted
+    with pytest.raises(InputError, match="was closed"):
+        decoder({"latents": torch.zeros(1, 4, 4, 4)})
+
+
 def test_wrong_inputs_are_named(backend, graphs) -> None:
     engine = backend.engine(graphs["unet"])
     with pytest.raises(InputError, match="text is missing or unknown"):
@@ -85,5 +103,5 @@ def test_a_closed_engine_refuses(checkpoint_folder: Path, graphs) -> None:
 
 def test_backends_by_name() -> None:
     check_backend("auto", torch.device("cpu"))
-    with pytest.raises(InputError, match="'fastest' is not available; choose auto or one of eager, onnxruntime"):
+    with pytest.raises(InputError, match="'fastest' is not available; choose auto or one of eager, cuda-graphs, onnx"):
         check_backend("fastest", torch.device("cpu"))

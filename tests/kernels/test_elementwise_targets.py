@@ -17,7 +17,9 @@ from fairy.kernels.launching import next_power_of_2
 K = 10  # channels of a group at level 0 of SD1.5
 NORM = default_config(K)
 HALF = {"x_ptr": "*fp16", "out_ptr": "*fp16", "weight_ptr": "*fp16", "bias_ptr": "*fp16", "outputs_ptr": "*fp16"}
-FLOAT = {"eps": "fp32"} | {f"{name}_ptr": "*fp32" for name in ("means", "m2", "latents", "noise", "coefficients")}
+FLOAT = {"eps": "fp32"} | {
+    f"{name}_ptr": "*fp32" for name in ("means", "m2", "joined_means", "joined_m2", "latents", "noise", "coefficients")
+}
 # What the launcher's integers are divisible by at SD1.5's sizes; Triton's own launcher finds out at run time.
 DIVISIBLE = {"channels", "pixels", "row_stride", "sample_stride", "pixel_stride", "group_stride", "frame_stride"}
 DIVISIBLE |= {"channel_stride", "latents_stride"}
@@ -30,6 +32,7 @@ KERNELS: dict[str, tuple[Any, dict[str, object], int]] = {
         {"K": K, "K_PADDED": next_power_of_2(K), "PIXELS": NORM["PIXELS"], "GROUPS": NORM["GROUPS"]},
         0,  # ten channels are 20 bytes
     ),
+    "join": (group_norm_silu._join_kernel, {"K": 4, "CHUNKS": 256, "GROUPS": 4}, 0),
     "normalise": (
         group_norm_silu._normalise_kernel,
         {"K": K, "CHUNKS": 16, "PIXELS": NORM["PIXELS"], "CHANNELS": NORM["CHANNELS"], "SILU": True},

@@ -42,12 +42,15 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(command, "OPS", {"made_up": command.TunedOp(module.__name__)})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Made Up 9000")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     return module
 
 
 def test_the_fastest_candidate_that_runs_wins(made_up: ModuleType, tmp_path: Path) -> None:
     said: list[str] = []
-    table = command.tune("made_up", CPU, lambda call: call(), said.append)
+    *partial, table = command.tune("made_up", CPU, lambda call: call(), said.append)
+    assert [len(t.entries) for t in partial] == [1]  # what is measured can be written at once
+    assert table.capability == (9, 0)
     assert [e.config["BLOCK"] for e in table.entries] == [32, 128]
     assert [e.ms for e in table.entries] == [2.0, 0.9]
     assert dict(table.versions)["torch"] == torch.__version__
@@ -62,12 +65,12 @@ def test_the_fastest_candidate_that_runs_wins(made_up: ModuleType, tmp_path: Pat
 def test_no_candidate_that_runs_is_an_error(made_up: ModuleType) -> None:
     made_up.TUNING_DIMS = [{"rows": 1, "limit": 1, "element_bytes": 2}]
     with pytest.raises(MachineError, match="No candidate can run"):
-        command.tune("made_up", CPU, lambda call: call(), lambda line: None)
+        next(command.tune("made_up", CPU, lambda call: call(), lambda line: None))
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(made_up: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    table = command.tune("made_up", CPU, lambda call: call(), lambda line: None)
+    table = next(command.tune("made_up", CPU, lambda call: call(), lambda line: None))
     with pytest.raises(MachineError, match="--out"):
         command.write_table(table, tmp_path / "file" / "folder")
 
@@ -91,3 +94,15 @@ def test_every_registered_op_offers_candidates_for_its_sizes(op: str) -> None:
         assert set(command.OPS[op].exact) <= set(dims)
         candidates = module.CANDIDATES(dims)
         assert len(set(candidates)) == len(candidates) > 1
+
+
+def test_the_sizes_that_an_edit_uses() -> None:
+    sizes = {op: command.used_sizes(op) for op in command.OPS}
+    assert {(d["head_dim"], d["tokens"], d["batch"]) for d in sizes["anchor_attention"]} == {
+        (40, 3072, 9), (80, 768, 9), (160, 192, 9), (160, 48, 9),
+    }  # fmt: skip
+    assert {d["samples"] for d in sizes["group_norm_silu"]} == {9}
+    assert [d["rows"] for d in sizes["geglu"]] == [9 * 3072, 9 * 768, 9 * 192]
+    assert {d["frames"] for d in sizes["guidance_step"]} == {3}
+    for op, found in sizes.items():
+        assert all(dims in import_module(command.OPS[op].module).TUNING_DIMS for dims in found)

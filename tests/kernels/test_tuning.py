@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,10 +38,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of tables, and a GPU of that name."""
     monkeypatch.setattr(tuning, "_folder", lambda: tmp_path)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: GPU)
-    for cached in (tuning._pick, tuning._device_name, tuning._shipped_table):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    caches = (tuning._pick, tuning._device_name, tuning._capability, tuning._shipped_table)
+    for cached in caches:
         cached.cache_clear()
     yield tmp_path
-    for cached in (tuning._pick, tuning._device_name, tuning._shipped_table):
+    for cached in caches:
         cached.cache_clear()
 
 
@@ -98,6 +101,19 @@ def test_exact_dims_never_stand_in_for_one_another(folder: Path, caplog: pytest.
     assert "no tuned configs of made_up with head_dim = 64" in record.getMessage()
 
 
+def test_a_gpu_of_the_same_capability_stands_in(folder: Path) -> None:
+    dims = {"head_dim": 40, "rows": 100, "channels": 10}
+    near, far = _table((80, 1, 1), (40, 100, 10)), _table((40, 100, 10))
+    _write(folder, replace(far, device_name="A GPU of another kind", capability=(8, 0)))
+    _write(folder, replace(near, device_name="Its sibling", capability=(9, 0)))
+    (folder / table_name("made_up", "A broken one")).write_text("{")
+    assert pick_config("made_up", dims, CUDA, DEFAULT) == _config(1)
+    tuning._shipped_table.cache_clear()
+    tuning._pick.cache_clear()
+    _write(folder, _table((40, 100, 10)))  # its own
+    assert pick_config("made_up", dims, CUDA, DEFAULT) == _config(0)
+
+
 def test_no_table_is_said_once_an_op_with_the_command(folder: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -128,7 +144,7 @@ def test_the_cpu_takes_the_default_in_silence(folder: Path) -> None:
 
 
 def test_every_shipped_table_is_readable_and_named_by_what_it_holds() -> None:
-    for path in (Path(tuning.__file__).parent / "configs").glob("*.json"):
+    for path in (Path(tuning.__file__).parent / "configs").glob("*device_name=*.json"):
         table = parse_table(path.read_text())
         assert path.name == table_name(table.op, table.device_name)
         assert table.entries

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fairy.kernels import group_norm_silu as module
 from fairy.kernels.group_norm_silu import (
     CANDIDATES,
     TUNING_DIMS,
@@ -49,6 +50,27 @@ def test_against_float64(name: str, dtype: torch.dtype, device: torch.device, po
     shape, groups = SHAPES[name]
     args = _draw(shape, dtype, device)
     _check(args, groups, group_norm_silu_triton(*args, groups))
+
+
+@pytest.mark.parametrize(("samples", "groups"), [(1, 4), (2, 5)])
+def test_statistics_that_a_launch_of_their_own_joins(
+    samples: int, groups: int, device: torch.device, poisoned: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few samples of many pixels; far from zero, where statistics that are joined badly lose digits."""
+    joined = []
+    really = module._join_kernel
+
+    class Counted:
+        def __getitem__(self, grid: tuple[int, ...]) -> object:
+            joined.append(grid)
+            return really[grid]
+
+    monkeypatch.setattr(module, "MAX_CHUNKS", 8)
+    monkeypatch.setattr(module, "FILLED", 128)
+    monkeypatch.setattr(module, "_join_kernel", Counted())
+    args = _draw((samples, 4 * groups, 24, 23), torch.float32, device, mean=100.0)
+    _check(args, groups, group_norm_silu_triton(*args, groups, config=TINY), tolerance=3e-5)
+    assert joined
 
 
 @pytest.mark.parametrize("name", ["ten channels a group", "many chunks", "one channel a group"])
