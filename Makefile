@@ -16,7 +16,7 @@ INSTRUCTION ?= turn it into a thermal image
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-fast lint format typecheck quality bench soak wheels clean
+.PHONY: setup demo test test-fast lint format typecheck quality bench soak wheels gpu-wheels gpu-rehearsal clean
 
 setup: $(STAMP)
 
@@ -69,5 +69,13 @@ bench: setup
 soak: setup
 	$(BIN)/python -m benchmarks.soak --frames $(FRAMES)
 
+# What a GPU machine without network lacks, beside the tracked files.
+gpu-wheels: setup
+	@mkdir -p .whl
+	@$(BIN)/python -m pip download --quiet --no-deps --dest .whl $(shell grep -E '^(diffusers|importlib-metadata)==' requirements.lock)
+
+gpu-rehearsal: gpu-wheels
+	PYTHON312=$(PYTHON312) benchmarks/gpu/rehearse.sh
+
 clean:
-	rm -rf $(VENV) build demo dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .whl build demo dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

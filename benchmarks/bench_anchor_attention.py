@@ -177,6 +177,7 @@ def _sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _flex() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
+    torch._dynamo.reset()  # of all shapes together it would compile eight and run the ninth unfused
     made: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.compile(flex_attention, dynamic=False)
     return made
 

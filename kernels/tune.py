@@ -145,12 +145,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--op", action="append", choices=sorted(OPS), help="which op; may be repeated; default: all")
     parser.add_argument("--used", action="store_true", help="only the sizes of an edit of 512×384, three anchors")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "configs", help="folder of the tables")
+    parser.add_argument("--also", type=Path, action="append", default=[], help="another folder of the tables")
+    parser.add_argument("--list", action="store_true", help="name the sizes and count the candidates; times nothing")
     parser.add_argument("--processes", type=int, default=1, help="so many compile before one times; with --used")
     parser.add_argument("--share", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     try:
         if options.processes > 1 and not options.used:
             raise InputError("--processes compiles the sizes of --used; add that, or leave it out.")
+        if options.list:
+            for op in options.op or sorted(OPS):
+                print(op, *_listed(op, used=options.used), sep="\n  ")
+            return 0
         if not torch.cuda.is_available():
             raise InputError("Tuning needs a CUDA GPU, and this machine has none that torch can use.")
         ops, device = options.op or sorted(OPS), torch.device("cuda")
@@ -162,12 +168,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _warm_in_processes(ops, options.processes)
         for op in ops:
             for table in tune(op, device, _median_ms, sizes=used_sizes(op) if options.used else None):
-                path = write_table(table, options.out)
+                for folder in (*options.also, options.out):
+                    path = write_table(table, folder)
             print(path)
     except FairyError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _listed(op: str, *, used: bool) -> list[str]:
+    module = cast(TunedModule, import_module(OPS[op].module))
+    sizes = used_sizes(op) if used else module.TUNING_DIMS
+    return [f"{dict(dims)}: {len(module.CANDIDATES(dims))} candidates" for dims in sizes]
 
 
 def _warm_in_processes(ops: Sequence[str], processes: int) -> None:

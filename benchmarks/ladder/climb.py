@@ -91,30 +91,48 @@ def ladder_of(device: str, climb: Climb) -> tuple[str, ...]:
     return tuple(step.name for step in STEPS if step.name in chosen)
 
 
-def run_climb(case: Case, climb: Climb, tell: Callable[[str], object] = lambda line: None) -> list[Record]:
-    """Warm every rung up, run all in turns, and make records of it; `tell` hears what is going on."""
+Tell = Callable[[str], object]
+Keep = Callable[[list[Record]], object]
+
+
+def run_climb(
+    case: Case, climb: Climb, tell: Tell = lambda line: None, keep: Keep = lambda records: None
+) -> list[Record]:
+    """Warm every rung up, run all in turns, and make records of it.
+
+    Args:
+        tell: hears what is going on.
+        keep: is given the records so far whenever there is more to them: a climb that is stopped keeps its rungs.
+    """
     rungs = make_rungs(case, climb)
     tell("computing the reference: eager, float32")
     references = _references(case)
+    flops, ceiling = count_flops(case.size), matmul_tflop_per_s(case.device, case.dtype)
     first: dict[str, Lap] = {}
-    for rung in rungs:
-        started = time.perf_counter()
-        first[rung.key] = rung.run()
-        tell(f"{rung.name}: first pass in {time.perf_counter() - started:.1f} s")
     laps: dict[str, list[Lap]] = {rung.key: [] for rung in rungs}
+    watts: dict[str, float | None] = {}
     throttled = throttle_reasons(case.device)
+
+    def records() -> list[Record]:
+        return [
+            _record(case, climb, rung, laps[rung.key], _difference(first[rung.key], references[rung.anchored]),
+                    flops, ceiling, watts.get(rung.key), tuple(sorted(throttled)))
+            for rung in rungs if laps[rung.key]
+        ]  # fmt: skip
+
     for turn in range(climb.repeats):
         tell(f"turn {turn + 1} of {climb.repeats}")
         for rung in rungs:
+            if turn == 0:
+                started = time.perf_counter()
+                first[rung.key] = rung.run()
+                tell(f"{rung.name}: first pass in {time.perf_counter() - started:.1f} s")
             laps[rung.key].append(rung.run())
+            keep(records())
     throttled |= throttle_reasons(case.device)
-    watts = {rung.key: _watts(rung, case.device) for rung in rungs}
-    flops, ceiling = count_flops(case.size), matmul_tflop_per_s(case.device, case.dtype)
-    return [
-        _record(case, climb, rung, laps[rung.key], _difference(first[rung.key], references[rung.anchored]),
-                flops, ceiling, watts[rung.key], tuple(sorted(throttled)))
-        for rung in rungs
-    ]  # fmt: skip
+    for rung in rungs:
+        watts[rung.key] = _watts(rung, case.device)
+    return records()
 
 
 def clip_ms(lap: Lap, case: Case) -> float:

@@ -1,17 +1,18 @@
 """What `fairy bench ladder` does, behind the options that the command line parses."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from fairy.benchmarks.ladder.case import clock_of, make_case
-from fairy.benchmarks.ladder.climb import CLIP_FRAMES, CLIP_STEPS, Climb, run_climb, table
+from fairy.benchmarks.ladder.climb import CLIP_FRAMES, CLIP_STEPS, Climb, Keep, run_climb, table
 from fairy.benchmarks.ladder.networks import BRANCHES, FULL, SMALL, Size, make_networks
-from fairy.benchmarks.records import write_records
+from fairy.benchmarks.records import Record, write_records
 from fairy.benchmarks.timing import machine
-from fairy.kernels.errors import InputError
+from fairy.kernels.errors import InputError, MachineError
 from fairy.runtime.device import cpu_threads, resolve_device, resolve_dtype
 from fairy.runtime.files import check_can_write, user_path, write_atomically
 
@@ -48,13 +49,24 @@ def run(
     where = None if out is None else _files(user_path(out), size)
     with cpu_threads(threads):
         networks = make_networks(size, place, precision)
-        records = run_climb(make_case(size, networks, place, precision), climb, tell)
+        case = make_case(size, networks, place, precision)
+        records = run_climb(case, climb, tell, _keeping(where[0]) if where else lambda records: None)
         text = f"{_heading(size, place, precision)}\n{table(records)}"
     yield text
     if where is not None:
         yield from write_records(where[0], records)
         write_atomically(where[1], (text + "\n").encode())
         yield f"{where[0]}: for fairy bench gate"
+
+
+def _keeping(path: Path) -> Keep:
+    """Writes the records so far; those that are refused, such as of a hot GPU, are so again at the end."""
+
+    def keep(records: list[Record]) -> None:
+        with suppress(MachineError):
+            write_records(path, records)
+
+    return keep
 
 
 def _files(out: Path, size: Size) -> tuple[Path, Path]:

@@ -133,8 +133,10 @@ def test_rungs_take_turns_and_become_records(case: Case, monkeypatch: pytest.Mon
     log: list[str] = []
     monkeypatch.setattr(climbing, "make_rungs", lambda case, climb: [_Paced(key, case, log) for key in "ab"])
     monkeypatch.setattr(climbing, "_references", lambda case: {True: torch.full((2, 4, 8, 8), 0.8)})
-    records = run_climb(case, Climb(repeats=3))
-    assert log == ["a", "b"] * 4
+    kept: list[int] = []
+    records = run_climb(case, Climb(repeats=3), keep=lambda so_far: kept.append(len(so_far)))
+    assert log == ["a", "a", "b", "b", *["a", "b"] * 2]
+    assert kept == [1, 2, 2, 2, 2, 2]  # what a climb that is stopped leaves
     a, b = records
     assert a.timing is not None
     assert b.timing is not None

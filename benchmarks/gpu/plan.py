@@ -1,0 +1,109 @@
+"""What is run on a GPU, in which order and for how long at most.
+
+A GPU is lent for 900 s, starting of machines included, in calls of at most 600 s. The first call says whether we are
+right and how fast a whole edit is; the second measures what defaults are chosen from, and edits once more with them.
+Within a call the order is by value: whenever the machine is taken away, what was written by then is worth the most.
+"""
+
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from fairy.kernels.gains import OPS
+
+FIGURES = "{figures}"  # stands for the file that the part writes its JSON to, again and again
+OUT = "{out}"  # stands for the folder of all results
+START_S = 100.0  # until a machine runs our command, each call; an assumption, to be replaced by what is seen
+SETUP_S = 15.0  # unpacking wheels, each call
+LENT_S = 900.0
+CALLS = (1, 2)
+
+_PYTHON = (sys.executable, "-P", "-m")
+_PYTEST = (*_PYTHON, "pytest", "-p", "no:cacheprovider", "-q", "--import-mode=importlib")
+_BENCH = (*_PYTEST, "--benchmark-quiet", f"--figures={FIGURES}")
+_CLIMB = ("fairy.runtime.cli", "bench", "ladder", "--repeats", "2", "--micro-batch", "3")
+_LADDER = (*_PYTHON, *_CLIMB, f"--out={FIGURES}")
+_ELEMENTWISE = tuple(f"benchmarks/bench_{op}.py" for op in OPS)
+_RUNGS = "a,c,d,anchor-attention,shared-first-step,folded-upsampling,guidance-step"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One thing to run, a process of its own.
+
+    Attributes:
+        call: in which call.
+        name: what the row and its files are called.
+        command: program and arguments; `FIGURES` and `OUT` among them are replaced.
+        limit_s: seconds after which it is stopped.
+        small: what is run instead where there is no GPU; None = the same with "--small".
+    """
+
+    call: int
+    name: str
+    command: tuple[str, ...]
+    limit_s: float
+    small: tuple[str, ...] | None = None
+
+    @property
+    def slug(self) -> str:
+        """The name as files have it."""
+        return self.name.replace(" ", "-").replace(",", "")
+
+    def small_command(self) -> tuple[str, ...]:
+        """What a rehearsal runs."""
+        return (*self.command, "--small") if self.small is None else self.small
+
+
+def _ours(name: str, *arguments: str) -> tuple[str, ...]:
+    return (*_PYTHON, "fairy.benchmarks.gpu.parts", name, "--figures", FIGURES, *arguments)
+
+
+def _tests() -> tuple[str, ...]:
+    """The kernels' tests, by eight processes where that is possible."""
+    spread = ("-n", "8") if find_spec("xdist") is not None else ()
+    return (*_PYTEST, *spread, "tests/kernels", "-m", "not slow", f"--junit-xml={OUT}/kernels.xml")
+
+
+def parts() -> tuple[Part, ...]:
+    """All parts, in their order."""
+    tune = (*_PYTHON, "fairy.kernels.tune", "--used")
+    return (
+        Part(1, "ceilings", _ours("ceilings"), 25),
+        Part(1, "edit", _ours("edit", "--times", "2"), 125),
+        Part(1, "kernels", _tests(), 75, _tests()),
+        Part(1, "embedded model", _ours("embedded"), 15),
+        Part(1, "banks and graphs", _ours("ways"), 45),
+        Part(2, "profile", _ours("profile", "--trace", f"{OUT}/trace.json.gz"), 30),
+        Part(2, "elementwise ops", (*_BENCH, *_ELEMENTWISE), 50, (*_BENCH, *_ELEMENTWISE)),
+        Part(2, "micro-batches", _ours("micro-batches"), 30),
+        Part(
+            2,
+            "tuning",
+            (*tune, "--processes", "12", "--out", f"{OUT}/configs", "--also", "kernels/configs"),
+            90,
+            (*tune, "--list"),
+        ),
+        Part(2, "defaults", (*_PYTHON, "fairy.benchmarks.gpu.results", OUT, "--gains", "kernels/configs"), 10, ()),
+        Part(2, "edit with defaults", _ours("edit", "--times", "1"), 45),
+        Part(
+            2,
+            "anchor attention",
+            (*_BENCH, "benchmarks/bench_anchor_attention.py"),
+            40,
+            (*_BENCH, "benchmarks/bench_anchor_attention.py"),
+        ),
+        Part(2, "ladder", (*_LADDER, "--rungs", _RUNGS), 35, (*_LADDER, "--small", "--rungs", _RUNGS)),
+        Part(
+            2,
+            "inductor",
+            (*_LADDER, "--rungs", "inductor,cuda-graphs"),
+            30,
+            (*_LADDER, "--small", "--rungs", "d", "--no-compile"),
+        ),
+    )  # fmt: skip
+
+
+def total_s() -> float:
+    """The longest that both calls can take, starts of the machine included."""
+    return len(CALLS) * (START_S + SETUP_S) + sum(part.limit_s for part in parts())
