@@ -1,6 +1,6 @@
 """Which of our ops are faster than what torch has for the same, by compute capability: measured, and read as data.
 
-A table `configs/gains-sm_90.json` comes from the ops' benchmarks (`python -m benchmarks.gpu_results`):
+A table `configs/gains-sm_90.json` comes from the ops' benchmarks (`python -m fairy.benchmarks.gpu.results`):
 
     {"capability": [9, 0], "device_name": …, "versions": {"torch": …, "triton": …},
      "ops": {op: [{"case": …, "ours_ms": …, "plain_ms": …}]}, "micro_batch": {frames: milliseconds a frame}}

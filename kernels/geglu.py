@@ -9,7 +9,7 @@ Contract
 Source: Shazeer (arXiv 2002.05202), as diffusers' `GEGLU` orders the halves (after its projection).
 Bound: bytes, 3·C·size a row: at level 0 of SD1.5 (C = 1280, 3072 tokens) 23.6 MB a sample-forward in 16 bit, 5.9 µs at
     4 TB/s. The plain form reads and writes the gate once more.
-Measured place: not yet measured on a GPU; called by the networks under the backend "compiled" only.
+Measured place: not yet measured on a GPU; called by the networks under the backends "compiled" and "cuda-graphs".
 """
 
 import math

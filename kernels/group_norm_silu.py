@@ -14,7 +14,7 @@ Statistics: every tile's mean and squared deviations in two passes over register
 Source: Wu & He (arXiv 1803.08494); the order of diffusers' `ResnetBlock2D`.
 Bound: bytes. Two reads and one write, 3·N·C·H·W·size, since a batch does not stay on the chip between its statistics
     and their use: at level 0 of SD1.5 (320 × 48 × 64) 5.9 MB a sample-forward in 16 bit, 1.5 µs at 4 TB/s.
-Measured place: not yet measured on a GPU; called by the networks under the backend "compiled" only.
+Measured place: not yet measured on a GPU; called by the networks under the backends "compiled" and "cuda-graphs".
 Legend: P pixels of a chunk, G groups and K channels of a group in a tile, S chunks of a sample.
 """
 

@@ -70,9 +70,9 @@ def parts() -> tuple[Part, ...]:
     tune = (*_PYTHON, "fairy.kernels.tune", "--used")
     return (
         Part(1, "ceilings", _ours("ceilings"), 25),
-        Part(1, "edit", _ours("edit", "--times", "2"), 125),
-        Part(1, "kernels", _tests(), 75, _tests()),
-        Part(1, "embedded model", _ours("embedded"), 15),
+        Part(1, "edit", _ours("edit", "--times", "2"), 120),
+        Part(1, "kernels", _tests(), 70, _tests()),
+        Part(1, "embedded model", _ours("embedded"), 25),
         Part(1, "banks and graphs", _ours("ways"), 45),
         Part(2, "profile", _ours("profile", "--trace", f"{OUT}/trace.json.gz"), 30),
         Part(2, "elementwise ops", (*_BENCH, *_ELEMENTWISE), 50, (*_BENCH, *_ELEMENTWISE)),
