@@ -93,7 +93,7 @@ def parts() -> tuple[Part, ...]:
             40,
             (*_BENCH, "benchmarks/bench_anchor_attention.py"),
         ),
-        Part(2, "ladder", (*_LADDER, "--rungs", _RUNGS), 35, (*_LADDER, "--small", "--rungs", _RUNGS)),
+        Part(2, "ladder", (*_LADDER, "--rungs", _RUNGS), 35, (*_LADDER, "--small", "--rungs", "a,d,guidance-step")),
         Part(
             2,
             "inductor",

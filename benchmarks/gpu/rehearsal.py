@@ -7,8 +7,9 @@ from pathlib import Path
 
 from fairy.benchmarks.gpu.plan import CALLS, parts
 from fairy.benchmarks.gpu.results import read_out, summary
-from fairy.benchmarks.gpu.run import run_part
+from fairy.benchmarks.gpu.run import PATIENCE, run_part
 
+_MIDDLE_S = 60.0  # by when an edit without end has ended two of them
 _EARLY_S = 4.0  # when parts are stopped: hardly any has told anything by then
 
 
@@ -35,15 +36,16 @@ def stopped(out: Path) -> list[str]:
     for part in parts():
         if not part.small_command():
             continue
-        outcome = run_part(replace(part, limit_s=_EARLY_S), out, small=True)
+        outcome = run_part(replace(part, limit_s=_EARLY_S / PATIENCE), out, small=True)
         if not (out / f"{part.slug}.log").exists():
             found.append(f"{part.name}, stopped after {_EARLY_S:g} s, left no log")
         if outcome.status not in ("late", "passed"):
             found.append(f"{part.name}, stopped after {_EARLY_S:g} s, was {outcome.status}")
     edit = next(part for part in parts() if part.name == "edit")
-    outcome = run_part(replace(edit, limit_s=edit.limit_s / 2), out, small=True)
-    if not outcome.figures:
-        found.append("the edit, stopped halfway, left no figures")
+    endless = replace(edit, command=(*edit.command[:-1], "1000"), limit_s=_MIDDLE_S / PATIENCE)
+    outcome = run_part(endless, out, small=True)
+    if outcome.status != "late" or not outcome.figures or "edit_2" not in outcome.figures:
+        found.append("the edit, stopped in the middle, did not leave what it had measured")
     return found
 
 
