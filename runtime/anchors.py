@@ -52,6 +52,32 @@ class Context(Protocol):
         ...
 
 
+class StepBank(Context, Protocol):
+    """A bank that phase A fills, of whichever kind: on the device, in host memory, in 8 bit."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all keys and values, as they are kept."""
+        ...
+
+    @property
+    def sendable(self) -> "AnchorBank | None":
+        """What can be broadcast step by step as it is; None where it cannot."""
+        ...
+
+    def targets(self, step: int) -> Mapping[str, Tensor]:
+        """Where phase A writes one step; see `AnchorBank.targets`."""
+        ...
+
+    def carried_context(self, step: int) -> Mapping[str, Tensor]:
+        """What phase A reads of the segment before; see `AnchorBank.carried_context`."""
+        ...
+
+    def finish(self, step: int) -> None:
+        """Phase A is done with a step."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class CarriedAnchor:
     """Keys and values of one anchor at every step, by layer name: [branch, tokens, heads·dim]."""
@@ -184,6 +210,11 @@ class AnchorBank:
             for name, bank in zip(layer.context(0), (self.keys, self.values), strict=True):
                 named[name] = bank[step][layer.name].unsqueeze(1).to(dtype)
         return named
+
+    @property
+    def sendable(self) -> "AnchorBank":
+        """See `StepBank`."""
+        return self
 
     @property
     def num_bytes(self) -> int:

@@ -1,20 +1,21 @@
 """Where the networks run: here in this process, or in worker processes (`workers/pool.py`)."""
 
+from collections import deque
 from collections.abc import Generator, Iterator
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from fairy.engines.engine import Usage
-from fairy.runtime.anchors import CarriedAnchor, Context
+from fairy.runtime.anchors import CarriedAnchor
 from fairy.runtime.batches import Part
 from fairy.runtime.device import cpu_threads
 from fairy.runtime.job import Job
-from fairy.runtime.methods.edit import edit_units
-from fairy.runtime.methods.options import runs_in_parts
-from fairy.runtime.networks import Bank, Networks, OnBank
+from fairy.runtime.networks import Networks
+from fairy.runtime.segment_edit import SegmentEdit
+from fairy.runtime.segments import Segment
 from fairy.runtime.source import Frames
+from fairy.runtime.tasks import tasks_of
 
 Edited = tuple[list[Frames], dict[int, Frames]]
 """Source frames as they were read, and those of them that were edited, by frame number."""
@@ -58,35 +59,41 @@ class InProcess:
         self._threads = threads
 
     def edit(self, job: Job, reads: Iterator[list[Frames]]) -> Generator[Edited, None, None]:
-        """Phase A, then phase B part by part, or unit by unit where the method is such; see `Executor`."""
+        """Task after task, in the order of the method; see `Executor`."""
         carried: CarriedAnchor | None = None
         number = 0
         for segment in job.segments:
-            if not runs_in_parts(job.method):
-                yield from edit_units(self._networks, job, segment, reads, self._threads)
-                continue
-            job.precision = job.asked_precision
-            with cpu_threads(self._threads):
-                text = self._networks.encode_text(job, segment.prompt)
+            edit = self._begin(job, segment, carried)
             pictures = next(reads)
             with cpu_threads(self._threads):
-                edited, bank = edit_anchors(self._networks, job, segment.anchors, pictures, text, carried)
-            job.segments_done += 1
-            yield pictures, edited
-            for part in segment.parts:
-                pictures = next(reads)
+                edit.begin(segment.anchors, pictures)
+            leaving = Leaving(job, segment, pictures)
+            yield from leaving.ready({})
+            for task in tasks_of(job, segment, carried=carried is not None):
+                while edit.lacks(task.frames):
+                    part, pictures = segment.parts[leaving.read], next(reads)
+                    with cpu_threads(self._threads):
+                        begin_part(edit, number, part, pictures)
+                    leaving.wait(pictures)
+                    number += 1
                 with cpu_threads(self._threads):
-                    latents = load_latents(job, number)
-                    if latents is None:
-                        frames = frames_of(part, pictures)
-                        latents = denoise_frames(self._networks, job, part.frames, frames, text, bank)
-                        save_latents(job, number, latents)
-                    edited = decode_frames(self._networks, job, part.frames, latents)
+                    if not edit.has(task.frames):
+                        edit.compute(task)
+                        if task.role == "frames":
+                            save_latents(job, number - 1, edit.latents(task.frames))
+                    done = edit.take(task.frames)
+                yield from leaving.ready(done)
+            for _ in segment.parts[leaving.read :]:  # all of their frames are anchors
+                leaving.wait(next(reads))
                 number += 1
-                yield pictures, edited
-            if job.params.continue_look and bank is not None:
-                carried = bank.last_anchor()
-            del bank  # before the next one is made
+            yield from leaving.ready({})
+            if job.params.continue_look and edit.bank is not None:
+                carried = edit.bank.last_anchor()
+            del edit  # its bank, before the next one is made
+
+    def _begin(self, job: Job, segment: Segment, carried: CarriedAnchor | None) -> SegmentEdit:
+        with cpu_threads(self._threads):
+            return SegmentEdit(self._networks, job, segment, carried)
 
     def take_usage(self) -> Usage:
         """What the backend ran."""
@@ -97,43 +104,53 @@ class InProcess:
         self._networks.backend.close()
 
 
+class Leaving:
+    """The order in which a segment's frames leave: its anchors, then its parts, each when all of it is done."""
+
+    def __init__(self, job: Job, segment: Segment, anchors: list[Frames]) -> None:
+        """`anchors`: their source frames."""
+        self._job, self._segment, self._anchors = job, segment, anchors
+        self._pictures: deque[list[Frames]] = deque()
+        self._done: dict[int, Frames] = {}
+        self._told = False
+        self._left = 0
+
+    @property
+    def read(self) -> int:
+        """How many parts' source frames were read."""
+        return self._left + len(self._pictures)
+
+    def wait(self, pictures: list[Frames]) -> None:
+        """The next part's source frames were read."""
+        self._pictures.append(pictures)
+
+    def ready(self, done: dict[int, Frames]) -> Iterator[Edited]:
+        """What leaves now that these frames are done."""
+        self._done |= done
+        if not self._told and all(frame in self._done for frame in self._segment.anchors):
+            self._told = True
+            self._job.segments_done += 1
+            yield self._anchors, {frame: self._done.pop(frame) for frame in self._segment.anchors}
+        while self._told and self._pictures:
+            frames = self._segment.parts[self._left].frames
+            if not all(frame in self._done for frame in frames):
+                return
+            self._left += 1
+            yield self._pictures.popleft(), {frame: self._done.pop(frame) for frame in frames}
+
+
+def begin_part(edit: SegmentEdit, number: int, part: Part, pictures: list[Frames]) -> None:
+    """Take the frames of a part in, or what an interrupted edit had made of them."""
+    latents = load_latents(edit.job, number)
+    if latents is not None:
+        edit.restore(part.frames, latents)
+    else:
+        edit.begin(part.frames, frames_of(part, pictures))
+
+
 def frames_of(part: Part, pictures: list[Frames]) -> list[Frames]:
     """Those of a part's frames that are not anchors."""
     return [pictures[i - part.start] for i in part.frames]
-
-
-@torch.inference_mode()
-def edit_anchors(
-    networks: Networks,
-    job: Job,
-    anchors: tuple[int, ...],
-    pictures: list[Frames],
-    text: Tensor,
-    carried: CarriedAnchor | None = None,
-    on_bank: OnBank = lambda bank, step: None,
-) -> tuple[dict[int, Frames], Bank | None]:
-    """Phase A: the edited anchors by frame number, and the bank that the other frames attend to."""
-    if not anchors:
-        return {}, None
-    image_latents = networks.encode(job, pictures)
-    latents, bank = networks.denoise_anchors(job, anchors, image_latents, text, carried, on_bank)
-    return dict(zip(anchors, networks.decode(job, latents), strict=True)), bank
-
-
-@torch.inference_mode()
-def denoise_frames(
-    networks: Networks, job: Job, frames: tuple[int, ...], pictures: list[Frames], text: Tensor, bank: Context | None
-) -> Tensor:
-    """Phase B for one micro-batch, up to the latents [frames, c, h, w], float32."""
-    if not frames:
-        return torch.empty(0, *job.latent_shape)
-    return networks.denoise_frames(job, frames, networks.encode(job, pictures), text, bank)
-
-
-@torch.inference_mode()
-def decode_frames(networks: Networks, job: Job, frames: tuple[int, ...], latents: Tensor) -> dict[int, Frames]:
-    """Latents of `denoise_frames` to edited frames by frame number."""
-    return dict(zip(frames, networks.decode(job, latents.to(networks.device)), strict=True)) if frames else {}
 
 
 def load_latents(job: Job, number: int) -> Tensor | None:

@@ -54,6 +54,11 @@ class Float8Bank:
         return self.slot.layers
 
     @property
+    def sendable(self) -> None:
+        """See `StepBank`: every worker computes it for itself."""
+        return None
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of all keys and values as they are kept."""
         each = [packed for pair in self._packed.values() for packed in pair]

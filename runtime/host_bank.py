@@ -59,6 +59,11 @@ class HostBank:
         return self.home.layers
 
     @property
+    def sendable(self) -> None:
+        """See `StepBank`: every worker computes it for itself."""
+        return None
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of all keys and values, in host memory."""
         return self.home.num_bytes

@@ -21,7 +21,6 @@ from fairy.runtime.methods import Method, find_method
 from fairy.runtime.methods.graphs import graphs_by_name
 from fairy.runtime.methods.options import check_model, runs_in_parts
 from fairy.runtime.params import EditParams
-from fairy.runtime.prediction import Ahead
 from fairy.runtime.progress import Monitor
 from fairy.runtime.result import EditReport, installed_versions
 from fairy.runtime.sampler import Schedule, make_schedule
@@ -76,7 +75,6 @@ class Job:
     segments_done: int = 0
     steps_told: int = 0
     shared_noise: dict[int, Tensor] = field(default_factory=dict)
-    ahead: Ahead = field(default_factory=Ahead)
     bank_bytes: int = 0
     fallbacks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

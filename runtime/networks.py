@@ -5,7 +5,7 @@ job's report says so.
 """
 
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,19 +14,14 @@ from torch import Tensor
 from fairy.engines.engine import Backend, Engine
 from fairy.export.checkpoint import Checkpoint
 from fairy.kernels.errors import NumericalError
-from fairy.runtime.anchors import AnchorBank, CarriedAnchor, Context
-from fairy.runtime.denoise import denoise
+from fairy.runtime.anchors import AnchorBank, CarriedAnchor, StepBank
 from fairy.runtime.float8_bank import Float8Bank
 from fairy.runtime.geometry import pad_by_reflection, scale_frames
 from fairy.runtime.guidance import branch_text
 from fairy.runtime.host_bank import HostBank
 from fairy.runtime.job import Job
 from fairy.runtime.noise import INITIAL, draw_noise
-from fairy.runtime.prediction import alone_graph
 from fairy.runtime.source import Frames
-
-Bank = AnchorBank | HostBank | Float8Bank
-OnBank = Callable[[Bank, int], None]
 
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "Failed to allocate memory")  # torch, CUDA, ONNX Runtime
 
@@ -97,90 +92,6 @@ class Networks:
         with job.monitor.timed("decode"):
             return [decode_one(latents[i : i + 1]) for i in range(len(latents))]
 
-    def denoise_anchors(
-        self,
-        job: Job,
-        anchors: Sequence[int],
-        image_latents: Tensor,
-        text: Tensor,
-        carried: CarriedAnchor | None = None,
-        on_bank: OnBank = lambda bank, step: None,
-    ) -> tuple[Tensor, Bank]:
-        """Phase A: the anchors as one batch in which each attends to all; their keys and values fill the bank.
-
-        `carried` is an anchor of the segment before that they and the bank's readers attend to as well.
-        `on_bank` is called with the bank and a step as soon as that step's keys and values are in it; a bank that
-        comes after another replaces it.
-        Returns latents [anchors, c, h, w], float32, and the bank. Where 16 bit did not suffice, the bank is float32
-        and so is the rest of the job: what overflowed once would do so again when it is read.
-        """
-        banks: dict[torch.dtype, Bank] = {}
-
-        def run(precision: torch.dtype) -> Tensor:
-            banks.clear()  # a bank that failed is of no use and may be large
-            banks[precision] = bank = self.new_bank(job, len(anchors), precision, carried)
-
-            def on_step(step: int) -> None:
-                bank.finish(step)
-                on_bank(bank, step)
-
-            return self._denoise(
-                job,
-                "unet_anchor" if carried is None else "unet_anchor_continued",
-                anchors,
-                image_latents,
-                text,
-                precision,
-                context=bank.carried_context,
-                targets=bank.targets,
-                on_step=on_step,
-            )
-
-        with job.monitor.timed("anchors"):
-            latents = finite(job, run, "The anchors")
-        ((job.precision, bank),) = banks.items()
-        job.bank_bytes = max(job.bank_bytes, bank.num_bytes)
-        return latents, bank
-
-    def denoise_frames(
-        self, job: Job, frames: Sequence[int], image_latents: Tensor, text: Tensor, bank: Context | None
-    ) -> Tensor:
-        """Phase B: frames denoised independently of each other, against the bank where there is one.
-
-        Where the memory does not suffice, the rest of the job goes on with half as many at once, and the report says
-        so. Returns latents [frames, c, h, w], float32.
-        """
-        with job.monitor.timed("frames"):
-            latents: list[Tensor] = []
-            done = 0
-            while done < len(frames):
-                now = slice(done, done + job.frames_at_once)
-                try:
-                    latents.append(self._denoise_batch(job, frames[now], image_latents[now], text, bank))
-                    done += len(frames[now])
-                except (RuntimeError, MemoryError) as error:
-                    halve_batch(job, error)
-        job.batches_done += 1
-        return torch.cat(latents)
-
-    def _denoise_batch(
-        self, job: Job, frames: Sequence[int], image_latents: Tensor, text: Tensor, bank: Context | None
-    ) -> Tensor:
-        """One batch, filled up to its fixed size by repeating its last frame, so that its shape never varies."""
-        places = [min(i, len(frames) - 1) for i in range(job.frames_at_once)]
-        padded, image_latents = [frames[i] for i in places], image_latents[places]
-
-        def run(precision: torch.dtype) -> Tensor:
-            if bank is None:
-                return self._denoise(job, "unet", padded, image_latents, text, precision)
-
-            def context(step: int) -> Mapping[str, Tensor]:
-                return bank.context(step, precision)
-
-            return self._denoise(job, "unet_frame", padded, image_latents, text, precision, context=context)
-
-        return finite(job, run, f"Frames {frames[0]} to {frames[-1]}")[: len(frames)]
-
     def source_like_result(self, job: Job, pictures: Sequence[Frames]) -> Frames:
         """Source frames at the size of the result: uint8 [n, height, width, 3]."""
         if job.result_size == job.geometry.source:
@@ -188,48 +99,11 @@ class Networks:
         scaled = torch.cat([scale_frames(self._tensor(picture), job.result_size) for picture in pictures])
         return _to_numpy(scaled)
 
-    def _denoise(
-        self,
-        job: Job,
-        graph: str,
-        frames: Sequence[int],
-        image_latents: Tensor,
-        text: Tensor,
-        precision: torch.dtype,
-        *,
-        context: Callable[[int], Mapping[str, Tensor]] = lambda step: {},
-        targets: Callable[[int], Mapping[str, Tensor] | None] = lambda step: None,
-        on_step: Callable[[int], None] = lambda step: None,
-    ) -> Tensor:
-        job.monitor.check()
-        stage = "anchors" if graph.startswith("unet_anchor") else "frames"
-
-        def tell(step: int) -> None:
-            on_step(step)
-            job.tell_step(stage, step)
-
-        return denoise(
-            self.engine(job, graph, precision),
-            job.schedule,
-            job.guidance,
-            guided_steps=job.guided_steps,
-            text=text,
-            image_latents=image_latents.to(precision),
-            latents=self.initial_noise(job, frames),
-            noise=lambda step: self.noise(job, step, frames),
-            context=context,
-            targets=targets,
-            on_step=tell,
-            steps=self.backend.steps,
-            ahead=job.ahead,
-            alone=lambda: self.backend.engine(alone_graph(job.graphs, graph), precision),
-        )
-
     def engine(self, job: Job, graph: str, precision: torch.dtype) -> Engine:
         """The engine of one of the job's graphs."""
         return self.backend.engine(job.graphs[graph], precision)
 
-    def new_bank(self, job: Job, num_anchors: int, precision: torch.dtype, carried: CarriedAnchor | None) -> Bank:
+    def new_bank(self, job: Job, num_anchors: int, precision: torch.dtype, carried: CarriedAnchor | None) -> StepBank:
         """A bank for so many anchors at the job's steps and branches; empty but for what is carried."""
 
         def bank(steps: int, device: torch.device, carried: CarriedAnchor | None, pinned: bool = False) -> AnchorBank:
@@ -284,15 +158,23 @@ class Networks:
 
 def finite(job: Job, run: Callable[[torch.dtype], Tensor], what: str) -> Tensor:
     """The result in the job's precision or, where that is not finite, in float32."""
-    result = run(job.precision)
-    if bool(torch.isfinite(result).all()):
-        return result
+    for precision in precisions(job, what):
+        result = run(precision)
+        if bool(torch.isfinite(result).all()):
+            break
+    return result
+
+
+def precisions(job: Job, what: str) -> Iterator[torch.dtype]:
+    """The precisions to compute something in until it is finite: the job's, then float32, which the report says.
+
+    Raises NumericalError where that did not suffice.
+    """
+    yield job.precision
     if job.precision != torch.float32:
         name = str(job.precision).removeprefix("torch.")
         job.fallbacks.append(f"{what} became NaN or infinite in {name} and were computed again in float32.")
-        result = run(torch.float32)
-        if bool(torch.isfinite(result).all()):
-            return result
+        yield torch.float32
     raise NumericalError(
         f"{what} became NaN or infinite in float32 with the guidance scales {job.params.guidance_scale:g} and "
         f"{job.params.image_guidance_scale:g}; choose smaller ones, or check the model's weights."

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from fairy.engines.conditions import Conditions, prepare
 from fairy.engines.engine import Engine
-from fairy.export.graphs import GraphSpec
 from fairy.export.steps import Steps
 from fairy.runtime.guidance import Guidance, branch_image
 from fairy.runtime.sampler import Schedule, needs_noise, step
+from fairy.runtime.task_context import StepsOfCall, TaskContext
 
-Update = Callable[[int, Tensor, Tensor, Tensor | None], Tensor]
+Fused = Callable[[int, Tensor, Tensor, Tensor | None], Tensor]
 """Step, latents [F, c, h, w], the network's output [G, F, c, h, w] and fresh noise [F or 1, c, h, w] to the next
 latents; all but the output float32."""
 
@@ -30,39 +30,21 @@ _NO_IMAGE = 2  # the branch that sees no picture, the last where it is computed
 
 @dataclass(slots=True)
 class Ahead:
-    """What a job has computed once for all its batches; it belongs to the job and is passed along.
+    """What is computed once for all tasks of a segment; it is passed along.
 
     Attributes:
-        conditions: of the text that is used now, by precision and number of frames.
-        rest: of the steps that are not guided; first_text: a text and its first branch.
+        conditions: of the text, by precision, number of frames and of branches.
         first_outputs: of the branch without picture at the first step, [1, 1, c, h, w], by precision.
     """
 
-    text: Tensor | None = None
-    conditions: dict[tuple[torch.dtype, int], Conditions] = field(default_factory=dict)
+    conditions: dict[tuple[torch.dtype, int, int], Conditions] = field(default_factory=dict)
     first_outputs: dict[torch.dtype, Tensor] = field(default_factory=dict)
-    rest: "Ahead | None" = None
-    first_text: tuple[Tensor, Tensor] | None = None
-
-    def unguided(self) -> "Ahead":
-        """The same for steps that compute the first branch alone."""
-        self.rest = self.rest or Ahead()
-        return self.rest
-
-    def first_branch(self, text: Tensor) -> Tensor:
-        """The first branch's text, the same tensor for the same text."""
-        if self.first_text is None or self.first_text[0] is not text:
-            self.first_text = (text, text[:1])
-        return self.first_text[1]
 
     def conditions_of(
         self, engine: Engine, text: Tensor, precision: torch.dtype, times: Tensor, frames: int
     ) -> Conditions:
         """The conditions of calls with so many frames, made at the first of them."""
-        if self.text is not text:
-            self.text = text
-            self.conditions.clear()
-        key = (precision, frames)
+        key = (precision, frames, len(text))
         if key not in self.conditions:
             self.conditions[key] = prepare(engine, text.to(precision), times, frames)
         return self.conditions[key]
@@ -70,28 +52,32 @@ class Ahead:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One batch's questions to a UNet engine; call it with a step and the scaled latents.
+    """Questions to a UNet engine; call it with the steps of the places of a call and the scaled latents.
 
     Attributes:
+        conditions: steps to text and time, by the engine's names.
         pictures: scaled latents [F or 1, c, h, w] to the engine's `sample`.
-        context: step to the keys and values that the graph takes.
-        targets: step to the tensors that the graph's keys and values are written to.
+        context: whose keys and values are read, and where the network's own go; of `groups` branches.
         first: what computes the first step, where that is done otherwise.
     """
 
     engine: Engine
-    conditions: Conditions
+    conditions: Callable[[StepsOfCall], Mapping[str, Tensor]]
     pictures: Callable[[Tensor], Tensor]
-    context: Callable[[int], Mapping[str, Tensor]]
-    targets: Callable[[int], Mapping[str, Tensor] | None]
+    context: TaskContext
+    groups: int
+    precision: torch.dtype
     first: "FirstStep | None" = None
 
-    def __call__(self, step: int, scaled: Tensor) -> Tensor:
-        """The output of every branch, [G, F, c, h, w]."""
-        inputs = {"sample": self.pictures(scaled), **self.conditions.at(step), **self.context(step)}
-        if step == 0 and self.first is not None:
-            return self.first(self.engine, inputs, self.targets(step))
-        return self.engine(inputs, self.targets(step))["output"]
+    def __call__(self, steps: StepsOfCall, scaled: Tensor) -> Mapping[str, Tensor]:
+        """What the network gives: "output" of every branch, [G, F, c, h, w], and keys and values by name."""
+        # Branches that are not computed are the last.
+        read = {name: t[: self.groups] for name, t in self.context.inputs(steps, self.precision).items()}
+        targets = {name: t[: self.groups] for name, t in self.context.targets(steps).items()} or None
+        inputs = {"sample": self.pictures(scaled), **self.conditions(steps), **read}
+        if steps[0] == 0 and self.first is not None:
+            return {"output": self.first(self.engine, inputs, targets)}
+        return self.engine(inputs, targets)
 
 
 class Pictures:
@@ -159,21 +145,14 @@ class FirstStep:
 
 
 def first_step(
-    steps: Steps, guidance: Guidance, latents: Tensor, alone: Callable[[], Engine], ahead: Ahead
+    steps: Steps, guidance: Guidance, alike: bool, alone: Callable[[], Engine], ahead: Ahead
 ) -> FirstStep | None:
-    """What computes the first step of a batch that starts from `latents` [F or 1, c, h, w]; None = as any other."""
-    alike = len(latents) == 1 and guidance.groups > 1 and guidance.branches[-1] == _NO_IMAGE
-    if "shared-first-step" not in steps or not alike:
-        return None
-    return FirstStep(alone(), ahead.first_outputs)
+    """What computes the first step where all frames start `alike`, from the same noise; None = as any other."""
+    serves = alike and guidance.groups > 1 and guidance.branches[-1] == _NO_IMAGE
+    return FirstStep(alone(), ahead.first_outputs) if "shared-first-step" in steps and serves else None
 
 
-def alone_graph(graphs: Mapping[str, GraphSpec], graph: str) -> GraphSpec:
-    """The graph that serves one frame without anchors in place of another: phase A's, which then reads itself."""
-    return graphs["unet" if graph == "unet" else "unet_anchor"]
-
-
-def fused_update(schedule: Schedule, guidance: Guidance, steps: Steps, device: torch.device) -> Update | None:
+def fused_update(schedule: Schedule, guidance: Guidance, steps: Steps, device: torch.device) -> Fused | None:
     """Guidance and the sampler's rule in one pass; None where that is not asked for or the rule is not linear."""
     if "guidance-step" not in steps or schedule.clip is not None:
         return None
@@ -218,10 +197,9 @@ def _but_last(name: str, t: Tensor) -> Tensor:
 __all__ = [
     "Ahead",
     "FirstStep",
+    "Fused",
     "Pictures",
     "Prediction",
-    "Update",
-    "alone_graph",
     "first_step",
     "fused_update",
     "step_coefficients",

@@ -1,4 +1,4 @@
-"""One worker process: it loads the model once and computes whole tasks, with the functions of the in-process path.
+"""One worker process: it loads the model once and computes whole tasks, as the in-process path does.
 
 Started by the controller as `python -m fairy.runtime.workers.worker`; it ends when its stdin does. One thread reads
 messages, so that "stop" and a lost bank are heard in the middle of a computation; the main thread computes.
@@ -15,19 +15,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fairy.engines.backends import make_backend
 from fairy.engines.store import EngineStore
 from fairy.export.checkpoint import load_checkpoint
 from fairy.kernels.errors import Cancelled, FairyError, MachineError
-from fairy.runtime.anchors import AnchorBank, CarriedAnchor, Context
+from fairy.runtime.anchors import StepBank
 from fairy.runtime.device import DTYPES
-from fairy.runtime.executor import decode_frames, denoise_frames, edit_anchors
-from fairy.runtime.job import Job
-from fairy.runtime.networks import Bank, Networks
+from fairy.runtime.networks import Networks
 from fairy.runtime.progress import Monitor, Progress
-from fairy.runtime.segments import Segment
+from fairy.runtime.segment_edit import SegmentEdit
+from fairy.runtime.tasks import anchor_task, frame_task
 from fairy.runtime.video import wire
 from fairy.runtime.workers.bank import ArrivingBank, BankGroup, BankLost
 from fairy.runtime.workers.protocol import (
@@ -44,7 +42,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(slots=True)
-class Task:
+class Request:
     """A message, the cancel flag of its job and, where it names one, its end of the bank's group."""
 
     message: wire.Message
@@ -55,13 +53,9 @@ class Task:
 
 @dataclass(slots=True)
 class Work:
-    """What a worker keeps of the segment at hand."""
+    """What a worker keeps of the segment at hand; generation: of its bank."""
 
-    job: Job
-    segment: Segment
-    text: Tensor
-    carried: CarriedAnchor | None = None
-    bank: Context | None = None
+    edit: SegmentEdit
     generation: int = 0
     sent: dict[str, int] = field(default_factory=lambda: {"notes": 0, "fallbacks": 0})
 
@@ -85,7 +79,7 @@ class Listener:
     """Reads messages in a thread and acts at once on those that cannot wait for the computation."""
 
     def __init__(self, fd: int) -> None:
-        self.tasks: queue.Queue[Task] = queue.Queue()
+        self.tasks: queue.Queue[Request] = queue.Queue()
         self._groups: list[BankGroup] = []
         self._inbox = wire.Inbox(fd)
         self._cancel = threading.Event()
@@ -96,7 +90,7 @@ class Listener:
             while True:
                 message, payload = self._inbox.receive(LIMIT_BYTES)
                 group = self._act(message)
-                self.tasks.put(Task(message, payload, self._cancel, group))
+                self.tasks.put(Request(message, payload, self._cancel, group))
         except BaseException:  # the controller is gone, or cannot be understood any more
             os._exit(3)
 
@@ -124,7 +118,7 @@ class Server:
         self._networks = self._load(listener.tasks.get())
         self._work: Work | None = None
 
-    def _load(self, task: Task) -> Networks:
+    def _load(self, task: Request) -> Networks:
         message = task.message
         torch.set_num_threads(message["threads"])
         device, self._dtype = torch.device(message["device"]), DTYPES[message["dtype"]]
@@ -154,7 +148,7 @@ class Server:
                 sentence = "The memory does not suffice; choose a smaller long_side, or fewer anchors."
                 self._outbox.send(error_message(MachineError(sentence)) | self._answer(task, "error"))
 
-    def _compute(self, task: Task) -> None:
+    def _compute(self, task: Request) -> None:
         what = task.message["do"]
         if what == "job":
             self._begin(task)
@@ -165,7 +159,7 @@ class Server:
             todo = {"bank": self._receive_bank, "anchors": self._anchors, "part": self._part, "decode": self._decode}
             todo[what](task, self._work)
 
-    def _begin(self, task: Task) -> None:
+    def _begin(self, task: Request) -> None:
         def tell(progress: Progress) -> None:
             self._outbox.send({"is": "step", "stage": progress.stage, "done": progress.done, **now})
 
@@ -176,87 +170,96 @@ class Server:
         before, self._work = self._work, None
         carried = None
         if job.params.continue_look and index > 0:
-            if before is None or before.bank is None:
+            if before is None or before.edit.bank is None:
                 raise MachineError("The bank of the shot before is gone; start the edit again.")
             try:
-                carried = before.bank.last_anchor()
+                carried = before.edit.bank.last_anchor()
             except BankLost as error:
                 raise MachineError(f"{error} Start the edit again.") from error
-        segment = job.segments[index]
-        self._work = Work(job, segment, self._networks.encode_text(job, segment.prompt), carried)
+        self._work = Work(SegmentEdit(self._networks, job, job.segments[index], carried))
 
-    def _receive_bank(self, task: Task, work: Work) -> None:
+    def _receive_bank(self, task: Request, work: Work) -> None:
         """The bank comes from the leader; parts may start at once."""
-        group = task.group
+        group, edit = task.group, work.edit
         assert group is not None
         work.generation = task.message["generation"]
         here = self._answer(task, "bank")
 
         def waiting(step: int) -> None:
-            work.job.monitor.check()
+            edit.job.monitor.check()
             self._outbox.send(here | {"is": "waiting", "step": step})
 
-        empty = self._networks.new_bank(work.job, len(work.segment.anchors), work.job.precision, work.carried)
-        assert isinstance(empty, AnchorBank)  # one in host memory is computed by each worker for itself
-        work.bank = ArrivingBank(empty, group, waiting)
+        anchors, precision = len(edit.segment.anchors), edit.job.precision
+        empty = self._networks.new_bank(edit.job, anchors, precision, edit.carried).sendable
+        assert empty is not None  # one that cannot be sent is computed by each worker for itself
+        edit.bank = ArrivingBank(empty, group, waiting)
 
         def watch() -> None:
             try:
-                group.arrived(len(work.job.schedule) - 1)
+                group.arrived(len(edit.job.schedule) - 1)
                 self._outbox.send(here | {"complete": True})
             except BankLost as error:
                 self._outbox.send(here | {"complete": False, "reason": str(error)})
 
         threading.Thread(target=watch, daemon=True).start()
 
-    def _anchors(self, task: Task, work: Work) -> None:
+    def _anchors(self, task: Request, work: Work) -> None:
         """Phase A, for this worker alone or as the leader of those that wait for the bank."""
-        first: list[AnchorBank] = []
-        group = task.group
+        edit, group = work.edit, task.group
+        first: list[StepBank] = []
 
-        def on_bank(bank: Bank, step: int) -> None:
-            if group is None or not isinstance(bank, AnchorBank):
+        def on_bank(bank: StepBank, step: int) -> None:
+            sendable = bank.sendable
+            if group is None or sendable is None:
                 return
             if first and first[0] is not bank:  # 16 bit did not suffice: what was sent is void
                 self._outbox.send(self._answer(task, "bank") | {"complete": False, "void": True})
                 group.close("16 bit did not suffice")
                 return
             first[:] = [bank]
-            group.post(bank, step)
+            group.post(sendable, step)
 
-        work.bank, work.generation = None, task.message["generation"]
-        pictures = unpack_frames(task.payload, work.job.source.size)
-        anchors = work.segment.anchors
-        edited, work.bank = edit_anchors(self._networks, work.job, anchors, pictures, work.text, work.carried, on_bank)
-        facts = {"bank_bytes": work.job.bank_bytes, **self._tell_of(work)}
-        self._outbox.send(self._answer(task, "anchors") | facts, pack_frames(list(edited.values())))
+        edit.bank, work.generation = None, task.message["generation"]
+        job, anchors = edit.job, edit.segment.anchors
+        edit.begin(anchors, unpack_frames(task.payload, job.source.size))
+        steps, carried = len(job.schedule), edit.carried is not None
+        edit.compute(anchor_task(edit.segment, steps, carried=carried), on_bank)
+        edited = list(edit.take(anchors).values())
+        facts = {"bank_bytes": job.bank_bytes, **self._tell_of(work)}
+        self._outbox.send(self._answer(task, "anchors") | facts, pack_frames(edited))
 
-    def _part(self, task: Task, work: Work) -> None:
+    def _part(self, task: Request, work: Work) -> None:
         """Phase B for one micro-batch."""
-        if work.segment.anchors and work.bank is None:
+        edit, frames = work.edit, tuple(task.message["frames"])
+        job, anchors = edit.job, bool(edit.segment.anchors)
+        if anchors and edit.bank is None:
             raise BankLost("there is no bank")
-        frames = tuple(task.message["frames"])
-        work.job.batches_done = work.job.steps_told = 0  # the controller counts micro-batches, this worker steps
-        pictures = unpack_frames(task.payload, work.job.source.size)
-        latents = denoise_frames(self._networks, work.job, frames, pictures, work.text, work.bank)
-        self._send_edited(task, work, frames, latents)
+        job.batches_done = job.steps_told = 0  # the controller counts micro-batches, this worker steps
+        try:
+            edit.begin(frames, unpack_frames(task.payload, job.source.size))
+            edit.compute(frame_task(frames, len(job.schedule), anchors=anchors))
+            self._send_edited(task, work, frames)
+        finally:
+            edit.forget(frames)
 
-    def _decode(self, task: Task, work: Work) -> None:
+    def _decode(self, task: Request, work: Work) -> None:
         """A micro-batch whose latents an interrupted edit left."""
         frames = tuple(task.message["frames"])
-        self._send_edited(task, work, frames, unpack_latents(task.payload, len(frames), work.job.latent_shape))
+        work.edit.restore(frames, unpack_latents(task.payload, len(frames), work.edit.job.latent_shape))
+        self._send_edited(task, work, frames)
 
-    def _send_edited(self, task: Task, work: Work, frames: tuple[int, ...], latents: Tensor) -> None:
-        edited = list(decode_frames(self._networks, work.job, frames, latents).values())
+    def _send_edited(self, task: Request, work: Work, frames: tuple[int, ...]) -> None:
+        latents = work.edit.latents(frames)
+        edited = list(work.edit.take(frames).values())
         self._outbox.send(self._answer(task, "part") | self._tell_of(work), pack_edited(edited, latents))
 
-    def _answer(self, task: Task, what: str) -> wire.Message:
+    def _answer(self, task: Request, what: str) -> wire.Message:
         generation = self._work.generation if self._work is not None else 0
         return {"is": what, "job": task.message.get("job"), "part": task.message.get("part"), "generation": generation}
 
     def _tell_of(self, work: Work) -> wire.Message:
         """What the report should know and was not told yet: stage times, sentences, engines that ran."""
-        usage, job = self._networks.backend.take_usage(), work.job
+        usage, job = self._networks.backend.take_usage(), work.edit.job
         times = dict(job.monitor.times_ms)
         job.monitor.times_ms.clear()
         fresh = {"notes": job.notes[work.sent["notes"] :], "fallbacks": job.fallbacks[work.sent["fallbacks"] :]}

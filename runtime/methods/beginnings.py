@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fairy.runtime.captions import caption
-from fairy.runtime.denoise import denoise
+from fairy.runtime.denoiser import Denoiser
 from fairy.runtime.depth import DepthFolder, estimated, from_map
 from fairy.runtime.geometry import pad_by_reflection, scale_frames
 from fairy.runtime.guidance import make_guidance
@@ -14,9 +14,10 @@ from fairy.runtime.inversion import inverted
 from fairy.runtime.job import Job
 from fairy.runtime.networks import Networks, finite
 from fairy.runtime.source import Frames
+from fairy.runtime.task_context import NoContext
 
 
-class Conditions:
+class Beginnings:
     """Noise and image latents for a model that sees the picture; inverted latents and depth for one that sees depth."""
 
     def __init__(self, networks: Networks, job: Job) -> None:
@@ -61,18 +62,19 @@ class Conditions:
         text = self._source_features(first)
         scaled = image_latents.float() * networks.checkpoint.vae.config.scaling_factor
 
+        schedule = inverted(job.schedule)
+        denoiser = Denoiser(schedule, make_guidance(1.0, 1.0), text, lambda g, p: networks.engine(job, g, p))
+        calls = [(k,) * len(scaled) for k in range(len(schedule))]
+
         def run(precision: torch.dtype) -> Tensor:
-            return denoise(
-                networks.engine(job, "unet", precision),
-                inverted(job.schedule),
-                make_guidance(1.0, 1.0),
-                text=text.to(precision),
-                image_latents=depth.to(precision),
-                latents=scaled,
+            return denoiser.run(
+                "unet",
+                calls,
+                scaled,
+                depth.to(precision),
+                NoContext(),
                 noise=lambda step: scaled,
-                context=lambda step: {},
-                targets=lambda step: None,
-                on_step=lambda step: job.monitor.check(),
+                tell=lambda call: job.monitor.check(),
             )
 
         return finite(job, run, "The inverted frames")
