@@ -3,7 +3,8 @@
 Unit (i, k) needs (i, k − 1), the step before, and (j, k) for every frame j whose keys and values frame i reads. From
 that alone follow the orders:
 
-    parallel    the frames that others read, all steps; then the other frames in parts, each through all its steps
+    parallel    the frames that others read, all steps; then the other frames in parts, each through all its steps: no
+                unit waits for another one, so tasks are whole (see `tasks.py`)
     wavefront   all units that are ready at once: frame i begins as many waves late as its longest chain of sources
                 is long, so that a video of N frames in T steps takes N + T − 1 waves where each frame reads the last
     step-major  one unit at a time, all frames at a step before the next step: keeps the fewest keys and values
@@ -33,21 +34,14 @@ class Unit(NamedTuple):
 Batch = tuple[Unit, ...]
 
 
-def ready_units(
-    order: Order, sources: Sequence[tuple[int, ...]], num_inference_steps: int, micro_batch: int = 1
-) -> Iterator[Batch]:
+def ready_units(order: Order, sources: Sequence[tuple[int, ...]], num_inference_steps: int) -> Iterator[Batch]:
     """Every unit once, in batches whose units need none of their own batch.
 
-    In the order "parallel" frames may read each other (Fairy's anchors): these are computed together, as one batch.
-
     Args:
-        order: one of `ORDERS`.
+        order: "wavefront" or "step-major"; what is "parallel" has no units.
         sources: S(i) of every frame.
         num_inference_steps: steps of every frame.
-        micro_batch: frames that the order "parallel" takes through all steps together.
     """
-    if order == "parallel":
-        return _parallel(sources, num_inference_steps, micro_batch)
     if order == "wavefront":
         return _waves(sources, num_inference_steps)
     return ((Unit(i, k),) for k in range(num_inference_steps) for i in range(len(sources)))
@@ -126,11 +120,3 @@ def _waves(sources: Sequence[tuple[int, ...]], num_inference_steps: int) -> Iter
         active = [i for i in active if wave - begin[i] < num_inference_steps]
         active = sorted([*active, *beginning.get(wave, ())])
         yield tuple(Unit(i, wave - begin[i]) for i in active)
-
-
-def _parallel(sources: Sequence[tuple[int, ...]], num_inference_steps: int, micro_batch: int) -> Iterator[Batch]:
-    anchors = sorted({j for read in sources for j in read})
-    others = sorted(set(range(len(sources))) - set(anchors))
-    parts = [others[start : start + micro_batch] for start in range(0, len(others), micro_batch)]
-    for frames in (anchors, *parts):
-        yield from (tuple(Unit(i, k) for i in frames) for k in range(num_inference_steps) if frames)

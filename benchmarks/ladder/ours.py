@@ -10,8 +10,8 @@ from fairy.engines.eager import EagerBackend
 from fairy.export.graphs import vae_decoder_spec, vae_encoder_spec
 from fairy.export.steps import ALL_STEPS, Steps
 from fairy.runtime.anchors import AnchorBank
-from fairy.runtime.denoise import denoise
-from fairy.runtime.prediction import Ahead
+from fairy.runtime.denoiser import Denoiser
+from fairy.runtime.task_context import BankReader, BankWriter, NoContext, TaskContext
 
 
 class OurRung:
@@ -33,47 +33,51 @@ class OurRung:
     @torch.inference_mode()
     def run(self) -> Lap:
         """Phase A, then one batch of phase B."""
-        case, ahead = self._case, Ahead()
+        case, denoiser = self._case, self._denoiser()
         with work_bytes(case.device) as memory:
             laps = Laps(case.device)
             self._encode({"image": case.pictures[:1]})
             encode_ms = laps.lap()
             bank = self._new_bank()
-            self._denoise("unet_anchor", case.image_latents[case.anchors], ahead, laps, bank)
+            writer = BankWriter(bank, lambda bank, step: None)
+            self._denoise(denoiser, "unet_anchor", case.image_latents[case.anchors], laps, writer)
             anchors_ms = (laps.times[-2], laps.times[-1])
-            latents = self._denoise("unet_frame", case.image_latents[case.frames], ahead, laps, bank)
+            latents = self._denoise(denoiser, "unet_frame", case.image_latents[case.frames], laps, BankReader(bank))
             frames_ms = (laps.times[-2], laps.times[-1])
             self._decode({"latents": latents[:1].to(case.dtype)})
             decode_ms = laps.lap()
         return Lap(encode_ms, decode_ms, frames_ms, anchors_ms, len(latents), latents, *memory)
 
+    @torch.inference_mode()
     def without_anchors(self) -> Tensor:
         """The batch's latents where frames look at themselves alone: what rungs without anchors are compared with."""
         case = self._case
-        return self._denoise("unet", case.image_latents[case.frames], Ahead(), Laps(case.device), None)
+        return self._denoise(self._denoiser(), "unet", case.image_latents[case.frames], Laps(case.device), NoContext())
 
-    @torch.inference_mode()
-    def _denoise(self, graph: str, image_latents: Tensor, ahead: Ahead, laps: Laps, bank: AnchorBank | None) -> Tensor:
-        case, backend = self._case, self._backend
-        engine = backend.engine(self._graphs[graph])
-        if graph == "unet_frame":  # what a job has computed once when its second batch begins
-            times = torch.tensor(case.schedule.timesteps, dtype=torch.float32, device=case.device)
-            ahead.conditions_of(engine, case.text, case.dtype, times, len(image_latents))
-        laps.start()
-        return denoise(
-            engine,
+    def _denoiser(self) -> Denoiser:
+        case = self._case
+        return Denoiser(
             case.schedule,
             case.guidance,
-            text=case.text,
-            image_latents=image_latents,
-            latents=case.noise,
-            noise=lambda step: case.noise,
-            context=lambda step: bank.context(step, case.dtype) if bank and graph == "unet_frame" else {},
-            targets=lambda step: bank.targets(step) if bank and graph == "unet_anchor" else None,
-            on_step=laps.after_step,
-            steps=backend.steps,
-            ahead=ahead,
-            alone=lambda: backend.engine(self._graphs["unet" if graph == "unet" else "unet_anchor"]),
+            case.text,
+            lambda graph, precision: self._backend.engine(self._graphs[graph], precision),
+            steps=self._backend.steps,
+            alike=True,
+        )
+
+    def _denoise(
+        self, denoiser: Denoiser, graph: str, image_latents: Tensor, laps: Laps, context: TaskContext
+    ) -> Tensor:
+        case, frames = self._case, len(image_latents)
+        if graph == "unet_frame":  # what a segment has computed once when its second batch begins
+            times = torch.tensor(case.schedule.timesteps, dtype=torch.float32, device=case.device)
+            engine = denoiser.engines(graph, case.dtype)
+            denoiser.ahead.conditions_of(engine, case.text, case.dtype, times, frames)
+        first = (case.noise * case.schedule.init_noise_sigma).expand(frames, -1, -1, -1)
+        calls = [(k,) * frames for k in range(len(case.schedule))]
+        laps.start()
+        return denoiser.run(
+            graph, calls, first, image_latents, context, noise=lambda step: case.noise, tell=laps.after_step
         )
 
     def _new_bank(self) -> AnchorBank:

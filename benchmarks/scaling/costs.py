@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from fairy.benchmarks.timing import machine, time_ms
 from fairy.engines.backends import make_backend
 from fairy.export.checkpoint import load_checkpoint
 from fairy.kernels.errors import InputError
-from fairy.runtime.anchors import AnchorBank
 from fairy.runtime.batches import default_micro_batch
 from fairy.runtime.device import resolve_device, resolve_dtype
 from fairy.runtime.files import write_atomically
@@ -31,6 +30,8 @@ from fairy.runtime.networks import Networks
 from fairy.runtime.params import EditParams
 from fairy.runtime.placement import StageCosts
 from fairy.runtime.progress import Monitor
+from fairy.runtime.segment_edit import SegmentEdit
+from fairy.runtime.tasks import Task, anchor_task, frame_task
 
 ANCHORS = 3
 _STEPS = 1  # of the measured batches
@@ -129,10 +130,11 @@ class _Bench:
     networks: Networks
     job: Job
     pictures: list[np.ndarray[Any, np.dtype[np.uint8]]]
-    text: Tensor
+    edit: SegmentEdit
     image_latents: Tensor
+    noise: Tensor
     latents: Tensor
-    bank: AnchorBank
+    bank_bytes: int
 
     @classmethod
     def prepared(cls, networks: Networks, long_side: int | None, precision: torch.dtype) -> "_Bench":
@@ -142,11 +144,11 @@ class _Bench:
         shape = (ANCHORS + batch, max(side * 3 // 4, 1), side, 3)
         frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         job = plan_job(networks.checkpoint, frames, params, Monitor(), latents=None, precision=precision)
-        pictures, text = list(frames), networks.encode_text(job, job.params.prompt)
-        image_latents = networks.encode(job, pictures[:batch])
-        anchors = job.segments[0].anchors
-        latents, bank = networks.denoise_anchors(job, anchors, networks.encode(job, pictures[:ANCHORS]), text)
-        return cls(networks, job, pictures, text, image_latents, latents, bank)
+        pictures, edit = list(frames), SegmentEdit(networks, job, job.segments[0])
+        image_latents = networks.encode(job, pictures[: ANCHORS + batch])
+        noise = networks.initial_noise(job, (0,)).expand(len(image_latents), -1, -1, -1)
+        made = cls(networks, job, pictures, edit, image_latents, noise, noise, 0)
+        return replace(made, latents=made._anchors(), bank_bytes=job.bank_bytes)
 
     def costs(self, backend: str, model: str) -> StageCosts:
         """Time and weigh every stage."""
@@ -169,7 +171,7 @@ class _Bench:
             frames_step_ms=self._ms(self._frames) / _STEPS,
             handout_ms=measure_handout_ms(job.micro_batch * width * height * 3),
             weights_bytes=weights_bytes(networks.checkpoint),
-            bank_step_bytes=self.bank.num_bytes // _STEPS,
+            bank_step_bytes=self.bank_bytes // _STEPS,
             unet_frame_bytes=round(unet_bytes),
             vae_bytes=max(self._working_bytes(self._encode), self._working_bytes(self._decode)),
         )
@@ -180,13 +182,17 @@ class _Bench:
     def _decode(self) -> object:
         return self.networks.decode(self.job, self.latents[:1])
 
-    def _anchors(self) -> object:
-        anchors = self.job.segments[0].anchors
-        return self.networks.denoise_anchors(self.job, anchors, self.image_latents[:ANCHORS], self.text)
+    def _anchors(self) -> Tensor:
+        return self._computed(anchor_task(self.job.segments[0], _STEPS))
 
     def _frames(self) -> object:
-        frames = range(self.job.micro_batch)
-        return self.networks.denoise_frames(self.job, frames, self.image_latents, self.text, self.bank)
+        return self._computed(frame_task(self.job.segments[0].parts[0].frames, _STEPS, anchors=True))
+
+    def _computed(self, task: Task) -> Tensor:
+        frames, count = task.frames, len(task.frames)
+        self.edit.begin_with(frames, self.noise[:count], self.image_latents[:count])
+        self.edit.compute(task)
+        return self.edit.latents(frames)
 
     def _ms(self, stage: Callable[[], object]) -> float:
         return time_ms(stage, device=self.networks.device, budget_ms=0, min_runs=_RUNS, graph=False).median_ms

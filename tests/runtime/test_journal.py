@@ -14,6 +14,7 @@ import pytest
 from fairy.kernels.errors import Cancelled
 from fairy.runtime import Editor, EditParams, Progress
 from fairy.runtime.job import Job
+from fairy.runtime.segment_edit import SegmentEdit
 from tests.runtime.conftest import make_frames, write_clip
 
 PARAMS = EditParams("make it snow", num_inference_steps=2, anchors=2, micro_batch=2, seed=5)
@@ -38,13 +39,14 @@ def interrupt(editor: Editor, video: Path, out: Path, after: int, params: EditPa
 
 def count_denoised(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     done: list[int] = []
-    really = editor._networks.denoise_frames
+    really = SegmentEdit.compute
 
-    def counted(job, frames, *rest):
-        done.extend(frames)
-        return really(job, frames, *rest)
+    def counted(self, task, *rest):
+        if task.role == "frames":
+            done.extend(task.frames)
+        return really(self, task, *rest)
 
-    monkeypatch.setattr(editor._networks, "denoise_frames", counted)
+    monkeypatch.setattr(SegmentEdit, "compute", counted)
     return done
 
 

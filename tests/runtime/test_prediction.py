@@ -22,9 +22,11 @@ from fairy.runtime import Editor, EditParams, cli, embedded_model
 from fairy.runtime.guidance import branch_image, guide, make_guidance
 from fairy.runtime.job import Job, plan_job
 from fairy.runtime.networks import Networks
-from fairy.runtime.prediction import Pictures, first_step, step_coefficients
+from fairy.runtime.prediction import Ahead, Pictures, first_step, step_coefficients
 from fairy.runtime.progress import Monitor
 from fairy.runtime.sampler import make_schedule, needs_noise, step
+from fairy.runtime.segment_edit import SegmentEdit
+from fairy.runtime.tasks import anchor_task, frame_task
 from tests.conftest import SCHEDULER, write_checkpoint
 
 CPU = torch.device("cpu")
@@ -58,14 +60,16 @@ def _latents(
     rows = {b: torch.randn(16, checkpoint.text_channels, generator=generator) for b in (0, 1)}
     text = torch.stack([rows[min(b, 1)] for b in job.guidance.branches]).to(precision)
     (segment,) = job.segments
-    chosen, found, bank = list(segment.anchors), [], None
-    with torch.inference_mode():
-        if chosen:
-            latents, bank = networks.denoise_anchors(job, chosen, image[chosen], text)
-            found.append(latents)
-        others = [f for f in range(FRAMES) if f not in chosen]
-        for part in filter(None, (others[:3], others[3:])):  # the second may have to be filled up
-            found.append(networks.denoise_frames(job, part, image[part], text, bank))
+    edit, steps, found = SegmentEdit(networks, job, segment, text=text), len(job.schedule), []
+    others = tuple(f for f in range(FRAMES) if f not in segment.anchors)
+    tasks = [anchor_task(segment, steps)] if segment.anchors else []
+    for part in filter(None, (others[:3], others[3:])):  # the second may have to be filled up
+        tasks.append(frame_task(part, steps, anchors=bool(segment.anchors)))
+    for task in tasks:
+        noise = networks.initial_noise(job, task.frames)
+        edit.begin_with(task.frames, noise.expand(len(task.frames), *noise.shape[1:]), image[list(task.frames)])
+        edit.compute(task)
+        found.append(edit.latents(task.frames))
     backend.close()
     return torch.cat(found)
 
@@ -190,13 +194,8 @@ def test_pictures_are_the_latents_beside_the_image(steps: frozenset[str], scales
 
 
 def test_the_first_step_is_shared_only_where_it_may_be() -> None:
-    class Ahead:
-        first_outputs: dict = {}  # noqa: RUF012
-
-    def may(steps: frozenset[str], scales: tuple[float, float], frames: int) -> bool:
-        return (
-            first_step(steps, make_guidance(*scales), torch.zeros(frames, 1, 1, 1), lambda: None, Ahead()) is not None
-        )
+    def may(steps: frozenset[str], scales: tuple[float, float], starts: int) -> bool:
+        return first_step(steps, make_guidance(*scales), starts == 1, lambda: None, Ahead()) is not None
 
     assert may(ALL_STEPS, (7.5, 1.5), 1)
     assert not may(ALL_STEPS - {"shared-first-step"}, (7.5, 1.5), 1)
@@ -237,7 +236,7 @@ def test_workers_give_the_same_bytes_and_name_the_same_steps() -> None:
 def test_wrong_steps_are_refused_in_a_sentence() -> None:
     with pytest.raises(InputError, match="There is no step 'qkv'; choose from one-batch, .*fused-qkv"):
         Editor.from_pretrained(device="cpu", backend="compiled", without=("qkv",))
-    with pytest.raises(InputError, match="Backend 'eager' has no steps to leave out; choose the backend compiled"):
+    with pytest.raises(InputError, match="Backend 'eager' has no steps to leave out; choose one of compiled"):
         Editor.from_pretrained(device="cpu", backend="eager", without=("fused-qkv",))
 
 

@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairy.runtime import InputError
-from fairy.runtime.batches import cut_into_parts
-from fairy.runtime.methods import FAIRY, PER_FRAME, PIX2VIDEO
+from fairy.runtime.methods import PIX2VIDEO
 from fairy.runtime.schedule import Unit, alike, check_causal, depths, most_kept, ready_units
 
 SIZES = {"num_frames": st.integers(1, 9), "steps": st.integers(1, 7)}
@@ -71,19 +70,6 @@ def test_what_is_kept_in_numbers() -> None:
     assert 100 <= most_kept("wavefront", sources, 50, 8) <= 125
     assert most_kept("step-major", sources, 50, 1) == 5
     assert most_kept("wavefront", [()], 3, 1) == 1
-
-
-@given(**SIZES, anchors=st.sets(st.integers(0, 8), max_size=3), micro_batch=st.integers(1, 4))
-def test_fairys_order_is_anchors_then_parts(num_frames: int, steps: int, anchors: set[int], micro_batch: int) -> None:
-    chosen = tuple(sorted(a for a in anchors if a < num_frames))
-    batches = list(ready_units("parallel", FAIRY.all_sources(num_frames, chosen), steps, micro_batch))
-    parts = [part.frames for part in cut_into_parts(num_frames, chosen, micro_batch)]
-    expected = [tuple((i, k) for i in frames) for frames in (chosen, *parts) for k in range(steps) if frames]
-    assert batches == expected
-    alone = list(ready_units("parallel", PER_FRAME.all_sources(num_frames, ()), steps, micro_batch))
-    assert sorted(unit for batch in alone for unit in batch) == [
-        (i, k) for i in range(num_frames) for k in range(steps)
-    ]
 
 
 def test_depths() -> None:

@@ -224,10 +224,10 @@ def test_captions_need_their_weights(depth_editor: Editor, short: np.ndarray, mo
 
 
 def test_the_first_frame_is_captioned(depth_editor: Editor, short, maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fairy.runtime.methods import conditions
+    from fairy.runtime.methods import beginnings
 
     asked: list[np.ndarray] = []
-    monkeypatch.setattr(conditions, "caption", lambda frame: asked.append(frame) or "a red field")
+    monkeypatch.setattr(beginnings, "caption", lambda frame: asked.append(frame) or "a red field")
     found = depth_editor.edit(short, EditParams("make it red", **PARAMS, depth=maps, source_prompt="auto"))
     plain = depth_editor.edit(short, EditParams("make it red", **PARAMS, depth=maps, source_prompt="a red field"))
     assert np.array_equal(found.frames, plain.frames)

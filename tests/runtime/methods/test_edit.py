@@ -12,8 +12,8 @@ import torch
 from fairy.runtime import Cancelled, Editor, EditParams, InputError, Progress, memory
 from fairy.runtime.cli import run
 from fairy.runtime.methods import Method
-from fairy.runtime.methods.denoise import UnitDenoiser
-from fairy.runtime.schedule import ready_units
+from fairy.runtime.prediction import Prediction
+from fairy.runtime.segment_edit import SegmentEdit
 from fairy.runtime.video import probe
 from tests.runtime.conftest import write_clip
 
@@ -98,14 +98,14 @@ def test_every_shot_is_edited_on_its_own(small: Editor, short) -> None:
 
 def test_frames_leave_as_soon_as_they_are_done(small: Editor, short, monkeypatch: pytest.MonkeyPatch) -> None:
     """In waves, no more frames are at work than there are steps, besides a part."""
-    most = []
-    begin = UnitDenoiser.begin
+    most: list[int] = []
+    begin = SegmentEdit.begin_with
 
-    def counted(self: UnitDenoiser, *arguments: object) -> None:
-        begin(self, *arguments)  # type: ignore[arg-type]
-        most.append(len(self.latents))
+    def counted(self: SegmentEdit, frames, *rest: object) -> None:
+        begin(self, frames, *rest)  # type: ignore[arg-type]
+        most.extend([len(self._frames)] * len(frames))
 
-    monkeypatch.setattr(UnitDenoiser, "begin", counted)
+    monkeypatch.setattr(SegmentEdit, "begin_with", counted)
     frames = np.concatenate([short, short])
     params = EditParams("make it red", method="pix2video", num_inference_steps=2, micro_batch=2)
     parts = list(small.stream(frames, params))
@@ -133,14 +133,14 @@ def test_progress_is_of_units_and_cancelling_stops_it(small: Editor, short) -> N
 
 
 def test_a_batch_that_does_not_fit_is_halved(small: Editor, short, edited, monkeypatch: pytest.MonkeyPatch) -> None:
-    outputs = UnitDenoiser.outputs
+    ask = Prediction.__call__
 
-    def limited(self: UnitDenoiser, batch, precision):
-        if len(batch) > 1:
+    def limited(self: Prediction, steps, scaled):
+        if len(steps) > 1:
             raise torch.OutOfMemoryError("no memory")
-        return outputs(self, batch, precision)
+        return ask(self, steps, scaled)
 
-    monkeypatch.setattr(UnitDenoiser, "outputs", limited)
+    monkeypatch.setattr(Prediction, "__call__", limited)
     result = small.edit(short, BASE)
     assert levels(result.frames, edited) <= 1
     assert any("The memory did not suffice for 2 frames at once" in sentence for sentence in result.report.fallbacks)
@@ -150,16 +150,16 @@ def test_a_batch_that_does_not_fit_is_halved(small: Editor, short, edited, monke
 def test_what_overflows_in_16_bit_is_computed_again_in_float32(
     small_folder: Path, short, edited, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
-    outputs = UnitDenoiser.outputs
+    ask = Prediction.__call__
 
-    def overflowing(self: UnitDenoiser, batch, precision):
-        found = outputs(self, batch, precision)
-        if precision != torch.float32 and (2, 1) in batch:
+    def overflowing(self: Prediction, steps, scaled):
+        found = dict(ask(self, steps, scaled))
+        if self.precision != torch.float32 and (2, 1) in self.context.units(steps):
             name = "output" if which == "output" else next(name for name in found if name != "output")
             found[name] = torch.full_like(found[name], torch.inf)
         return found
 
-    monkeypatch.setattr(UnitDenoiser, "outputs", overflowing)
+    monkeypatch.setattr(Prediction, "__call__", overflowing)
     with Editor.from_pretrained(small_folder, device="cpu", dtype="bfloat16") as half:
         result = half.edit(short, BASE)
     assert any("computed again in float32" in sentence for sentence in result.report.fallbacks)
@@ -270,11 +270,11 @@ def test_fairy_runs_in_the_order_of_the_scheduler(
     params = EditParams("make it red", num_inference_steps=2, anchors=anchors, micro_batch=2)
     report = small.edit(short, params).report
     chosen = report.anchors
-    expected = []
-    for batch in ready_units("parallel", [chosen] * 6, 2, 2):
-        first = batch[0].frame in chosen
-        others = "unet_frame" if chosen else "unet"
-        expected.append(("unet_anchor", len(batch)) if first else (others, 2))  # the last batch is filled up
+    expected: list[tuple[str, int]] = []
+    if chosen:
+        expected += [("unet_anchor", len(chosen))] * 2
+    batches = -(-(6 - len(chosen)) // 2)  # the last one is filled up
+    expected += [("unet_frame" if chosen else "unet", 2)] * (2 * batches)
     assert calls == expected
 
 

@@ -12,14 +12,13 @@ from fairy.export.model import RARE_GRAPHS, graph_specs
 from fairy.runtime import Editor, EditParams
 from fairy.runtime.guidance import make_guidance
 from fairy.runtime.methods import PIX2VIDEO
-from fairy.runtime.methods.denoise import UnitDenoiser
-from fairy.runtime.methods.graphs import graph_name, graphs_by_name
+from fairy.runtime.methods.graphs import graphs_by_name
 from fairy.runtime.methods.method import Update
 from fairy.runtime.noise import draw_noise
 from fairy.runtime.sampler import make_schedule
-from fairy.runtime.schedule import alike, ready_units
 from tests.conftest import SCHEDULER, TEXT_CHANNELS
 from tests.export.small import small_model
+from tests.runtime.methods.units import Units
 
 SHAPES = Shapes((64, 64, 64), (64, 64, 64), (1, 1, 1), anchors=1)  # not looked at: its engines serve any
 FRAMES, STEPS, LATENT = 4, 3, (4, 6, 10)
@@ -34,25 +33,17 @@ def test_the_methods_graphs_are_those_that_are_built(small_folder: Path, small: 
             assert graph == built[name]
 
 
-def _denoised(engines) -> torch.Tensor:
+def _denoised(engines, specs) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    sources = PIX2VIDEO.all_sources(FRAMES, (0,))
-    guidance = make_guidance(7.5, 1.5)
     text = torch.randn(3, 7, TEXT_CHANNELS, generator=generator)
     schedule = make_schedule("euler_ancestral", SCHEDULER, STEPS)
     drawn = [draw_noise(0, k, [0], LATENT, per_frame=False)[0] for k in range(-1, STEPS)]
-    update = Update(0.0122, 2)
-    denoiser = UnitDenoiser(
-        PIX2VIDEO, sources, schedule, guidance, update, engines, text, lambda step, frame: drawn[step + 1]
-    )
     images = torch.randn(FRAMES, *LATENT, generator=generator)
-    for i in range(FRAMES):
-        denoiser.begin(i, drawn[0], images[i])
-    with torch.inference_mode():
-        for units in ready_units("wavefront", sources, STEPS):
-            for batch in alike(units, sources, 2):
-                denoiser.advance(batch, denoiser.outputs(batch, torch.float32))
-    return torch.stack([denoiser.take(i) for i in range(FRAMES)])
+    units = Units(
+        PIX2VIDEO, schedule, make_guidance(7.5, 1.5), Update(0.0122, 2), text, specs, engines,
+        lambda unit: drawn[unit.step + 1],
+    )  # fmt: skip
+    return units.denoise(drawn[0].expand(FRAMES, *LATENT), images, "wavefront", 2)[0]
 
 
 @pytest.mark.slow
@@ -66,8 +57,7 @@ def test_onnxruntime_gives_what_eager_gives(tmp_path_factory: pytest.TempPathFac
     specs = graph_specs(checkpoint, layers="decoder")
     loaded: dict[str, Engine] = {}
 
-    def onnxruntime(width: int, precision: torch.dtype) -> Engine:
-        name = graph_name(PIX2VIDEO, width)
+    def onnxruntime(name: str, precision: torch.dtype) -> Engine:
         if name not in loaded:
             spec, folder = EngineSpec(specs[name], "onnxruntime", "cpu", "float32"), tmp_path / name
             folder.mkdir()
@@ -76,8 +66,8 @@ def test_onnxruntime_gives_what_eager_gives(tmp_path_factory: pytest.TempPathFac
         return loaded[name]
 
     eager = EagerBackend(checkpoint, cpu, torch.float32)
-    expected = _denoised(lambda width, precision: eager.engine(specs[graph_name(PIX2VIDEO, width)], precision))
-    found = _denoised(onnxruntime)
+    expected = _denoised(lambda name, precision: eager.engine(specs[name], precision), specs)
+    found = _denoised(onnxruntime, specs)
     assert set(loaded) == {"unet_no_sources", "unet_2_sources"}
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 

@@ -12,14 +12,15 @@ from fairy.export.graphs import self_attention_layers, unet_spec
 from fairy.runtime import InputError
 from fairy.runtime.guidance import branch_text, make_guidance
 from fairy.runtime.methods import METHODS, PIX2VIDEO, Method, find_method
-from fairy.runtime.methods.denoise import UnitDenoiser
+from fairy.runtime.methods.bank import SourceBank
 from fairy.runtime.methods.graphs import method_graphs
 from fairy.runtime.methods.method import Update
 from fairy.runtime.methods.pix2video import pull_to_previous, update_weight
 from fairy.runtime.sampler import make_schedule
-from fairy.runtime.schedule import Order, alike, most_kept, ready_units
+from fairy.runtime.schedule import Order, most_kept
 from tests.conftest import TEXT_CHANNELS, make_unet
 from tests.runtime.methods.reference import edit_frame_after_frame
+from tests.runtime.methods.units import Units
 
 DDIM = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 DDIM |= {"clip_sample": False, "set_alpha_to_one": False, "prediction_type": "epsilon", "steps_offset": 1}
@@ -88,32 +89,25 @@ class Case:
 
     def in_order(
         self, unet: nn.Module, method: Method, order: Order, at_once: int = 64
-    ) -> tuple[torch.Tensor, UnitDenoiser, list[int]]:
-        """Latents, the denoiser, and how many units each call of the network had."""
-        sources = method.all_sources(self.num_frames, (0,))
+    ) -> tuple[torch.Tensor, SourceBank, list[int]]:
+        """Latents, the bank, and how many units each call of the network had."""
+        widths = {len(read) for read in method.all_sources(self.num_frames, (0,))}
         backend = _backend(unet)
         plain = unet_spec("unet", self_attention_layers(unet), in_channels=5, out_channels=4, text_channels=32)
-        graphs = method_graphs(plain, method, method.layers, {len(read) for read in sources})
+        graphs = {graph.name: graph for graph in method_graphs(plain, method, method.layers, widths).values()}
         guidance = make_guidance(SCALE, 1.0)
-        denoiser = UnitDenoiser(
+        units = Units(
             method,
-            sources,
             make_schedule("ddim", DDIM, self.steps),
             guidance,
             Update(update_weight(DELTA, self.noise[0].numel()), self.update_steps),
-            lambda width, precision: backend.engine(graphs[width], precision),
             branch_text(guidance, *self.texts),
-            lambda step, frame: pytest.fail("DDIM draws no noise"),
+            graphs,
+            lambda name, precision: backend.engine(graphs[name], precision),
+            lambda unit: pytest.fail("DDIM draws no noise"),
         )
-        calls = []
-        for units in ready_units(order, sources, self.steps):
-            for i, k in units:
-                if k == 0:
-                    denoiser.begin(i, self.noise[i], self.depth[i])
-            for batch in alike(units, sources, at_once):
-                calls.append(len(batch))
-                denoiser.advance(batch, denoiser.outputs(batch, torch.float64))
-        return torch.stack([denoiser.take(i) for i in range(self.num_frames)]), denoiser, calls
+        latents, bank = units.denoise(self.noise, self.depth, order, at_once)
+        return latents, bank, units.calls
 
 
 def _backend(unet: nn.Module) -> EagerBackend:
@@ -142,9 +136,9 @@ def test_every_order_gives_what_frame_after_frame_gives(
     unet, case = depth_unet(), Case(num_frames, steps)
     with torch.no_grad():
         expected = case.plainly(unet, method)
-        found, denoiser, _ = case.in_order(unet, method, order, at_once)
+        found, bank, _ = case.in_order(unet, method, order, at_once)
     assert (found - expected).abs().max() <= 1e-10
-    assert len(denoiser.bank) == 0, "the bank keeps what nobody will read"
+    assert len(bank) == 0, "the bank keeps what nobody will read"
 
 
 def test_a_wave_is_one_call_for_the_first_frame_and_one_for_all_others() -> None:
@@ -160,10 +154,10 @@ def test_what_is_kept_is_what_was_planned(method: Method, order: Order, at_once:
     """The largest bank, without the batch at hand and its copies, in units of one frame's keys and values."""
     case, unet = Case(7, 4), depth_unet()
     with torch.no_grad():
-        _, denoiser, _ = case.in_order(unet, method, order, at_once)
+        _, bank, _ = case.in_order(unet, method, order, at_once)
     decoder = [layer for layer in self_attention_layers(unet) if layer.name.startswith("up_blocks.")]
     unit = sum(2 * 2 * 8 * layer.channels * (HEIGHT >> layer.level) * (WIDTH >> layer.level) for layer in decoder)
-    kept, rest = divmod(denoiser.bank.most_bytes, unit)
+    kept, rest = divmod(bank.most_bytes, unit)
     assert rest == 0
     planned = most_kept(order, method.all_sources(7, (0,)), 4, at_once)
     assert kept <= planned <= kept + at_once * 3
