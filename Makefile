@@ -1,4 +1,5 @@
-# make demo    edit a clip with the embedded model        make test       everything that can be checked here
+# make demo    edit a clip with the embedded model        make test       what continuous integration runs
+# make nightly every test, sweeps and long runs too
 # make setup   only build .venv/                          make test-fast  what one runs while working
 # make lint    style and types                            make quality    measure the edits, 20 minutes
 # make bench   time the ops and engines         make wheels     fetch what the TensorRT tests need
@@ -16,7 +17,7 @@ INSTRUCTION ?= turn it into a thermal image
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-fast lint format typecheck quality bench soak wheels gpu-wheels gpu-rehearsal clean
+.PHONY: setup demo test test-fast nightly lint format typecheck quality bench soak wheels gpu-wheels gpu-rehearsal clean
 
 setup: $(STAMP)
 
@@ -33,8 +34,14 @@ demo: setup
 	@$(BIN)/fairy edit demo/clip.mp4 "$(INSTRUCTION)" --out demo/edited.mp4 \
 		--compare demo/side_by_side.mp4 --preview demo/anchors.png --report demo/report.json
 
+# One process for each core, each with one thread; a file's tests stay together, so that what they share is made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+
 test: setup lint wheels
-	$(BIN)/pytest
+	$(PYTEST) -m "not nightly" --durations 15
+
+nightly: setup lint wheels
+	$(PYTEST) --durations 30
 
 wheels: $(WHEELS)/.fetched
 
@@ -45,7 +52,7 @@ $(WHEELS)/.fetched: $(STAMP) tests/engines/tensorrt/wheels.txt
 		&& touch $@ || echo "Some of NVIDIA's wheels could not be fetched; the tests that need them are skipped."
 
 test-fast: setup
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow and not nightly"
 
 lint: setup typecheck
 	$(BIN)/ruff check .

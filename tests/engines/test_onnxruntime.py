@@ -246,6 +246,8 @@ class _Mixed:
         self._eager.close()
 
 
+@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_edit_equals_eagers(checkpoint_folder: Path, tmp_path: Path) -> None:
     """A random UNet of Stable Diffusion 1.5's topology in both phases: at most one step of 255 apart."""
     from fairy.runtime import Editor, EditParams

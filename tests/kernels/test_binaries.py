@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [80, 86, 89, 90, 100, 120])
+@pytest.mark.parametrize("target", [80, 90, 100, *(pytest.param(t, marks=pytest.mark.nightly) for t in (86, 89, 120))])
 def test_binaries_are_as_good_as_the_baseline(target: int) -> None:
     """No spills, the chip's own matrix instructions, and no more registers or shared memory than before.
 

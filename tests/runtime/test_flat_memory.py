@@ -8,6 +8,7 @@ from benchmarks.soak import soak
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_memory_is_the_same_for_two_thousand_frames(checkpoint_folder: Path) -> None:
     """Every process of the command together, through a whole edit; the first third is for it to settle."""
     one_branch = ("--guidance-scale", "1", "--image-guidance-scale", "1", "--micro-batch", "8")
