@@ -2,8 +2,8 @@
 
 Twelve named cells by default, all levels of SD1.5 at three sizes, K = 0, 1, 3, 7 and four batches with ``--full``. The
 alternatives run SDPA's own kernels on keys and values that were joined beforehand ("joined") or within the measured
-time ("joins"), FlexAttention, and the flash-attention and SageAttention packages where they are installed. The
-bound is the larger of matrix time, exponential time and memory time; ours is the first line of each cell.
+time ("joins"), FlexAttention, and the flash-attention and SageAttention packages where they are installed. Ours is
+the first line of each cell.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.cells import Cell, RunCell
+from fairy.benchmarks.work import BRANCHES, HEADS, anchor_attention_work
 from fairy.kernels.anchor_attention import anchor_attention, anchor_attention_reference
 
-GROUPS = 3
+GROUPS = BRANCHES
 SIZES = {"512×384": (48, 64), "512×512": (64, 64), "1024×576": (72, 128)}  # latents
 LEVELS = {0: 40, 1: 80, 2: 160, 3: 160}  # head dimension of SD1.5, 8 heads
 SDPA_BACKENDS = {
@@ -50,7 +51,7 @@ def sd15(size: str, level: int, anchors: int, batch: int) -> Shape:
     """A self-attention layer of Stable Diffusion 1.5, `batch` sample-forwards in all."""
     height, width = SIZES[size]
     tokens = -(-height // 2**level) * -(-width // 2**level)
-    return Shape(f"{size} level {level} K={anchors} × {batch}", 8, LEVELS[level], tokens, anchors, batch // GROUPS)
+    return Shape(f"{size} level {level} K={anchors} × {batch}", HEADS, LEVELS[level], tokens, anchors, batch // GROUPS)
 
 
 def default_shapes() -> list[Shape]:
@@ -90,8 +91,6 @@ def make_cell(shape: Shape, dtype: torch.dtype, device: torch.device) -> Cell:
     if context_k:
         others["SDPA, joins"] = partial(_joins, q, k, v, context_k, context_v, shape.heads)
     ways |= {name: call for name, call in others.items() if _runs(call)}
-    keys = shape.tokens * (1 + shape.anchors)
-    forwards = GROUPS * shape.frames
 
     def exact() -> Tensor:
         first_k, first_v = ([t[:1].double() for t in part] for part in (context_k, context_v))
@@ -102,10 +101,8 @@ def make_cell(shape: Shape, dtype: torch.dtype, device: torch.device) -> Cell:
         f"{shape.name}, {str(dtype).removeprefix('torch.')}",
         ways,
         exact,
-        num_bytes=4 * q.nbytes + sum(t.nbytes for t in (*context_k, *context_v)),
-        flops=4 * forwards * shape.tokens * keys * channels,
-        dtype=dtype,
-        floor_ms=forwards * shape.heads * shape.tokens * keys / exponentials_per_s(device) * 1e3,
+        anchor_attention_work(shape.frames, shape.tokens, shape.anchors * shape.tokens, shape.heads, shape.dim, dtype),
+        dtype,
         part=lambda found: found[:1, :1, :64],
     )
 
@@ -122,14 +119,6 @@ def alternatives(q: Tensor, k: Tensor, v: Tensor, heads: int) -> dict[str, Calla
     else:
         found["SDPA, joined"] = partial(F.scaled_dot_product_attention, *by_head)
     return {name: partial(_as_ours, call, q.shape) for name, call in found.items()}
-
-
-def exponentials_per_s(device: torch.device) -> float:
-    """What the special-function units give: 16 a clock and multiprocessor; unbounded on a CPU."""
-    if device.type != "cuda":
-        return float("inf")
-    properties = torch.cuda.get_device_properties(device)
-    return 16.0 * properties.multi_processor_count * getattr(properties, "clock_rate", 1_755_000) * 1e3
 
 
 def cases(on_gpu: bool, full: bool) -> list[Shape]:

@@ -7,26 +7,25 @@ import torch
 from torch import Tensor
 
 from benchmarks.cells import Cell, RunCell, compiled
+from fairy.benchmarks.work import GATES, geglu_work
 from fairy.kernels.geglu import geglu, geglu_plain, geglu_reference
-
-LEVELS = {"level 0": (3072, 1280), "level 1": (768, 2560), "level 2": (192, 5120)}
 
 
 def make_cell(level: str, batch: int, dtype: torch.dtype, device: torch.device, *, compile_too: bool) -> Cell:
     """One level of SD1.5 at 512×384, `batch` sample-forwards."""
-    tokens, channels = LEVELS[level]
+    tokens, channels = GATES[level]
     x = torch.randn(batch, tokens, 2 * channels, dtype=dtype, device=device)
     ways: dict[str, Callable[[], Tensor]] = {"fairy": partial(geglu, x), "eager": partial(geglu_plain, x)}
     if compile_too:
         ways["compiled"] = compiled(partial(geglu_plain, x))
     name = f"{level} × {batch}, {str(dtype).removeprefix('torch.')}"
-    return Cell(name, ways, lambda: geglu_reference(x[:1].double()), 3 * x.nbytes // 2, dtype=dtype)
+    return Cell(name, ways, lambda: geglu_reference(x[:1].double()), geglu_work(batch * tokens, channels, dtype), dtype)
 
 
 def cases(on_gpu: bool, full: bool) -> list[tuple[str, int]]:
     """Levels and batches."""
     batches = (9, 45, 180, 360) if on_gpu and full else (9, 360) if on_gpu else (1,)
-    return [(level, batch) for level in LEVELS for batch in batches]
+    return [(level, batch) for level in GATES for batch in batches]
 
 
 def test_geglu(case: tuple[str, int], device: torch.device, full: bool, run_cell: RunCell) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cells import Cell, RunCell, compiled
+from fairy.benchmarks.work import guidance_step_work
 from fairy.kernels.guidance_step import euler_ancestral_coefficients, guidance_step, guidance_step_reference
 from fairy.runtime.guidance import guide, make_guidance
 from fairy.runtime.sampler import Schedule, euler_ancestral_step
@@ -38,8 +39,8 @@ def make_cell(frames: int, dtype: torch.dtype, device: torch.device, *, compile_
     def exact() -> Tensor:
         return guidance_step_reference(outputs[:, :1], latents[:1], noise, coefficients).double()
 
-    num_bytes = outputs.nbytes + 2 * latents.nbytes + noise.nbytes
-    return Cell(f"{frames} frames, {str(dtype).removeprefix('torch.')}", ways, exact, num_bytes)
+    work = guidance_step_work(frames, noise.numel(), dtype)
+    return Cell(f"{frames} frames, {str(dtype).removeprefix('torch.')}", ways, exact, work)
 
 
 def cases(on_gpu: bool, full: bool) -> list[int]:

@@ -7,20 +7,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.cells import Cell, RunCell, compiled
+from fairy.benchmarks.work import UPSAMPLERS, upsample_conv_work
 from fairy.kernels.upsample_conv import fold_weight, upsample_conv, upsample_conv_plain, upsample_conv_reference
-
-# name: channels, height, width of the small picture at 512×384
-SHAPES = {
-    "level 1 to 0": (640, 24, 32),
-    "level 2 to 1": (1280, 12, 16),
-    "level 3 to 2": (1280, 6, 8),
-    "decoder": (256, 96, 128),
-}
 
 
 def make_cell(name: str, batch: int, dtype: torch.dtype, device: torch.device, *, compile_too: bool) -> Cell:
     """One upsampler of SD1.5's UNet or of its VAE's decoder, channels-last."""
-    channels, height, width = SHAPES[name]
+    channels, height, width = UPSAMPLERS[name]
     last = torch.channels_last
     x = torch.randn(batch, channels, height, width, dtype=dtype, device=device).contiguous(memory_format=last)
     weight = (torch.randn(channels, channels, 3, 3, device=device) / (9 * channels) ** 0.5).to(dtype)
@@ -33,15 +26,15 @@ def make_cell(name: str, batch: int, dtype: torch.dtype, device: torch.device, *
     def exact() -> Tensor:
         return upsample_conv_reference(x[:1].double(), weight.double(), bias.double())
 
-    flops = 32 * x.numel() * channels
+    work = upsample_conv_work(batch, channels, height * width, dtype)
     name = f"{name} × {batch}, {str(dtype).removeprefix('torch.')}"
-    return Cell(name, ways, exact, 5 * x.nbytes + folded.nbytes, flops, dtype)
+    return Cell(name, ways, exact, work, dtype)
 
 
 def cases(on_gpu: bool, full: bool) -> list[tuple[str, int]]:
     """Shapes and batches; the decoder takes one picture at a time, and a CPU several seconds for it."""
     batches = (9, 45, 180, 360) if on_gpu and full else (9, 180) if on_gpu else (1,)
-    names = [name for name in SHAPES if name != "decoder" or on_gpu or full]
+    names = [name for name in UPSAMPLERS if name != "decoder" or on_gpu or full]
     return [(name, batch) for name in names for batch in (batches[:1] if name == "decoder" else batches)]
 
 

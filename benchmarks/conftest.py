@@ -138,7 +138,8 @@ def _record(benchmark: str, cell: Cell, row: Row, device: torch.device) -> Recor
     recipe = {"benchmark": benchmark, "cell": cell.name, "way": row.way, "dtype": str(cell.dtype), "seed": 0}
     # Another order of summing moves the largest of many rounding errors by about a half.
     error = Quality(row.error, "lower", 0.5 * row.error + torch.finfo(cell.dtype).eps)
-    figures = {name: getattr(row, name) for name in ("gb_per_s", "tflop_per_s", "of_bound", "slower")}
+    kept = ("gb_per_s", "tflop_per_s", "of_bound", "share_of_bound", "bound_by", "slower")
+    figures = {name: getattr(row, name) for name in kept}
     name = f"{benchmark}, {cell.name}, {row.way}"
     return make_record(name, recipe, device, timing=row.timing, quality={"error": error}, figures=figures)
 

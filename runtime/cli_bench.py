@@ -131,10 +131,10 @@ def counts(
     model: Annotated[str | None, typer.Option(help="The model to count [the embedded one].")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the records as JSON, for `fairy bench gate`.")] = None,
 ) -> None:
-    """Count launches, copies, allocations, synchronisations and FLOPs of a step, on the CPU."""
+    """Count launches, copies, allocations, synchronisations and FLOPs of a step, on the CPU; and what GPUs allow."""
     counting, records = import_module("fairy.benchmarks.counts"), import_module("fairy.benchmarks.records")
     found = counting.run_counts(model)
-    typer.echo(counting.table(found))
+    typer.echo(f"{counting.table(found)}\n\n{import_module('fairy.benchmarks.work').table()}")
     if out is not None:
         records.write_records(out, found)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.cells import Cell, measure, table
+from fairy.benchmarks.bounds import Work
 from fairy.benchmarks.gate import compare, failed
 from fairy.benchmarks.records import RecordFile, read_records
 from fairy.benchmarks.timing import copy_gb_per_s
@@ -21,7 +22,7 @@ CPU = torch.device("cpu")
 def test_rows_say_error_rate_and_ratio() -> None:
     x = torch.linspace(-4, 2, 1 << 20)
     ways = {"ours": lambda: x * 2, "off": lambda: x * 2 + 0.4, "long": lambda: (x.double().exp().log() * 2).float()}
-    cell = Cell("made up", ways, lambda: 2 * x[: 1 << 19].double(), 2 * x.nbytes)
+    cell = Cell("made up", ways, lambda: 2 * x[: 1 << 19].double(), Work(2 * x.nbytes))
     rows = measure(cell, CPU, budget_ms=20)
     assert [row.way for row in rows] == ["ours", "off", "long"]
     assert rows[0].error < 1e-7

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
+from fairy.benchmarks.work import geglu_work, group_norm_silu_work
 from fairy.kernels import geglu, group_norm_silu, guidance_step
 from fairy.kernels.group_norm_silu import default_config
 from fairy.kernels.launching import next_power_of_2
@@ -69,3 +71,22 @@ def test_it_compiles(name: str, capability: int, tmp_path: Path, monkeypatch: py
     assert f".target sm_{capability}" in ptx
     assert len(re.findall(r"ld\.global\.v4\.b32", ptx)) >= wide_loads
     assert ".local" not in ptx, "a tile does not fit the registers"
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+def test_special_functions_are_as_many_as_the_cost_model_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instructions of the special-function units, times the threads of four warps, for each element of a tile.
+
+    SiLU's second one is its division; joining the statistics takes a few more, for a whole tile.
+    """
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    gate = dict(geglu.DEFAULT.blocks)
+    tiles = {"geglu": gate["ROWS"] * gate["COLUMNS"], "normalise": NORM["PIXELS"] * NORM["CHANNELS"]}
+    found = {}
+    for name, tile in tiles.items():
+        kernel, constants, _ = KERNELS[name]
+        ptx = _ptx(kernel, constants, 90)
+        found[name] = [len(re.findall(rf"\b{kind}\.", ptx)) * 128 / tile for kind in ("ex2", r"(?:rcp|div\.full)")]
+    assert found["geglu"] == [geglu_work(1, 1, torch.float16).specials, 0]
+    assert found["normalise"][0] == group_norm_silu_work(1, 1, 1, torch.float16).specials - 1
+    assert found["normalise"][1] >= 1
