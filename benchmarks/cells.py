@@ -125,7 +125,7 @@ def compiled(plain: Callable[[], Tensor]) -> Callable[[], Tensor]:
 def _roof_ms(work: Work, device: torch.device) -> float:
     """The least time by what this machine was measured to do."""
     roof_ms = work.num_bytes / copy_gb_per_s(device) / 1e6
-    if work.flops:
+    if work.flops and work.dtype.itemsize > 1:  # torch has no plain product in 8 bit to measure
         roof_ms = max(roof_ms, work.flops / matmul_tflop_per_s(device, work.dtype) / 1e9)
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

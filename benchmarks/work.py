@@ -41,6 +41,15 @@ UPSAMPLERS: Mapping[str, tuple[int, int, int]] = MappingProxyType(
         "decoder": (256, 96, 128),
     }
 )
+# name: tokens, inputs, outputs of the large linear layers: of the feed-forward, and of self-attention
+LINEARS: Mapping[str, tuple[int, int, int]] = MappingProxyType(
+    {
+        f"{name}, {level}": (tokens, inputs * channels, outputs * channels)
+        for level, (tokens, channels) in LEVELS.items()
+        if level != "level 3"
+        for name, inputs, outputs in (("gate", 1, 8), ("out", 4, 1), ("q, k, v", 1, 3))
+    }
+)
 
 
 def anchor_attention_work(
@@ -86,6 +95,13 @@ def upsample_conv_work(samples: int, channels: int, pixels: int, dtype: torch.dt
     return Work(dtype.itemsize * elements, 32 * samples * pixels * channels * out, dtype)
 
 
+def fp8_linear_work(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> Work:
+    """Activations and result in `dtype`, the weight in 8 bit; three operations to quantise, three for a result."""
+    num_bytes = dtype.itemsize * rows * (inputs + outputs) + inputs * outputs + 4 * outputs
+    vector_flops = 3 * rows * (inputs + outputs)
+    return Work(num_bytes, 2 * rows * inputs * outputs, torch.float8_e4m3fn, vector_flops)
+
+
 def edit_work(dtype: torch.dtype = torch.float16, frames: int = FRAMES) -> dict[str, Work]:
     """One call of every kernel of ours in a micro-batch of phase B; the autoencoder's take one picture at a time."""
     samples = BRANCHES * frames
@@ -102,6 +118,8 @@ def edit_work(dtype: torch.dtype = torch.float16, frames: int = FRAMES) -> dict[
     for name, (channels, height, width) in UPSAMPLERS.items():
         count = 1 if name == "decoder" else samples
         found[f"upsample_conv, {name}"] = upsample_conv_work(count, channels, height * width, dtype)
+    for name, (tokens, inputs, outputs) in LINEARS.items():
+        found[f"fp8_linear, {name}"] = fp8_linear_work(samples * tokens, inputs, outputs, dtype)
     return found
 
 

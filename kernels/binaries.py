@@ -49,7 +49,7 @@ def read_facts(binary: Binary) -> Facts:
     Raises:
         MachineError: the disassembler is missing or fails.
     """
-    code, registers = _disassemble(binary.cubin)
+    code, registers = disassemble(binary.cubin)
     matrix = MATRIX_INSTRUCTION[binary.variant.target]
     return Facts(
         registers=registers,
@@ -70,7 +70,7 @@ def table(variants: Iterable[Variant]) -> dict[str, Facts]:
     return {variant.name: read_facts(compile_variant(variant)) for variant in variants}
 
 
-def _disassemble(cubin: bytes) -> tuple[str, int]:
+def disassemble(cubin: bytes) -> tuple[str, int]:
     """SASS text, and the registers of a thread."""
     import triton
 
