@@ -6,6 +6,7 @@ Each backend is a file of its own in this folder; those that need further packag
 import logging
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 
@@ -16,7 +17,7 @@ from fairy.engines.store import EngineStore
 from fairy.engines.stored import NotBuilt, StoredBackend
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.model import graph_specs
-from fairy.export.steps import NO_STEPS, Steps, check_steps, choose_steps
+from fairy.export.steps import FP8_LINEARS, NO_STEPS, Steps, check_steps, choose_steps
 from fairy.kernels.errors import FairyError, InputError, MachineError
 
 _LOG = logging.getLogger(__name__)
@@ -54,17 +55,20 @@ def make_builder(name: str) -> Builder:
     return made
 
 
-def check_backend(name: str, device: torch.device, without: Sequence[str] = ()) -> None:
+def check_backend(name: str, device: torch.device, without: Sequence[str] = (), also: Sequence[str] = ()) -> None:
     """Refuse, before a model is loaded, a backend that does not exist or cannot work on this device.
 
     Args:
         without: steps of the compiled path to leave out.
+        also: steps that are not exact, asked for.
 
     Raises:
-        InputError: there is no backend or step of that name. MachineError: its libraries do not work here.
+        InputError: there is no backend or step of that name, or it cannot serve here. MachineError: its libraries do
+            not work here.
     """
     _check_name(name)
     check_without(name, without)
+    check_also(name, device, also)
     if name == "cuda-graphs":
         _check_gpu(device)
     if name in BUILDABLE:
@@ -80,6 +84,7 @@ def make_backend(
     store: EngineStore | None = None,
     builders: Builders | None = None,
     without: Sequence[str] = (),
+    also: Sequence[str] = (),
 ) -> Backend:
     """The backend of that name, its engines loaded; "auto" is the best one that is ready, decided here and logged once.
 
@@ -90,6 +95,7 @@ def make_backend(
         store: where built engines lie; None = the user's own store.
         builders: gives the builder of a backend by its name; None = `make_builder`.
         without: steps of the compiled path to leave out; see `fairy.export.steps`.
+        also: steps that are not exact, asked for; no engine of the store has them.
 
     Raises:
         InputError: there is no backend of that name, or the store lacks its engines; says what to run.
@@ -97,6 +103,7 @@ def make_backend(
     """
     _check_name(name)
     check_without(name, without)
+    check_also(name, device, also)
     store = store or EngineStore()
     builders = builders or make_builder
     if name == "auto":
@@ -107,8 +114,8 @@ def make_backend(
         _check_gpu(device)
         from fairy.engines.graphed import GraphedBackend
 
-        return GraphedBackend(checkpoint, device, dtype, without=without)
-    if not without:
+        return GraphedBackend(checkpoint, device, dtype, without=without, also=also)
+    if not (without or also):
         backend = StoredBackend(name, store, checkpoint, device, dtype, builder=builders(name))
         try:
             return _prepared(backend, checkpoint)
@@ -117,7 +124,7 @@ def make_backend(
                 raise
     from fairy.engines.compiled import CompiledBackend
 
-    return CompiledBackend(checkpoint, device, dtype, without=without)
+    return CompiledBackend(checkpoint, device, dtype, without=without, also=also)
 
 
 def check_without(backend: str, without: Sequence[str]) -> None:
@@ -128,13 +135,31 @@ def check_without(backend: str, without: Sequence[str]) -> None:
         )
 
 
-def steps_of(backend: str, device: torch.device, without: Sequence[str] = ()) -> Steps:
+def check_also(backend: str, device: torch.device, also: Sequence[str]) -> None:
+    """Refuse steps that are asked for where they cannot serve.
+
+    Raises:
+        InputError: there is no such step, or the backend or the GPU cannot do it. MachineError: triton is missing.
+    """
+    if FP8_LINEARS not in check_steps(also):
+        return
+    if backend not in _WITH_STEPS:
+        raise InputError(
+            f"Backend {backend!r} has no linear layers in 8 bit; choose one of {', '.join(_WITH_STEPS)}, or leave "
+            "linears out."
+        )
+    if find_spec("triton") is None:
+        raise MachineError("Linear layers in 8 bit need the package triton; install it, or leave linears out.")
+    import_module("fairy.kernels.fp8_linear").check_capability(device)
+
+
+def steps_of(backend: str, device: torch.device, without: Sequence[str] = (), also: Sequence[str] = ()) -> Steps:
     """The steps that a backend asked for by name runs with, where it compiles or records itself."""
     if backend == "cuda-graphs":
         from fairy.engines.graphed import graphed_steps
 
-        return graphed_steps(device, without)
-    return choose_steps(without, device.type) if backend == "compiled" else NO_STEPS
+        return graphed_steps(device, without, also)
+    return choose_steps(without, device.type, also) if backend == "compiled" else NO_STEPS
 
 
 def _best(

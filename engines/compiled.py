@@ -42,7 +42,7 @@ from fairy.export.graphs import GraphSpec
 from fairy.export.model import Attend, build_graph
 from fairy.export.precision import with_network_in
 from fairy.export.shapes import dtype_of, random_inputs
-from fairy.export.steps import Steps, choose_steps, in_order
+from fairy.export.steps import EXACT_STEPS, Steps, choose_steps, in_order
 from fairy.kernels.anchor_attention import anchor_attention
 from fairy.kernels.errors import Cancelled, InputError, MachineError
 
@@ -206,18 +206,20 @@ class CompiledBackend(EagerBackend):
         dtype: torch.dtype,
         *,
         without: Iterable[str] = (),
+        also: Iterable[str] = (),
         record: Record | None = None,
     ) -> None:
         """
         Args:
             without: names of steps to leave out.
+            also: names of steps that are not exact, which are on only if they are asked for.
             record: see `GraphRunner`.
 
         Raises:
             InputError: there is no such step.
         """
         super().__init__(checkpoint, device, dtype)
-        self.steps = choose_steps(without, device.type)
+        self.steps = choose_steps(without, device.type, also)
         self._unets: dict[torch.dtype, FastUNet] = {}
         self._notes: list[str] = []
         self._recorder = Recorder(record)
@@ -240,6 +242,8 @@ class CompiledBackend(EagerBackend):
                 return self._fast_engine(spec, dtype)
             module = fast_module(self._weights(graph, dtype), graph, self.steps)
         except NotServed as error:
+            if graph.layers and not self.steps <= EXACT_STEPS:
+                raise InputError(f"Linear layers in 8 bit are not for this model: {error} Leave linears out.") from None
             self._notes.append(f"{graph.name} ran without the steps that change it: {error}")
             module = build_graph(self._weights(graph, dtype), graph)
         if "inductor" in self.steps and usual:
@@ -254,7 +258,9 @@ class CompiledBackend(EagerBackend):
         if dtype not in self._unets:
             if dtype != self._dtype:
                 self._unets = {own: unet for own, unet in self._unets.items() if own == self._dtype}
-            self._unets[dtype] = FastUNet(self._weights(spec.graph, dtype).unet, self.steps, attention(self.steps))
+            # What is computed again because values overflowed is computed as exactly as it can be.
+            steps = self.steps if dtype == self._dtype else self.steps & EXACT_STEPS
+            self._unets[dtype] = FastUNet(self._weights(spec.graph, dtype).unet, steps, attention(steps))
         unet, graph = self._unets[dtype], spec.graph
 
         def call(inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

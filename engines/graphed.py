@@ -43,12 +43,14 @@ class GraphedBackend(CompiledBackend):
         dtype: torch.dtype,
         *,
         without: Iterable[str] = (),
+        also: Iterable[str] = (),
         fallbacks: tuple[str, ...] = (),
         record: Record | None = None,
     ) -> None:
         """
         Args:
             without: names of further steps to leave out.
+            also: as for `CompiledBackend`.
             fallbacks: why this backend runs instead of a better one, in sentences for the report.
             record: see `GraphRunner`; it stands in for CUDA's, where there is none.
 
@@ -56,7 +58,7 @@ class GraphedBackend(CompiledBackend):
             InputError: there is no such step.
         """
         off = graphed_without(device, without)
-        super().__init__(checkpoint, device, dtype, without=off, record=record)
+        super().__init__(checkpoint, device, dtype, without=off, also=also, record=record)
         self._reasons = fallbacks
 
     def take_usage(self) -> Usage:
@@ -71,9 +73,9 @@ def graphed_without(device: torch.device, without: Iterable[str] = ()) -> Steps:
     return left_out(torch.cuda.get_device_capability(device)) | frozenset(without)
 
 
-def graphed_steps(device: torch.device, without: Iterable[str] = ()) -> Steps:
+def graphed_steps(device: torch.device, without: Iterable[str] = (), also: Iterable[str] = ()) -> Steps:
     """The steps of this backend on a device."""
-    return choose_steps(graphed_without(device, without), device.type)
+    return choose_steps(graphed_without(device, without), device.type, also)
 
 
 __all__ = ["NAME", "GraphedBackend", "graphed_steps", "left_out"]

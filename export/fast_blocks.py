@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairy.export.steps import Steps
+from fairy.export.steps import FP8_LINEARS, Steps
 from fairy.kernels.errors import InputError
 from fairy.kernels.upsample_conv import fold_weight, upsample_conv_folded
 
@@ -118,7 +118,7 @@ class FeedForward(nn.Module):
         gate, _, out = block.net[:3]
         if type(gate).__name__ != "GEGLU":
             raise NotServed(f"{name} has a gate of the kind {type(gate).__name__}.")
-        self.gate, self.out = gate.proj, out
+        self.gate, self.out = linear(gate.proj, steps), linear(out, steps)
         self.fused = _fused_geglu() if "geglu" in steps else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,13 +135,35 @@ class Projections(nn.Module):
     def __init__(self, attention: Any, steps: Steps) -> None:
         super().__init__()
         parts = (attention.to_q, attention.to_k, attention.to_v)
-        self.parts = nn.ModuleList(parts)
-        self.joined = linear_of(parts) if "fused-qkv" in steps else None
+        joined = "fused-qkv" in steps
+        self.parts = nn.ModuleList(() if joined else (linear(part, steps) for part in parts))
+        self.joined = linear(linear_of(parts), steps) if joined else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.joined is not None:
             return tuple(self.joined(x).chunk(3, dim=-1))
         return tuple(part(x) for part in self.parts)
+
+
+class Float8Linear(nn.Module):
+    """A linear layer in 8 bit, its weight quantised now; [..., I] to [..., O]."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        from fairy.kernels.fp8_linear import fp8_linear, quantise_rows  # needs triton, which is not everywhere
+
+        weight, scale = quantise_rows(layer.weight.detach())
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.bias, self.run = layer.bias, fp8_linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x, cast(Tensor, self.weight), cast(Tensor, self.scale), self.bias)
+
+
+def linear(layer: Any, steps: Steps) -> nn.Module:
+    """A large linear layer as it is, or in 8 bit where that was asked for."""
+    return Float8Linear(layer) if FP8_LINEARS in steps else cast(nn.Module, layer)
 
 
 def convolution(conv: Any, steps: Steps) -> nn.Conv2d:

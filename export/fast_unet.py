@@ -31,6 +31,7 @@ from fairy.export.fast_blocks import (
     Upsample,
     as_channels_last,
     convolution,
+    linear,
     picture,
     tokens,
 )
@@ -75,7 +76,7 @@ class _Attention(nn.Module):
     def __init__(self, name: str, attention: Any, steps: Steps) -> None:
         super().__init__()
         self.name, self.heads = name, attention.heads
-        self.out = attention.to_out[0]
+        self.out = linear(attention.to_out[0], steps)
 
 
 class _SelfAttention(_Attention):
@@ -106,7 +107,7 @@ class _SelfAttention(_Attention):
 class _CrossAttention(_Attention):
     def __init__(self, name: str, attention: Any, steps: Steps) -> None:
         super().__init__(name, attention, steps)
-        self.to_q, self.to_k, self.to_v = attention.to_q, attention.to_k, attention.to_v
+        self.to_q, self.to_k, self.to_v = linear(attention.to_q, steps), attention.to_k, attention.to_v
 
     def forward(self, x_NSC: Tensor, call: _Call) -> Tensor:
         q = self.to_q(x_NSC).unflatten(0, (call.groups, call.frames))

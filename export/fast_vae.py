@@ -23,7 +23,7 @@ from fairy.export.fast_blocks import (
     picture,
     tokens,
 )
-from fairy.export.steps import Steps
+from fairy.export.steps import EXACT_STEPS, Steps
 
 _BLOCKS = {"DownEncoderBlock2D", "UpDecoderBlock2D", "UNetMidBlock2D"}
 
@@ -134,7 +134,7 @@ class _Attention(nn.Module):
         if not plain or attention.norm_q is not None or attention.norm_k is not None:
             raise NotServed(f"{name} is attention of another kind.")
         self.norm = NormSilu(attention.group_norm, steps, silu=False)
-        self.projections = Projections(attention, steps)
+        self.projections = Projections(attention, steps & EXACT_STEPS)  # 8 bit is for the UNet
         self.out, self.heads = attention.to_out[0], attention.heads
         self.scale, self.channels_last = float(attention.rescale_output_factor), "channels-last" in steps
         self.divide = "lean-vae" not in steps or self.scale != 1.0

@@ -68,10 +68,11 @@ def fp8_linear_reference(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor 
 
 
 def fp8_linear_plain(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The same by torch's float32 product of the rounded values: a simulation for devices without 8 bit products."""
+    """The same by torch's product of the rounded values: a simulation for devices without 8 bit products."""
+    wide = torch.promote_types(x.dtype, torch.float32)
     x8, own = quantise_rows(x)
-    out = F.linear(x8.float(), weight.float()) * own.unsqueeze(-1) * scale
-    return (out if bias is None else out + bias.float()).to(x.dtype)
+    out = F.linear(x8.to(wide), weight.to(wide)) * own.unsqueeze(-1) * scale
+    return (out if bias is None else out + bias.to(wide)).to(x.dtype)
 
 
 @triton.jit

@@ -92,6 +92,9 @@ def edit(
         str, typer.Option(help="Where the anchors' keys and values are kept: device, or host for small cards.")
     ] = "device",
     decoder: cli_options.Decoder = None,
+    linears: Annotated[
+        str | None, typer.Option(help="Approximate: float8 computes the UNet's large linear layers in 8 bit.")
+    ] = None,
     bank_dtype: Annotated[
         str | None, typer.Option(help="Approximate: float8 keeps the anchors' keys and values in 8 bit.")
     ] = None,
@@ -173,6 +176,7 @@ def edit(
             threads=threads,
             bank=bank,
             decoder=decoder,
+            linears=linears,
         ) as editor,
         _telling_of_journal(),
         _progress_bar(quiet) as on_progress,

@@ -23,6 +23,7 @@ from fairy.engines.backends import check_backend, make_backend
 from fairy.engines.engine import Backend
 from fairy.engines.store import EngineStore
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
+from fairy.export.steps import FP8_LINEARS
 from fairy.kernels.errors import FairyError, InputError
 from fairy.runtime.batches import default_micro_batch, measured_micro_batch
 from fairy.runtime.device import check_threads, cpu_threads, resolve_device, resolve_dtype, worker_devices
@@ -105,6 +106,7 @@ class Editor:
         threads: int = 1,
         bank: str = "device",
         decoder: str | Path | None = None,
+        linears: str | None = None,
         revision: str | None = None,
         variant: str | None = None,
         token: str | bool | None = None,
@@ -129,6 +131,8 @@ class Editor:
             bank: where the anchors' keys and values are kept: "device", or "host" memory, from where they are fetched a
                 step ahead, for cards that cannot hold all steps. Several workers then compute the anchors each.
             decoder: approximate; "tiny" = the model's own small decoder, or a folder or hub id of an `AutoencoderTiny`.
+            linears: approximate; "float8" computes the UNet's feed-forward and attention projections in 8 bit, with the
+                backends "cuda-graphs" and "compiled"; a CPU simulates it.
             revision, variant, token, cache_dir, local_files_only: as in diffusers, for models from the hub.
 
         Raises:
@@ -138,7 +142,8 @@ class Editor:
         chosen_device = resolve_device(device)
         chosen_dtype = resolve_dtype(dtype if torch_dtype is None else torch_dtype, chosen_device)
         devices = worker_devices(chosen_device, gpus, workers)
-        check_backend(backend, chosen_device, without)
+        also = _steps_asked_for(linears)
+        check_backend(backend, chosen_device, without, also)
         check_threads(threads)
         if bank not in ("device", "host"):
             raise InputError(f"bank = {bank!r} is not known; choose device or host.")
@@ -156,13 +161,16 @@ class Editor:
         engines = EngineStore(store)
         if len(devices) == 1:
             with cpu_threads(threads):  # some engines take the number of threads when they are loaded
-                made = make_backend(backend, checkpoint, chosen_device, chosen_dtype, store=engines, without=without)
+                made = make_backend(
+                    backend, checkpoint, chosen_device, chosen_dtype, store=engines, without=without, also=also
+                )
             executor = None
         else:
             assert checkpoint.folder is not None
             folder, left_out = checkpoint.folder.absolute(), tuple(without)
             what = (folder, checkpoint.variant, devices, chosen_dtype, backend, engines.root)
-            made = executor = WorkerPool(PoolOptions(*what, threads, left_out, bank, checkpoint.tiny_decoder_folder))
+            tiny = checkpoint.tiny_decoder_folder
+            made = executor = WorkerPool(PoolOptions(*what, threads, left_out, bank, tiny, also=also))
         how = {"device": chosen_device, "dtype": chosen_dtype, "threads": threads, "store": engines, "bank": bank}
         return cls(checkpoint, made, executor=executor, **how)  # type: ignore[arg-type]
 
@@ -396,6 +404,12 @@ class Editor:
                 yield
             finally:
                 self._owner = None
+
+
+def _steps_asked_for(linears: str | None) -> tuple[str, ...]:
+    if linears not in (None, "float8"):
+        raise InputError(f"linears = {linears!r} is not known; give float8, or leave it out.")
+    return () if linears is None else (FP8_LINEARS,)
 
 
 def _preview_path(preview: str | Path | None, video: VideoInput) -> Path | None:

@@ -1,6 +1,7 @@
 """One job: everything that is decided before anything is computed, and what the report says afterwards."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from fairy.engines.engine import Usage
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
 from fairy.export.model import graph_specs
+from fairy.export.steps import STEPS
 from fairy.kernels.errors import InputError
 from fairy.runtime.batches import Part
 from fairy.runtime.geometry import Geometry, make_geometry
@@ -280,7 +282,11 @@ def report_job(
         fallbacks=tuple(dict.fromkeys([*job.fallbacks, *usage.fallbacks])),
         notes=tuple(
             dict.fromkeys(
-                [*_decoder_note(checkpoint), *job.notes, *(job.journal.notes if job.journal is not None else ())]
+                [
+                    *_approximations(checkpoint, usage.steps, device),
+                    *job.notes,
+                    *(job.journal.notes if job.journal is not None else ()),
+                ]
             )
         ),
         engine_digests=usage.digests,
@@ -290,9 +296,12 @@ def report_job(
     )
 
 
-def _decoder_note(checkpoint: Checkpoint) -> list[str]:
+def _approximations(checkpoint: Checkpoint, ran: Sequence[str], device: torch.device) -> list[str]:
+    """What was asked of the networks that changes results, in sentences."""
     folder = checkpoint.tiny_decoder_folder
-    return [] if folder is None else [f"approximate: pictures were made by the small decoder {folder}."]
+    notes = [] if folder is None else [f"approximate: pictures were made by the small decoder {folder}."]
+    simulated = "; the CPU simulates it" if device.type == "cpu" else ""
+    return notes + [f"approximate: {s.why}{simulated}." for s in STEPS if s.name in ran and not s.exact]
 
 
 def _initial_noise(latents: Tensor | None, num_frames: int, shape: tuple[int, int, int]) -> Tensor | None:

@@ -35,7 +35,7 @@ class PoolOptions:
     Attributes:
         model, variant: a folder in diffusers' format, and which of its files.
         devices: one for every worker.
-        dtype, backend, store, threads, without, bank: as for `Editor.from_pretrained`, resolved.
+        dtype, backend, store, threads, without, also, bank: as for `Editor.from_pretrained`, resolved.
         decoder: the folder of a small decoder, if there is one.
         deadline_s: no worker that has something to do may be silent for longer: the time for one denoising step, or
             for compiling where a backend does that on the spot. start_deadline_s: the same for loading the model.
@@ -55,6 +55,7 @@ class PoolOptions:
     deadline_s: float = 600.0
     start_deadline_s: float = 600.0
     command: Sequence[str] = COMMAND
+    also: tuple[str, ...] = ()
 
 
 class WorkerPool:
@@ -70,7 +71,7 @@ class WorkerPool:
         self._events: queue.Queue[Event] = queue.Queue()
         self._workers: dict[int, WorkerProcess] = {}
         self._jobs = itertools.count(1)
-        self.steps = steps_of(options.backend, options.devices[0], options.without)
+        self.steps = steps_of(options.backend, options.devices[0], options.without, options.also)
         self._usage = Usage()
         self._folder = tempfile.TemporaryDirectory(prefix="fairy-")
         # Workers end with the thread that starts them (see worker.py), so that thread lives as long as the pool.
@@ -170,6 +171,7 @@ class WorkerPool:
                     "bank": options.bank,
                     "decoder": None if options.decoder is None else str(options.decoder.absolute()),
                     "without": list(options.without),
+                    "also": list(options.also),
                 }
             )
         return self._await(set(waiting))

@@ -127,7 +127,7 @@ class Server:
         files = {"variant": message["variant"], "decoder": message.get("decoder")}
         checkpoint = load_checkpoint(message["model"], dtype=self._dtype, device=device, **files)
         store = EngineStore(message["store"])
-        how = {"store": store, "without": message.get("without", ())}
+        how = {"store": store, "without": message.get("without", ()), "also": message.get("also", ())}
         backend = make_backend(message["backend"], checkpoint, device, self._dtype, **how)
         return Networks(checkpoint, backend, device, bank_on_host=message.get("bank") == "host")
 

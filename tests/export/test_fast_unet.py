@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from fairy.engines.compiled import attention, joined_attention
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
-from fairy.export.fast_blocks import NotServed
+from fairy.export.fast_blocks import Float8Linear, NotServed
 from fairy.export.fast_unet import FastUNet
 from fairy.export.fast_vae import FastVaeDecoder, FastVaeEncoder
 from fairy.export.graphs import GraphSpec, anchor_layers, frame_layers, self_attention_layers, unet_spec
 from fairy.export.model import UNetGraph, VaeDecoderGraph, VaeEncoderGraph
 from fairy.export.shapes import random_inputs
-from fairy.export.steps import ALL_STEPS, NO_STEPS, STEPS, Steps
+from fairy.export.steps import ALL_STEPS, EXACT_STEPS, NO_STEPS, STEPS, Steps
 from fairy.kernels.anchor_attention import anchor_attention
 from fairy.runtime.models import embedded_model
 from tests.conftest import make_unet, make_vae
@@ -104,7 +104,7 @@ def test_a_step_alone_is_exact(step: str, graph: str) -> None:
 @pytest.mark.parametrize("graph", list(RULES))
 @pytest.mark.parametrize("left_out", ["nothing", "shared-first-block", "text-kv", "channels-last", "anchor-attention"])
 def test_all_steps_are_exact_in_sd15s_layout(graph: str, left_out: str) -> None:
-    _wide(ALL_STEPS - {left_out}, "random", graph, "decoder" if left_out == "text-kv" else "all")
+    _wide(EXACT_STEPS - {left_out}, "random", graph, "decoder" if left_out == "text-kv" else "all")
 
 
 def test_every_step_of_a_network_is_tested_here() -> None:
@@ -118,7 +118,7 @@ def test_fewer_branches_and_times_that_differ(groups: int) -> None:
     spec = _spec(unet, "unet_frame")
     inputs = _inputs(spec, groups, 3, (16, 8)) if groups > 1 else _single(spec)
     inputs["timestep"] = torch.tensor([901.5, 3.25, 77.0])
-    steps = ALL_STEPS - {"time-embeddings"} - ({"shared-first-block"} if groups == 1 else set())
+    steps = EXACT_STEPS - {"time-embeddings"} - ({"shared-first-block"} if groups == 1 else set())
     with torch.inference_mode():
         expected = UNetGraph(unet, spec)(*inputs.values())[0]
         found = _fast(unet, spec, steps, inputs)[0]
@@ -147,7 +147,7 @@ def test_float32_is_as_good_as_eagers(model: str, graph: str) -> None:
     with torch.inference_mode():
         exact = UNetGraph(wide, spec)(*exact_inputs.values())
         eager = _errors(UNetGraph(unet, spec)(*inputs.values()), exact)
-        fast = _errors(_fast(unet, spec, ALL_STEPS, inputs), exact)
+        fast = _errors(_fast(unet, spec, EXACT_STEPS, inputs), exact)
     assert eager.max() < 1e-4
     # A layer whose input happens to be ill conditioned multiplies any rounding, so the typical layer counts.
     assert fast[0] < 2.5 * eager[0], (fast[0], eager[0])
@@ -158,7 +158,7 @@ def test_float32_is_as_good_as_eagers(model: str, graph: str) -> None:
 def test_the_network_itself_is_not_changed() -> None:
     unet = make_unet(seed=5)
     before = {name: (t.clone(), t.stride()) for name, t in unet.state_dict().items()}
-    FastUNet(unet, ALL_STEPS, anchor_attention)
+    FastUNet(unet, EXACT_STEPS, anchor_attention)
     for name, t in unet.state_dict().items():
         assert torch.equal(t, before[name][0])
         assert t.stride() == before[name][1]
@@ -171,7 +171,7 @@ def test_an_autoencoder_with_a_step_is_exact(step: str, part: str) -> None:
     with torch.no_grad():
         for parameter in vae.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    steps = {"all": ALL_STEPS, "none": NO_STEPS}.get(step, frozenset({step}))
+    steps = {"all": EXACT_STEPS, "none": NO_STEPS}.get(step, frozenset({step}))
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
         if part == "encoder":
@@ -191,13 +191,13 @@ def test_the_embedded_autoencoder_in_float32() -> None:
     with torch.inference_mode():
         (exact,) = VaeEncoderGraph(wide)(x.double())
         eager, fast = (
-            _errors((made(x)[0],), (exact,)) for made in (VaeEncoderGraph(vae), FastVaeEncoder(vae, ALL_STEPS))
+            _errors((made(x)[0],), (exact,)) for made in (VaeEncoderGraph(vae), FastVaeEncoder(vae, EXACT_STEPS))
         )
         assert fast < 3 * eager, (fast, eager)
         z = exact.float() * vae.config.scaling_factor
         (exact,) = VaeDecoderGraph(wide)(z.double())
         eager, fast = (
-            _errors((made(z)[0],), (exact,)) for made in (VaeDecoderGraph(vae), FastVaeDecoder(vae, ALL_STEPS))
+            _errors((made(z)[0],), (exact,)) for made in (VaeDecoderGraph(vae), FastVaeDecoder(vae, EXACT_STEPS))
         )
         assert fast < 3 * eager, (fast, eager)
 
@@ -213,4 +213,68 @@ def test_the_embedded_autoencoder_in_float32() -> None:
 )
 def test_what_it_does_not_know_it_refuses(changes: dict[str, object]) -> None:
     with pytest.raises(NotServed):
-        FastUNet(make_unet(**changes), ALL_STEPS, joined_attention)
+        FastUNet(make_unet(**changes), EXACT_STEPS, joined_attention)
+
+
+def _float8_names(unet: FastUNet) -> set[str]:
+    return {name.rpartition(".blocks.0.")[2] for name, m in unet.named_modules() if isinstance(m, Float8Linear)}
+
+
+@pytest.mark.parametrize("graph", list(RULES))
+@pytest.mark.parametrize("fused", [True, False])
+def test_linears_in_8_bit_are_near_and_are_those_that_are_meant(graph: str, fused: bool) -> None:
+    unet = _unet("embedded", torch.float32)
+    spec = _spec(unet, graph)
+    inputs = {n: t if n == "timestep" else t.float() for n, t in _inputs(spec, 3, 2, (8, 16)).items()}
+    steps = EXACT_STEPS if fused else EXACT_STEPS - {"fused-qkv"}
+    with torch.inference_mode():
+        exact = UNetGraph(unet, spec)(*inputs.values())
+        errors = _errors(_fast(unet, spec, steps | {"fp8-linears"}, inputs), exact)
+    assert 1e-3 < errors[0] < 0.25  # these inputs are noise, which no layer was trained for
+    assert errors.min() > 1e-5, "a layer's keys or values were not touched"
+    own = {"joined"} if fused else {"parts.0", "parts.1", "parts.2"}
+    names = {f"attn1.projections.{name}" for name in own} | {
+        "attn1.out",
+        "attn2.to_q",
+        "attn2.out",
+        "ff.gate",
+        "ff.out",
+    }
+    made = FastUNet(unet, steps | {"fp8-linears"}, anchor_attention)
+    assert _float8_names(made) == names
+    assert not _float8_names(FastUNet(unet, steps, anchor_attention))
+
+
+def test_linears_in_8_bit_are_what_the_definition_makes_of_the_layers() -> None:
+    """Eager's own network with the inputs and weights of these layers rounded by hand.
+
+    In float64, for whatever two sums differ by decides how some value is rounded: what starts as 10⁻⁷ in float32 is,
+    some layers on, as large as what rounding costs at all.
+    """
+    unet = _unet("embedded", torch.float64)
+    spec = _spec(unet, "unet_frame")
+    inputs = _inputs(spec, 3, 2, (4, 8))
+    by_hand = copy.deepcopy(unet)
+    for name, layer in by_hand.named_modules():
+        text = name.endswith(("attn2.to_k", "attn2.to_v"))
+        if isinstance(layer, nn.Linear) and ".transformer_blocks." in name and not text:
+            layer.weight.data = _rounded(layer.weight.data)
+            layer.register_forward_pre_hook(lambda layer, given: (_rounded(given[0]),))
+    with torch.inference_mode():
+        expected = UNetGraph(by_hand, spec)(*inputs.values())
+        found = _fast(unet, spec, ALL_STEPS, inputs)
+    assert _errors(found, expected).max() < 1e-6
+
+
+def _rounded(t: Tensor) -> Tensor:
+    single = t.float()
+    largest = single.abs().amax(-1, keepdim=True)
+    eighth = (single * (torch.full_like(largest, 448) / largest)).to(torch.float8_e4m3fn)
+    return eighth.double() * (largest / torch.full_like(largest, 448)).double()
+
+
+@pytest.mark.parametrize("fast", [FastVaeEncoder, FastVaeDecoder])
+def test_an_autoencoder_stays_in_full_precision(fast: Any) -> None:
+    x = torch.randn(1, 3 if fast is FastVaeEncoder else 4, 16, 24, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(fast(_embedded().vae, ALL_STEPS)(x)[0], fast(_embedded().vae, EXACT_STEPS)(x)[0])

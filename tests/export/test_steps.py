@@ -2,7 +2,7 @@
 
 import pytest
 
-from fairy.export.steps import ALL_STEPS, NO_STEPS, STEPS, check_steps, choose_steps, in_order
+from fairy.export.steps import ALL_STEPS, EXACT_STEPS, NO_STEPS, STEPS, check_steps, choose_steps, in_order
 from fairy.kernels.errors import InputError
 
 
@@ -23,6 +23,17 @@ def test_what_runs_is_what_can_run_and_is_not_left_out() -> None:
     assert {"cuda-graphs", "group-norm-silu", "geglu"} & cpu == NO_STEPS
     assert "channels-last" in cpu
     assert choose_steps(("cuda-graphs",), "cpu") == cpu
+
+
+def test_what_is_not_exact_runs_only_if_it_is_asked_for() -> None:
+    approximate = ALL_STEPS - EXACT_STEPS
+    assert approximate == {"fp8-linears"}
+    for device in ("cpu", "cuda"):
+        usual = choose_steps((), device)
+        assert not usual & approximate
+        assert choose_steps((), device, approximate) == usual | approximate
+        assert choose_steps(approximate, device, approximate) == usual
+    assert STEPS[-1].name in approximate  # the ladder's last rung, so that all others are exact
 
 
 def test_order_is_the_lists() -> None:

@@ -1,4 +1,4 @@
-"""What is approximate and asked for by name: guidance on fewer steps, and a bank in 8 bit."""
+"""What is approximate and asked for by name: guidance on fewer steps, a bank in 8 bit, linear layers in 8 bit."""
 
 from pathlib import Path
 
@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from fairy.engines.backends import check_also
 from fairy.kernels.errors import InputError
-from fairy.runtime import Editor, EditParams
+from fairy.runtime import Editor, EditParams, cli
 from fairy.runtime.float8_bank import _Packed
+from tests.conftest import make_unet, write_checkpoint
 from tests.runtime.conftest import make_frames
 
 FRAMES = make_frames(7)
@@ -110,3 +112,67 @@ def test_workers_compute_the_same(checkpoint_folder: Path, editor: Editor) -> No
     params = make_params(bank_dtype="float8", guidance_end=0.5)
     with Editor.from_pretrained(checkpoint_folder, device="cpu", workers=2) as pair:
         assert np.array_equal(pair.edit(FRAMES, params).frames, editor.edit(FRAMES, params).frames)
+
+
+FLOAT8 = {"backend": "compiled", "without": ("inductor",), "linears": "float8"}
+
+
+def test_linears_in_8_bit_change_little_and_are_reported(checkpoint_folder: Path, editor: Editor) -> None:
+    exact = editor.edit(FRAMES, make_params())
+    assert not any("approximate" in note for note in exact.report.notes)
+    with Editor.from_pretrained(checkpoint_folder, device="cpu", **FLOAT8) as eighth:
+        found = eighth.edit(FRAMES, make_params())
+    assert 0 < difference(exact.frames, found.frames) < 3.0
+    assert found.report.steps[-1] == "fp8-linears"
+    (note,) = (note for note in found.report.notes if note.startswith("approximate"))
+    assert note.startswith("approximate: feed-forward and attention projections of the UNet in 8 bit")
+    assert note.endswith("the CPU simulates it.")
+
+
+@pytest.mark.slow
+def test_workers_compute_linears_in_8_bit_alike(checkpoint_folder: Path) -> None:
+    found = []
+    for workers in (1, 2):
+        with Editor.from_pretrained(checkpoint_folder, device="cpu", workers=workers, **FLOAT8) as one:
+            found.append(one.edit(FRAMES, make_params()))
+    assert np.array_equal(found[0].frames, found[1].frames)
+    assert found[0].report.steps == found[1].report.steps
+    assert found[0].report.notes == found[1].report.notes
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"linears": "int8"}, "linears = 'int8' is not known; give float8, or leave it out"),
+        ({"linears": "float8", "backend": "eager"}, "Backend 'eager' has no linear layers in 8 bit; choose one of"),
+        ({"linears": "float8"}, "Backend 'auto' has no linear layers in 8 bit; choose one of compiled, cuda-graphs"),
+        ({"linears": "float8", "backend": "onnxruntime"}, "Backend 'onnxruntime' has no linear layers in 8 bit"),
+        ({"linears": "float8", "backend": "cuda-graphs"}, "needs a GPU"),
+    ],
+)
+def test_linears_in_8_bit_are_refused_where_they_cannot_serve(options: dict, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Editor.from_pretrained(device="cpu", **options)
+
+
+def test_a_gpu_without_8_bit_products_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    with pytest.raises(InputError, match=r"need compute capability 8\.9 or later; cuda has 8\.0"):
+        check_also("cuda-graphs", torch.device("cuda"), ("fp8-linears",))
+
+
+def test_a_model_with_other_parts_is_refused(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path)
+    make_unet(act_fn="gelu").save_pretrained(folder / "unet")
+    with (
+        Editor.from_pretrained(folder, device="cpu", **FLOAT8) as other,
+        pytest.raises(InputError, match=r"not for this model: A UNet with act_fn = 'gelu' .* Leave linears out\."),
+    ):
+        other.edit(FRAMES, make_params())
+
+
+def test_the_command_line_hands_it_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["edit", str(tmp_path / "none.mp4"), "make it red", "-o", str(tmp_path / "out.mp4")]
+    (tmp_path / "none.mp4").write_bytes(b"")
+    assert cli.run([*command, "--linears", "float8", "--backend", "eager"]) == 2
+    assert "Backend 'eager' has no linear layers in 8 bit" in capsys.readouterr().err
