@@ -1,9 +1,10 @@
 """What every approximation gains and what it costs: `fairy bench approximate`, in a checkout.
 
 Rows: the exact edit, then fewer steps (Euler's rule, LCM's), the small decoder, guidance on half of the steps, the bank
-in 8 bit, and the last four together. All edit the same clips in turns. Columns: time, size of the bank, PSNR to the
-exact edit's frames and to the instruction's exact target, warp error along the true flow, Tem-Con; means over clips
-with 95 % intervals. Clips differ far more than ways, so speed is compared clip by clip.
+in 8 bit, the last four together, and large linear layers in 8 bit. All edit the same clips in turns. Columns: time,
+size of the bank, PSNR to the exact edit's frames and to the instruction's exact target, warp error along the true flow,
+Tem-Con; means over clips with 95 % intervals. Clips differ far more than ways, so speed is compared clip by clip. A CPU
+only simulates 8 bit products: that row has no time there.
 """
 
 import json
@@ -17,8 +18,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fairy.benchmarks.measures import FrameFeatures, Frames, estimate, psnr, tem_con, warp_error
 from fairy.benchmarks.timing import machine
+from fairy.engines.backends import serves
+from fairy.export.steps import FP8_LINEARS
 from fairy.kernels.errors import InputError
 from fairy.runtime.device import resolve_device
 from fairy.runtime.editor import Editor
@@ -40,13 +45,28 @@ COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to edit: what it changes of `EditParams`, and whether the small decoder makes the pictures."""
+    """One way to edit.
+
+    Attributes:
+        changes: of `EditParams`.
+        small_decoder: whether that makes the pictures.
+        linears: as for `Editor.from_pretrained`.
+    """
 
     changes: Mapping[str, Any] = field(default_factory=dict)
     small_decoder: bool = False
+    linears: str | None = None
+
+    @property
+    def editor(self) -> tuple[bool, str | None]:
+        """What of it an Editor is made with."""
+        return self.small_decoder, self.linears
 
 
-EXACT = "exact"
+Editors = dict[tuple[bool, str | None], Editor]
+"""By what of a `Way` they were made with."""
+
+EXACT, LINEARS = "exact", "linear layers in 8 bit"
 WAYS: dict[str, Way] = {
     EXACT: Way(),
     "Euler, 5 steps": Way({"sampler": "euler", "num_inference_steps": 5}),
@@ -57,6 +77,7 @@ WAYS: dict[str, Way] = {
     "the last four together": Way(
         {"sampler": "lcm", "num_inference_steps": 4, "guidance_end": 0.5, "bank_dtype": "float8"}, small_decoder=True
     ),
+    LINEARS: Way(linears="float8"),
 }
 
 
@@ -65,7 +86,8 @@ class Figures:
     """One row on one clip; None where a figure does not apply.
 
     Attributes:
-        seconds: of the whole edit in memory, a frame. speedup: the exact edit's seconds, divided by these.
+        seconds: of the whole edit in memory, a frame. speedup: the exact edit's seconds, divided by these. Both None
+            where the way is simulated.
         bank_mb: 10⁶ bytes.
         psnr_exact_db: to the exact edit's frames; None for itself. psnr_target_db: None where the instruction leaves
             the target open.
@@ -73,8 +95,8 @@ class Figures:
 
     row: str
     clip: str
-    seconds: float
-    speedup: float
+    seconds: float | None
+    speedup: float | None
     bank_mb: float
     psnr_exact_db: float | None
     psnr_target_db: float | None
@@ -114,15 +136,19 @@ def run(
     place = resolve_device(device)
     options: dict[str, Any] = {"device": place, "dtype": dtype, "backend": backend, "threads": threads}
     with ExitStack() as stack:
-        full = stack.enter_context(Editor.from_pretrained(model, **options))
-        small = stack.enter_context(Editor.from_pretrained(model, decoder=decoder, **options))
-        features = FrameFeatures(full._networks.checkpoint.vae)
+        editors: Editors = {}
+        for way in WAYS.values():
+            if way.editor not in editors and (way.linears is None or serves("compiled", place, {FP8_LINEARS})):
+                how = options | _backend_of(way, backend, place)
+                made = Editor.from_pretrained(model, decoder=decoder if way.small_decoder else None, **how)
+                editors[way.editor] = stack.enter_context(made)
+        features = FrameFeatures(editors[WAYS[EXACT].editor]._networks.checkpoint.vae)
         figures: list[Figures] = []
-        for editor in (full, small):
+        for editor in editors.values():
             editor.warm_up(size, size)
         for i in range(clips):
             clip = make_clip(i, INSTRUCTIONS[i % len(INSTRUCTIONS)], num_frames=frames, size=size)
-            figures += measure(clip, {False: full, True: small}, features, repeats)
+            figures += measure(clip, editors, features, repeats, simulated=place.type == "cpu")
             tell(f"{i + 1}/{clips} clips")
     found = machine(place) | {"threads": threads, "backend": backend, "repeats": repeats, "tem_con": features.name}
     text = f"{_heading(found, clips, frames, size)}\n\n{table(figures)}\n"
@@ -131,22 +157,32 @@ def run(
         yield _write(user_path(out), text, {**found, "frames": frames, "size": size}, figures)
 
 
-def measure(clip: Any, editors: Mapping[bool, Editor], features: FrameFeatures, repeats: int) -> Iterator[Figures]:
-    """Every row on one clip (`clips.Clip`), in turns; `editors`: without and with the small decoder."""
+def measure(
+    clip: Any, editors: Editors, features: FrameFeatures, repeats: int, *, simulated: bool = False
+) -> Iterator[Figures]:
+    """Every row that there is an Editor for on one clip (`clips.Clip`), in turns.
+
+    Args:
+        simulated: 8 bit products are; they have no time, and are computed once.
+    """
     results: dict[str, EditResult] = {}
-    seconds = dict.fromkeys(WAYS, float("inf"))
-    for _ in range(repeats):
-        for row, way in WAYS.items():
+    ways = {row: way for row, way in WAYS.items() if way.editor in editors}
+    timed = {row for row, way in ways.items() if way.linears is None or not simulated}
+    seconds = dict.fromkeys(ways, float("inf"))
+    for turn in range(repeats):
+        for row, way in ways.items():
+            if turn and row not in timed:
+                continue
             started = time.perf_counter()
-            results[row] = editors[way.small_decoder].edit(clip.source, EditParams(clip.prompt, **way.changes))
+            results[row] = editors[way.editor].edit(clip.source, EditParams(clip.prompt, **way.changes))
             seconds[row] = min(seconds[row], time.perf_counter() - started)
     exact: Frames = results[EXACT].frames
     for row, result in results.items():
         yield Figures(
             row=row,
             clip=clip.name,
-            seconds=seconds[row] / len(clip.source),
-            speedup=seconds[EXACT] / seconds[row],
+            seconds=seconds[row] / len(clip.source) if row in timed else None,
+            speedup=seconds[EXACT] / seconds[row] if row in timed else None,
             bank_mb=result.report.bank_bytes / 1e6,
             psnr_exact_db=None if row == EXACT else psnr(result.frames, exact),
             psnr_target_db=None if clip.kind == "free" else psnr(result.frames, clip.target),
@@ -167,6 +203,15 @@ def table(figures: list[Figures]) -> str:
             cells.append("–" if not values else f"{values[0]:.4g}" if alike else str(estimate(values)))
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _backend_of(way: Way, backend: str, device: torch.device) -> dict[str, Any]:
+    """What runs a way: as asked for, but that 8 bit needs a backend with steps; on a CPU nothing is compiled for it."""
+    if way.linears is None:
+        return {}
+    if device.type == "cpu":
+        return {"linears": way.linears, "backend": "compiled", "without": ("inductor",)}
+    return {"linears": way.linears, "backend": "compiled" if backend == "compiled" else "cuda-graphs"}
 
 
 def _heading(found: Mapping[str, Any], clips: int, frames: int, size: int) -> str:

@@ -4,7 +4,7 @@ Each backend is a file of its own in this folder; those that need further packag
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -151,6 +151,15 @@ def check_also(backend: str, device: torch.device, also: Sequence[str]) -> None:
     if find_spec("triton") is None:
         raise MachineError("Linear layers in 8 bit need the package triton; install it, or leave linears out.")
     import_module("fairy.kernels.fp8_linear").check_capability(device)
+
+
+def serves(backend: str, device: torch.device, also: Iterable[str]) -> bool:
+    """Whether these steps can be asked for: see `check_also`."""
+    try:
+        check_also(backend, device, tuple(also))
+    except FairyError:
+        return False
+    return True
 
 
 def steps_of(backend: str, device: torch.device, without: Sequence[str] = (), also: Sequence[str] = ()) -> Steps:

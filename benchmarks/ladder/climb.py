@@ -21,10 +21,12 @@ from fairy.benchmarks.ladder.rivals import BatchedRung, PipelineRung
 from fairy.benchmarks.nvml import energy_j, throttle_reasons
 from fairy.benchmarks.records import Quality, Record, make_record
 from fairy.benchmarks.timing import summarise
-from fairy.export.steps import STEPS, Steps, check_steps, choose_steps
+from fairy.engines.backends import serves
+from fairy.export.steps import ALL_STEPS, EXACT_STEPS, STEPS, Steps, check_steps, choose_steps
 from fairy.kernels.errors import InputError
 
 CLIP_FRAMES, CLIP_STEPS = 120, 10
+APPROXIMATE = ALL_STEPS - EXACT_STEPS
 _NEED_COMPILING = {"inductor", "cuda-graphs"}
 _ENERGY_S = 3.0  # NVML's counter moves in steps of up to 0.1 s
 COLUMNS = (
@@ -65,7 +67,7 @@ class Climb:
 
 def make_rungs(case: Case, climb: Climb) -> list[Rung]:
     """The rungs that are asked for, lowest first. Raises InputError where there is none of a key."""
-    steps = ladder_of(case.device.type, climb)
+    steps = ladder_of(case.device.type, climb, approximate=serves("compiled", case.device, APPROXIMATE))
     known = ("a", "b", "c", "d", *steps)
     unknown = [key for key in climb.rungs or () if key not in known]
     if unknown:
@@ -79,13 +81,14 @@ def make_rungs(case: Case, climb: Climb) -> list[Rung]:
     on: Steps = frozenset()
     for step in steps:
         on = on | {step}
-        makers[step] = lambda step=step, on=on: OurRung(case, step, f"+ {step}", on)  # type: ignore[misc]
+        name = f"+ {step}" if step in EXACT_STEPS else f"+ {step}, approximate"
+        makers[step] = lambda step=step, name=name, on=on: OurRung(case, step, name, on)  # type: ignore[misc]
     return [make() for key, make in makers.items() if climb.rungs is None or key in climb.rungs]
 
 
-def ladder_of(device: str, climb: Climb) -> tuple[str, ...]:
-    """The steps of our rungs, in the list's order."""
-    chosen = choose_steps(climb.without, device)
+def ladder_of(device: str, climb: Climb, *, approximate: bool = True) -> tuple[str, ...]:
+    """The steps of our rungs, in the list's order; those that are not exact are the last."""
+    chosen = choose_steps(climb.without, device, APPROXIMATE if approximate else ())
     if not climb.compiled:
         chosen = chosen - _NEED_COMPILING
     return tuple(step.name for step in STEPS if step.name in chosen)

@@ -24,7 +24,8 @@ class OurRung:
         self.key, self.name, self._case = key, name, case
         backend: EagerBackend = EagerBackend(case.networks, case.device, case.dtype)
         if steps is not None:
-            backend = CompiledBackend(case.networks, case.device, case.dtype, without=sorted(ALL_STEPS - steps))
+            chosen = {"without": sorted(ALL_STEPS - steps), "also": sorted(steps)}
+            backend = CompiledBackend(case.networks, case.device, case.dtype, **chosen)
         self._backend = backend
         self._graphs = unet_graphs(case.networks.unet)
         self._encode = backend.engine(vae_encoder_spec(4))

@@ -53,8 +53,11 @@ def test_all_rungs_compute_the_same_edit(case: Case) -> None:
     assert [rung.key for rung in rungs] == ["a", "b", "c", "d", *ladder_of("cpu", Climb(compiled=False))]
     for rung in rungs:
         lap = rung.run()
-        torch.testing.assert_close(lap.latents, references[rung.anchored], atol=3e-3, rtol=1e-4, msg=rung.name)
-        assert climbing._difference(lap, references[rung.anchored]) < 1e-4
+        if rung.name.endswith(", approximate"):
+            assert 1e-4 < climbing._difference(lap, references[rung.anchored]) < 0.1
+        else:
+            torch.testing.assert_close(lap.latents, references[rung.anchored], atol=3e-3, rtol=1e-4, msg=rung.name)
+            assert climbing._difference(lap, references[rung.anchored]) < 1e-4
         assert climbing._difference(lap, references[not rung.anchored]) > 1e-3
         assert (lap.anchors_ms is not None) == rung.anchored
         assert min(lap.encode_ms, lap.decode_ms, *lap.frames_ms) > 0
@@ -99,8 +102,8 @@ def test_steps_can_be_left_out_and_named() -> None:
     on = ladder_of("cpu", Climb(without=("fused-qkv",), compiled=False))
     assert "fused-qkv" not in on
     assert not {"inductor", "cuda-graphs", "geglu"} & set(on)
-    everything = tuple(step.name for step in STEPS if step.exact)
-    assert ladder_of("cuda", Climb()) == everything
+    assert ladder_of("cuda", Climb()) == tuple(step.name for step in STEPS)
+    assert ladder_of("cuda", Climb(), approximate=False) == tuple(step.name for step in STEPS if step.exact)
     with pytest.raises(InputError, match="There is no step 'qkv'"):
         Climb(without=("qkv",))
     with pytest.raises(InputError, match="repeats = 0"):
