@@ -47,10 +47,14 @@ class TunedModule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TunedOp:
-    """Where an op's module is, and which of its dims never stand in for one another."""
+    """Where an op's module is, which of its dims never stand in for one another, and whether it must be asked for.
+
+    `by_name`: only `--op` tunes it, since not every GPU has it and no edit uses it unless told to.
+    """
 
     module: str
     exact: tuple[str, ...] = ("element_bytes",)
+    by_name: bool = False
 
 
 _BATCH = ("batch", "samples", "rows", "frames")
@@ -60,6 +64,7 @@ OPS: Mapping[str, TunedOp] = {
     "geglu": TunedOp("fairy.kernels.geglu"),
     "group_norm_silu": TunedOp("fairy.kernels.group_norm_silu"),
     "guidance_step": TunedOp("fairy.kernels.guidance_step"),
+    "fp8_linear": TunedOp("fairy.kernels.fp8_linear", by_name=True),
 }
 
 
@@ -142,7 +147,12 @@ def write_table(table: Table, folder: Path) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m fairy.kernels.tune", description="Tune kernels on this GPU.")
-    parser.add_argument("--op", action="append", choices=sorted(OPS), help="which op; may be repeated; default: all")
+    parser.add_argument(
+        "--op",
+        action="append",
+        choices=sorted(OPS),
+        help="which op; may be repeated; default: all that are on by default",
+    )
     parser.add_argument("--used", action="store_true", help="only the sizes of an edit of 512×384, three anchors")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "configs", help="folder of the tables")
     parser.add_argument("--also", type=Path, action="append", default=[], help="another folder of the tables")
@@ -154,12 +164,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.processes > 1 and not options.used:
             raise InputError("--processes compiles the sizes of --used; add that, or leave it out.")
         if options.list:
-            for op in options.op or sorted(OPS):
+            for op in options.op or _usual():
                 print(op, *_listed(op, used=options.used), sep="\n  ")
             return 0
         if not torch.cuda.is_available():
             raise InputError("Tuning needs a CUDA GPU, and this machine has none that torch can use.")
-        ops, device = options.op or sorted(OPS), torch.device("cuda")
+        ops, device = options.op or _usual(), torch.device("cuda")
         if options.share:
             for op in ops:
                 warm(op, device, *options.share)
@@ -175,6 +185,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _usual() -> list[str]:
+    """The ops that are tuned where none is named."""
+    return sorted(name for name, op in OPS.items() if not op.by_name)
 
 
 def _listed(op: str, *, used: bool) -> list[str]:

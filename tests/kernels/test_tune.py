@@ -104,5 +104,7 @@ def test_the_sizes_that_an_edit_uses() -> None:
     assert {d["samples"] for d in sizes["group_norm_silu"]} == {9}
     assert [d["rows"] for d in sizes["geglu"]] == [9 * 3072, 9 * 768, 9 * 192]
     assert {d["frames"] for d in sizes["guidance_step"]} == {3}
+    assert {d["rows"] for d in sizes["fp8_linear"]} == {9 * 3072, 9 * 768, 9 * 192}
+    assert "fp8_linear" not in command._usual()  # a GPU must have it
     for op, found in sizes.items():
         assert all(dims in import_module(command.OPS[op].module).TUNING_DIMS for dims in found)
