@@ -16,4 +16,4 @@ done
 export PYTHONPATH="$work/namespace:$work/site${PYTHONPATH:+:$PYTHONPATH}"
 export TRITON_CACHE_DIR="$work/cache/triton" TORCHINDUCTOR_CACHE_DIR="$work/cache/inductor"
 export FAIRY_STORE="$work/store" HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1
-exec "$python" -P -m fairy.benchmarks.gpu.run "$@"
+exec "$python" -P -m fairy.benchmarks.gpu "$@"

@@ -24,6 +24,7 @@ _BENCH = (*_PYTEST, "--benchmark-quiet", f"--figures={FIGURES}")
 _CLIMB = ("fairy.runtime.cli", "bench", "ladder", "--repeats", "2", "--micro-batch", "3")
 _LADDER = (*_PYTHON, *_CLIMB, f"--out={FIGURES}")
 _ELEMENTWISE = tuple(f"benchmarks/bench_{op}.py" for op in OPS)
+_LARGE = ("benchmarks/bench_anchor_attention.py", "benchmarks/bench_fp8_linear.py")
 _RUNGS = "a,c,d,anchor-attention,shared-first-step,folded-upsampling,guidance-step"
 
 
@@ -88,17 +89,17 @@ def parts() -> tuple[Part, ...]:
         Part(2, "edit with defaults", _ours("edit", "--times", "1"), 45),
         Part(
             2,
-            "anchor attention",
-            (*_BENCH, "benchmarks/bench_anchor_attention.py"),
-            40,
-            (*_BENCH, "benchmarks/bench_anchor_attention.py"),
+            "attention and linears",
+            (*_BENCH, *_LARGE),
+            45,
+            (*_BENCH, *_LARGE),
         ),
         Part(2, "ladder", (*_LADDER, "--rungs", _RUNGS), 35, (*_LADDER, "--small", "--rungs", "a,d,guidance-step")),
         Part(
             2,
             "inductor",
             (*_LADDER, "--rungs", "inductor,cuda-graphs"),
-            30,
+            25,
             (*_LADDER, "--small", "--rungs", "d", "--no-compile"),
         ),
     )  # fmt: skip
