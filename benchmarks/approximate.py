@@ -28,8 +28,8 @@ from fairy.kernels.errors import InputError
 from fairy.runtime.device import resolve_device
 from fairy.runtime.editor import Editor
 from fairy.runtime.files import user_path, write_atomically
-from fairy.runtime.params import EditParams
-from fairy.runtime.result import EditResult
+from fairy.runtime.plan.params import EditParams
+from fairy.runtime.record.result import EditResult
 
 INSTRUCTIONS = ("sepia", "snow", "palette", "night", "background", "texture")
 COLUMNS = {

@@ -20,9 +20,9 @@ from fairy.benchmarks.records import Quality, Record, make_record
 from fairy.benchmarks.timing import Timing
 from fairy.engines.eager import EagerBackend
 from fairy.engines.engine import Shapes
+from fairy.export.bases.stable_diffusion import graph_specs
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
 from fairy.export.graphs import GraphSpec
-from fairy.export.model import graph_specs
 from fairy.export.shapes import random_inputs
 from fairy.runtime.models import embedded_model
 

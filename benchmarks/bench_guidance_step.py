@@ -9,8 +9,8 @@ from torch import Tensor
 from benchmarks.cells import Cell, RunCell, compiled
 from fairy.benchmarks.work import guidance_step_work
 from fairy.kernels.guidance_step import euler_ancestral_coefficients, guidance_step, guidance_step_reference
-from fairy.runtime.guidance import guide, make_guidance
-from fairy.runtime.sampler import Schedule, euler_ancestral_step
+from fairy.runtime.denoise.guidance import guide, make_guidance
+from fairy.runtime.denoise.sampler import Schedule, euler_ancestral_step
 
 TEXT, IMAGE = 7.5, 1.5
 SIGMA, SIGMA_NEXT = 14.6, 5.2

@@ -23,16 +23,16 @@ from fairy.benchmarks.measures import Frames, psnr, warp_error
 from fairy.benchmarks.nvml import energy_j, throttle_reasons
 from fairy.benchmarks.records import Quality, Record, make_record
 from fairy.benchmarks.timing import summarise
-from fairy.engines.key import weights_digest
+from fairy.engines.store.key import weights_digest
 from fairy.export.checkpoint import Checkpoint
 from fairy.kernels.errors import InputError
+from fairy.runtime.denoise.guidance import make_guidance
 from fairy.runtime.device import resolve_device
 from fairy.runtime.editor import Editor
-from fairy.runtime.guidance import make_guidance
-from fairy.runtime.params import EditParams
-from fairy.runtime.progress import Monitor
-from fairy.runtime.result import EditReport, EditResult
-from fairy.runtime.source import open_source
+from fairy.runtime.inputs.frames import open_source
+from fairy.runtime.plan.params import EditParams
+from fairy.runtime.record.progress import Monitor
+from fairy.runtime.record.result import EditReport, EditResult
 
 STAGES = ("read", "text", "encode", "anchors", "frames", "decode")
 FRAME_BY_FRAME = "frame by frame"

@@ -22,14 +22,14 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from fairy.benchmarks.records import Record, make_record
 from fairy.engines.eager import EagerBackend
-from fairy.engines.key import canonical_digest
+from fairy.engines.store.key import canonical_digest
+from fairy.export.bases.stable_diffusion import graph_specs
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
-from fairy.export.model import graph_specs
 from fairy.export.shapes import random_inputs
 from fairy.runtime.editor import Editor
 from fairy.runtime.models import embedded_model
-from fairy.runtime.params import EditParams
-from fairy.runtime.progress import Progress
+from fairy.runtime.plan.params import EditParams
+from fairy.runtime.record.progress import Progress
 
 KINDS = ("launches", "copies", "allocations", "allocated_bytes", "synchronisations", "flops")
 CPU = torch.device("cpu")

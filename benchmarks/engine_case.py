@@ -20,8 +20,8 @@ from benchmarks.timing import time_ms
 from fairy.engines.backends import make_builder
 from fairy.engines.eager import EagerBackend
 from fairy.engines.engine import BuildOptions, Engine, EngineSpec, Shapes
+from fairy.export.bases.stable_diffusion import graph_specs
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
-from fairy.export.model import graph_specs
 from fairy.export.shapes import dtype_of
 
 _PER_FORWARD = ("median_ms", "p20_ms", "p80_ms")

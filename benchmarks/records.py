@@ -18,7 +18,7 @@ import torch
 
 from fairy.benchmarks.nvml import gpu_state
 from fairy.benchmarks.timing import Timing, machine
-from fairy.engines.key import canonical_digest
+from fairy.engines.store.key import canonical_digest
 from fairy.kernels.errors import InputError, MachineError
 from fairy.runtime.files import write_atomically
 

@@ -94,7 +94,7 @@ def soak(
     with tempfile.TemporaryDirectory(prefix="fairy-soak-") as folder:
         film, out, report = (Path(folder) / name for name in ("film.mp4", "edited.mp4", "report.json"))
         write_clip(film, frames, width, height)
-        command = [sys.executable, "-m", "fairy.runtime.cli", "edit", str(film), "make it snow", "-o", str(out)]
+        command = [sys.executable, "-m", "fairy.runtime.cli.main", "edit", str(film), "make it snow", "-o", str(out)]
         command += ["--steps", "1", "--workers", str(workers), "--report", str(report), "--quiet", *options]
         seconds, memory = watch([*command, *(["--model", model] if model else [])])
         told = json.loads(report.read_text())

@@ -12,18 +12,18 @@ import torch
 
 from fairy.engines.eager import EagerBackend
 from fairy.engines.engine import Backend, Builder
-from fairy.engines.key import full_environment
-from fairy.engines.store import EngineStore
+from fairy.engines.store.key import full_environment
+from fairy.engines.store.store import EngineStore
 from fairy.engines.stored import NotBuilt, StoredBackend
+from fairy.export.bases.stable_diffusion import graph_specs
 from fairy.export.checkpoint import Checkpoint
-from fairy.export.model import graph_specs
 from fairy.export.steps import FP8_LINEARS, NO_STEPS, Steps, check_steps, choose_steps
 from fairy.kernels.errors import FairyError, InputError, MachineError
 
 _LOG = logging.getLogger(__name__)
 _HOMES = {
     "onnxruntime": ("fairy.engines.onnxruntime", "OnnxRuntimeBuilder"),
-    "tensorrt": ("fairy.engines.tensorrt", "TensorRTBuilder"),
+    "tensorrt": ("fairy.engines.tensorrt.builder", "TensorRTBuilder"),
     "compiled": ("fairy.engines.compiled", "CompiledBuilder"),
 }
 # What "auto" looks for in the store, best first. It ends with the network as PyTorch runs it: recorded on a GPU.

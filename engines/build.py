@@ -14,13 +14,13 @@ import torch
 
 from fairy.engines.backends import BUILDABLE, EDIT_GRAPHS
 from fairy.engines.engine import Builder, BuildOptions, EngineSpec, OnBuild, Shapes
-from fairy.engines.key import EngineKey, full_environment, make_key, source_fingerprint
-from fairy.engines.manifest import Provenance
-from fairy.engines.store import EngineStore, StoredEngine
+from fairy.engines.store.key import EngineKey, full_environment, make_key, source_fingerprint
+from fairy.engines.store.manifest import Provenance
+from fairy.engines.store.store import EngineStore, StoredEngine
 from fairy.engines.verify import TOLERANCES, compare, errors_by_output
+from fairy.export.bases.stable_diffusion import graph_specs
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
-from fairy.export.model import graph_specs
 from fairy.export.precision import network_of
 from fairy.kernels.errors import Cancelled, InputError, MachineError
 

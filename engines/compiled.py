@@ -34,12 +34,12 @@ from fairy.engines.eager import EagerBackend, EagerEngine
 from fairy.engines.engine import BuildOptions, Engine, EngineSpec, OnBuild, Shapes, Usage, check_inputs
 from fairy.engines.fast import FastEngine, Run
 from fairy.engines.numerics import steady_compiler, steady_numerics
+from fairy.export.bases.fast_blocks import NotServed
+from fairy.export.bases.fast_unet import FastUNet, FastUNetGraph
+from fairy.export.bases.fast_vae import FastVaeDecoder, FastVaeEncoder
+from fairy.export.bases.stable_diffusion import Attend, build_graph
 from fairy.export.checkpoint import Checkpoint
-from fairy.export.fast_blocks import NotServed
-from fairy.export.fast_unet import FastUNet, FastUNetGraph
-from fairy.export.fast_vae import FastVaeDecoder, FastVaeEncoder
 from fairy.export.graphs import GraphSpec
-from fairy.export.model import Attend, build_graph
 from fairy.export.precision import with_network_in
 from fairy.export.shapes import dtype_of, random_inputs
 from fairy.export.steps import EXACT_STEPS, Steps, choose_steps, in_order

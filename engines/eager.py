@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from fairy.engines.engine import Engine, EngineSpec, Usage, check_inputs
 from fairy.engines.numerics import steady_numerics
+from fairy.export.bases.stable_diffusion import build_graph
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
-from fairy.export.model import build_graph
 from fairy.export.precision import network_of
 from fairy.export.steps import NO_STEPS, Steps
 from fairy.kernels.errors import InputError

@@ -8,7 +8,7 @@ from torch import Tensor
 from fairy.engines.conditions import Conditions
 from fairy.engines.engine import EngineSpec
 from fairy.engines.numerics import steady_numerics
-from fairy.export.fast_unet import FastUNet
+from fairy.export.bases.fast_unet import FastUNet
 from fairy.export.graphs import GraphSpec
 from fairy.kernels.errors import InputError
 

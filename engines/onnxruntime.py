@@ -18,8 +18,8 @@ from torch import Tensor
 from fairy.engines.engine import BuildOptions, EngineSpec, OnBuild, Shapes
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import TensorSpec
-from fairy.export.onnx import VAE_FACTOR, export_onnx
-from fairy.export.onnx_files import MODEL, check_references
+from fairy.export.onnx.export import VAE_FACTOR, export_onnx
+from fairy.export.onnx.files import MODEL, check_references
 from fairy.export.shapes import dtype_of, shape_of, sizes_of
 from fairy.kernels.errors import Cancelled, InputError, MachineError
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from fairy.engines.eager import EagerBackend
 from fairy.engines.engine import Builder, Engine, EngineSpec, Usage
-from fairy.engines.key import full_environment, make_key, request_digest
-from fairy.engines.store import EngineStore, StoredEngine
+from fairy.engines.store.key import full_environment, make_key, request_digest
+from fairy.engines.store.store import EngineStore, StoredEngine
+from fairy.export.bases.stable_diffusion import RARE_GRAPHS
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
-from fairy.export.model import RARE_GRAPHS
 from fairy.export.steps import NO_STEPS, Steps, in_order
 from fairy.kernels.errors import FairyError, InputError, MachineError
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     )
     from fairy.runtime.editor import Editor
     from fairy.runtime.models import embedded_model
-    from fairy.runtime.params import EditParams
-    from fairy.runtime.progress import Progress
-    from fairy.runtime.result import EditPart, EditResult
+    from fairy.runtime.plan.params import EditParams
+    from fairy.runtime.record.progress import Progress
+    from fairy.runtime.record.result import EditPart, EditResult
 
 __all__ = [
     "Cancelled",
@@ -41,10 +41,10 @@ _HOMES = {
     "InputError": "fairy.kernels.errors",
     "MachineError": "fairy.kernels.errors",
     "NumericalError": "fairy.kernels.errors",
-    "EditParams": "fairy.runtime.params",
-    "Progress": "fairy.runtime.progress",
-    "EditPart": "fairy.runtime.result",
-    "EditResult": "fairy.runtime.result",
+    "EditParams": "fairy.runtime.plan.params",
+    "Progress": "fairy.runtime.record.progress",
+    "EditPart": "fairy.runtime.record.result",
+    "EditResult": "fairy.runtime.record.result",
     "Editor": "fairy.runtime.editor",
     "embedded_model": "fairy.runtime.models",
 }

@@ -21,28 +21,29 @@ from torch import Tensor
 
 from fairy.engines.backends import check_backend, make_backend
 from fairy.engines.engine import Backend
-from fairy.engines.store import EngineStore
+from fairy.engines.store.store import EngineStore
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
 from fairy.export.steps import FP8_LINEARS
 from fairy.kernels.errors import FairyError, InputError
-from fairy.runtime.batches import default_micro_batch, measured_micro_batch
+from fairy.runtime.denoise.networks import Networks
 from fairy.runtime.device import check_threads, cpu_threads, resolve_device, resolve_dtype, worker_devices
 from fairy.runtime.executor import Executor, InProcess
 from fairy.runtime.files import check_names, check_outputs, user_path, write_picture
-from fairy.runtime.identity import identity_of
-from fairy.runtime.job import Job, plan_job, report_job
-from fairy.runtime.journal import Journal, journal_folder
-from fairy.runtime.memory import check_memory
+from fairy.runtime.inputs.frames import Frames, VideoInput
+from fairy.runtime.inputs.reads import read_frames_of
 from fairy.runtime.methods import find_method
 from fairy.runtime.methods.options import check_processes, check_resume
 from fairy.runtime.models import embedded_model
-from fairy.runtime.networks import Networks
 from fairy.runtime.overlap import Behind, ahead
-from fairy.runtime.params import EditParams
-from fairy.runtime.progress import Monitor, Progress
-from fairy.runtime.reads import read_frames_of
-from fairy.runtime.request import DEFAULT_CRF, FileRequest
-from fairy.runtime.result import (
+from fairy.runtime.plan.batches import default_micro_batch, measured_micro_batch
+from fairy.runtime.plan.identity import identity_of
+from fairy.runtime.plan.job import Job, plan_job, report_job
+from fairy.runtime.plan.memory import check_memory
+from fairy.runtime.plan.params import EditParams
+from fairy.runtime.plan.request import DEFAULT_CRF, FileRequest
+from fairy.runtime.record.journal import Journal, journal_folder
+from fairy.runtime.record.progress import Monitor, Progress
+from fairy.runtime.record.result import (
     EditPart,
     EditReport,
     EditResult,
@@ -51,7 +52,6 @@ from fairy.runtime.result import (
     side_by_side,
     side_by_side_width,
 )
-from fairy.runtime.source import Frames, VideoInput
 from fairy.runtime.workers.pool import PoolOptions, WorkerPool
 
 OnProgress = Callable[[Progress], object]

@@ -7,15 +7,15 @@ from typing import Protocol
 from torch import Tensor
 
 from fairy.engines.engine import Usage
-from fairy.runtime.anchors import CarriedAnchor
-from fairy.runtime.batches import Part
+from fairy.runtime.bank.anchors import CarriedAnchor
+from fairy.runtime.denoise.networks import Networks
+from fairy.runtime.denoise.segment_edit import SegmentEdit
 from fairy.runtime.device import cpu_threads
-from fairy.runtime.job import Job
-from fairy.runtime.networks import Networks
-from fairy.runtime.segment_edit import SegmentEdit
-from fairy.runtime.segments import Segment
-from fairy.runtime.source import Frames
-from fairy.runtime.tasks import tasks_of
+from fairy.runtime.inputs.frames import Frames
+from fairy.runtime.plan.batches import Part
+from fairy.runtime.plan.job import Job
+from fairy.runtime.plan.segments import Segment
+from fairy.runtime.plan.tasks import tasks_of
 
 Edited = tuple[list[Frames], dict[int, Frames]]
 """Source frames as they were read, and those of them that were edited, by frame number."""

@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     try:
-        from fairy.runtime.cli import main as command_line
+        from fairy.runtime.cli.main import main as command_line
 
         command_line()
     except KeyboardInterrupt:

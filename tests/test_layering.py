@@ -47,7 +47,7 @@ def test_the_benchmarks_are_loaded_by_their_command_alone_and_only_when_it_runs(
     for path in itertools.chain.from_iterable((ROOT / folder).rglob("*.py") for folder in ORDER):
         assert not any(name.startswith("fairy.benchmarks") for name in _imports(path)), path
         named = any(s.startswith("fairy.benchmarks") for s in _strings(path))
-        assert named == (path.relative_to(ROOT).as_posix() == "runtime/cli_bench.py"), path
+        assert named == (path.relative_to(ROOT).as_posix() == "runtime/cli/bench.py"), path
 
 
 def test_the_check_would_notice_an_upward_import(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def _modules_after(statement: str) -> set[str]:
     [
         ("import fairy.runtime", {"torch", "av", "diffusers", "transformers"}),
         ("import fairy.runtime.video", {"torch", "diffusers", "transformers"}),
-        ("import fairy.runtime.cli", {"torch", "diffusers", "transformers", "fairy.benchmarks"}),
+        ("import fairy.runtime.cli.main", {"torch", "diffusers", "transformers", "fairy.benchmarks"}),
         ("import fairy.kernels.anchor_attention", {"fairy.runtime", "fairy.engines", "fairy.export", "diffusers"}),
         ("import fairy.runtime.editor", {"tensorrt", "onnxruntime", "onnx"}),
     ],

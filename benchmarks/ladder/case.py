@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fairy.benchmarks.ladder.networks import BRANCHES, SCHEDULER, Size
+from fairy.export.bases.stable_diffusion import VaeEncoderGraph
 from fairy.export.checkpoint import Checkpoint
-from fairy.export.model import VaeEncoderGraph
-from fairy.runtime.guidance import Guidance, make_guidance
-from fairy.runtime.sampler import Schedule, make_schedule
+from fairy.runtime.denoise.guidance import Guidance, make_guidance
+from fairy.runtime.denoise.sampler import Schedule, make_schedule
 
 MEASURED_STEPS = 2  # the first step, which may be cheaper, and a later one, which stands for all that follow
 TEXT_SCALE, IMAGE_SCALE = 7.5, 1.5

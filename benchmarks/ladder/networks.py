@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fairy.export.bases.stable_diffusion import UNetGraph, VaeDecoderGraph, VaeEncoderGraph
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec, anchor_layers, frame_layers, self_attention_layers, unet_spec
-from fairy.export.model import UNetGraph, VaeDecoderGraph, VaeEncoderGraph
 
 BRANCHES = 3
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairy.benchmarks.ladder.case import IMAGE_SCALE, TEXT_SCALE, Case, Lap, Laps, work_bytes
-from fairy.runtime.guidance import branch_image, guide
-from fairy.runtime.sampler import scale_model_input, step
+from fairy.runtime.denoise.guidance import branch_image, guide
+from fairy.runtime.denoise.sampler import scale_model_input, step
 
 
 class PipelineRung:

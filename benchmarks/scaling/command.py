@@ -11,7 +11,7 @@ from fairy.benchmarks.scaling.rehearsal import compare, rehearse
 from fairy.benchmarks.scaling.report import FRAMES, LINKS, WORKERS, check_plot, draw, heading, study, table, to_json
 from fairy.kernels.errors import InputError
 from fairy.runtime.files import check_outputs, user_path, write_atomically
-from fairy.runtime.placement import Link, StageCosts
+from fairy.runtime.plan.placement import Link, StageCosts
 
 
 def run(

@@ -20,18 +20,18 @@ from fairy.benchmarks.timing import machine, time_ms
 from fairy.engines.backends import make_backend
 from fairy.export.checkpoint import load_checkpoint
 from fairy.kernels.errors import InputError
-from fairy.runtime.batches import default_micro_batch
+from fairy.runtime.denoise.networks import Networks
+from fairy.runtime.denoise.segment_edit import SegmentEdit
 from fairy.runtime.device import resolve_device, resolve_dtype
 from fairy.runtime.files import write_atomically
-from fairy.runtime.job import Job, plan_job
-from fairy.runtime.memory import weights_bytes
 from fairy.runtime.models import embedded_model
-from fairy.runtime.networks import Networks
-from fairy.runtime.params import EditParams
-from fairy.runtime.placement import StageCosts
-from fairy.runtime.progress import Monitor
-from fairy.runtime.segment_edit import SegmentEdit
-from fairy.runtime.tasks import Task, anchor_task, frame_task
+from fairy.runtime.plan.batches import default_micro_batch
+from fairy.runtime.plan.job import Job, plan_job
+from fairy.runtime.plan.memory import weights_bytes
+from fairy.runtime.plan.params import EditParams
+from fairy.runtime.plan.placement import StageCosts
+from fairy.runtime.plan.tasks import Task, anchor_task, frame_task
+from fairy.runtime.record.progress import Monitor
 
 ANCHORS = 3
 _STEPS = 1  # of the measured batches

@@ -4,8 +4,8 @@ import numpy as np
 
 from fairy.benchmarks.scaling.simulation import simulate
 from fairy.runtime import Editor, EditParams
-from fairy.runtime.anchors import choose_anchors
-from fairy.runtime.placement import Link, StageCosts, Workload, plan_placement
+from fairy.runtime.plan.anchors import choose_anchors
+from fairy.runtime.plan.placement import Link, StageCosts, Workload, plan_placement
 
 _STAGES = ("text", "encode", "anchors", "frames", "decode")
 

@@ -27,8 +27,8 @@ import torch.distributed as dist
 
 from fairy.benchmarks.scaling.simulation import simulate
 from fairy.kernels.errors import InputError, MachineError
-from fairy.runtime.anchors import choose_anchors
-from fairy.runtime.placement import Link, Placement, StageCosts, Workload, plan_placement
+from fairy.runtime.plan.anchors import choose_anchors
+from fairy.runtime.plan.placement import Link, Placement, StageCosts, Workload, plan_placement
 
 WORKERS = (1, 2, 4)
 _TRIALS = 5  # broadcasts that are timed

@@ -7,8 +7,8 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fairy.runtime.batches import Part
-from fairy.runtime.placement import Link, Placement, StageCosts, bank_arrivals_ms
+from fairy.runtime.plan.batches import Part
+from fairy.runtime.plan.placement import Link, Placement, StageCosts, bank_arrivals_ms
 
 LOSSES = {
     "phase A": "waiting for a step of the bank that is not computed yet",

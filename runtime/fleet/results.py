@@ -15,7 +15,7 @@ from fairy.runtime.fleet.items import WorkItem
 
 if TYPE_CHECKING:
     from fairy.runtime.editor import Editor
-    from fairy.runtime.result import EditReport
+    from fairy.runtime.record.result import EditReport
 
 Status = Literal["done", "skipped", "failed"]
 
@@ -92,7 +92,7 @@ def edit_item(
     Raises:
         Cancelled: `cancel` was set.
     """
-    from fairy.runtime.journal import journal_folder
+    from fairy.runtime.record.journal import journal_folder
 
     resume = resume and journal_folder(item.out).is_dir()
     limit = _Limit(timeout_s, cancel)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from fairy.export.graphs import GraphSpec, source_layers, unet_spec
 from fairy.runtime.methods.method import Method
-from fairy.runtime.schedule import check_causal
+from fairy.runtime.plan.order import check_causal
 
 
 def graph_name(method: Method, width: int) -> str:

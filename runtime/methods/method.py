@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from fairy.kernels.errors import InputError
-from fairy.runtime.schedule import Order, Unit
+from fairy.runtime.plan.order import Order, Unit
 
 ContextRule = Callable[[int, tuple[int, ...]], tuple[int, ...]]
 """(frame, anchors) to S(i): the frames whose keys and values frame i reads, in the order of their segments."""

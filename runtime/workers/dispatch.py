@@ -20,8 +20,8 @@ from fairy.engines.engine import Usage
 from fairy.export.steps import in_order
 from fairy.kernels.errors import MachineError
 from fairy.runtime.executor import Edited, frames_of, load_latents, save_latents
-from fairy.runtime.job import Job
-from fairy.runtime.source import Frames
+from fairy.runtime.inputs.frames import Frames
+from fairy.runtime.plan.job import Job
 from fairy.runtime.video.wire import Message
 from fairy.runtime.workers.process import Event, WorkerProcess
 from fairy.runtime.workers.protocol import (

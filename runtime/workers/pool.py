@@ -18,8 +18,8 @@ from fairy.engines.engine import Engine, Usage
 from fairy.export.graphs import GraphSpec
 from fairy.kernels.errors import FairyError, MachineError
 from fairy.runtime.executor import Edited
-from fairy.runtime.job import Job
-from fairy.runtime.source import Frames
+from fairy.runtime.inputs.frames import Frames
+from fairy.runtime.plan.job import Job
 from fairy.runtime.workers.dispatch import Dispatch
 from fairy.runtime.workers.process import COMMAND, Event, WorkerProcess
 from fairy.runtime.workers.protocol import error_of

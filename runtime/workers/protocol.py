@@ -24,10 +24,10 @@ from torch import Tensor
 
 from fairy.export.checkpoint import Checkpoint
 from fairy.kernels.errors import Cancelled, FairyError, InputError, MachineError, NumericalError
-from fairy.runtime.job import Job, plan_source
-from fairy.runtime.params import EditParams
-from fairy.runtime.progress import Monitor
-from fairy.runtime.source import Frames
+from fairy.runtime.inputs.frames import Frames
+from fairy.runtime.plan.job import Job, plan_source
+from fairy.runtime.plan.params import EditParams
+from fairy.runtime.record.progress import Monitor
 from fairy.runtime.video.wire import Message
 
 LIMIT_BYTES = 1 << 34

@@ -1,4 +1,4 @@
-"""`torchrun --nproc-per-node N -m fairy.runtime.cli edit …`: as many workers as torchrun started processes.
+"""`torchrun --nproc-per-node N -m fairy.runtime.cli.main edit …`: as many workers as torchrun started processes.
 
 Its rank 0 becomes the controller and starts workers of its own, which is what lets a job survive the loss of one; the
 other ranks have nothing to do and end at once.

@@ -17,17 +17,17 @@ from typing import Any
 import torch
 
 from fairy.engines.backends import make_backend
-from fairy.engines.store import EngineStore
+from fairy.engines.store.store import EngineStore
 from fairy.export.checkpoint import load_checkpoint
 from fairy.kernels.errors import Cancelled, FairyError, MachineError
-from fairy.runtime.anchors import StepBank
+from fairy.runtime.bank.anchors import StepBank
+from fairy.runtime.denoise.networks import Networks
+from fairy.runtime.denoise.segment_edit import SegmentEdit
 from fairy.runtime.device import DTYPES
-from fairy.runtime.networks import Networks
-from fairy.runtime.progress import Monitor, Progress
-from fairy.runtime.segment_edit import SegmentEdit
-from fairy.runtime.tasks import anchor_task, frame_task
+from fairy.runtime.plan.tasks import anchor_task, frame_task
+from fairy.runtime.record.progress import Monitor, Progress
 from fairy.runtime.video import wire
-from fairy.runtime.workers.bank import ArrivingBank, BankGroup, BankLost
+from fairy.runtime.workers.broadcast import ArrivingBank, BankGroup, BankLost
 from fairy.runtime.workers.protocol import (
     LIMIT_BYTES,
     error_message,

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from benchmarks.measures import psnr
 from fairy.benchmarks import approximate
 from fairy.kernels.errors import InputError
-from fairy.runtime.cli import app
+from fairy.runtime.cli.main import app
 
 SMALL = {"model": None, "clips": 1, "frames": 5, "size": 64, "repeats": 1, "decoder": "tiny", "device": "cpu"}
 SMALL |= {"dtype": "auto", "backend": "eager", "threads": 1, "out": None, "tell": str}

@@ -11,7 +11,7 @@ from benchmarks.cells import Cell, measure, table
 from fairy.benchmarks import counts, work
 from fairy.benchmarks.bounds import PEAKS, RESOURCES, Work, bound_of, device_bound, peak_named
 from fairy.benchmarks.ladder.networks import FULL, count_flops
-from fairy.runtime.cli import run
+from fairy.runtime.cli.main import run
 
 CPU = torch.device("cpu")
 HALF, FLOAT8 = torch.float16, torch.float8_e4m3fn

@@ -23,7 +23,7 @@ from fairy.benchmarks.measures import psnr, warp, warp_error
 from fairy.benchmarks.page import NO_PLOTS, page, write_page
 from fairy.benchmarks.records import RecordFile, read_records
 from fairy.kernels.errors import InputError
-from fairy.runtime.cli import run as run_cli
+from fairy.runtime.cli.main import run as run_cli
 from training.looks import apply_look
 
 TINY = Request(frames=4, long_side=32, steps=2, repeats=2, anchors=2)

@@ -12,8 +12,8 @@ from fairy.benchmarks import counts
 from fairy.benchmarks.counts import KINDS, count_decode, count_steps, counting, run_counts
 from fairy.benchmarks.gate import Limits, compare, failed, table
 from fairy.benchmarks.records import Record, RecordFile, read_records
+from fairy.export.bases.stable_diffusion import build_graph, graph_specs
 from fairy.export.checkpoint import load_checkpoint
-from fairy.export.model import build_graph, graph_specs
 from fairy.export.shapes import random_inputs
 from fairy.kernels.anchor_attention import anchor_attention, anchor_attention_reference
 from fairy.runtime import Editor, denoise, embedded_model

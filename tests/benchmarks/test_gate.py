@@ -16,7 +16,7 @@ from fairy.benchmarks.gate import Limits, Verdict, compare, failed, judge, table
 from fairy.benchmarks.measures import psnr
 from fairy.benchmarks.records import Quality, Record, RecordFile, make_record, read_records, write_records
 from fairy.benchmarks.timing import Timing, time_ms
-from fairy.runtime.cli import run
+from fairy.runtime.cli.main import run
 
 CPU = torch.device("cpu")
 TIMING = Timing(median_ms=10.0, p20_ms=9.9, p80_ms=10.2, runs=9, how="clock")

@@ -19,7 +19,7 @@ from fairy.benchmarks.timing import Timing
 from fairy.kernels.gains import gain, parse_gains
 from fairy.kernels.tune import write_table
 from fairy.kernels.tuning import Config, Entry, Table
-from fairy.runtime.cli import run as run_cli
+from fairy.runtime.cli.main import run as run_cli
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from fairy.benchmarks.ladder.case import Case, Lap, Laps, clock_of, make_case, m
 from fairy.benchmarks.ladder.climb import Climb, clip_flops, clip_ms, ladder_of, make_rungs, run_climb, table, unet_ms
 from fairy.benchmarks.ladder.networks import FULL, Flops, Size, count_flops, make_networks, unet_graphs
 from fairy.benchmarks.records import read_records
-from fairy.export.model import UNetGraph
+from fairy.export.bases.stable_diffusion import UNetGraph
 from fairy.export.shapes import random_inputs
 from fairy.export.steps import STEPS
 from fairy.kernels.errors import InputError
@@ -202,7 +202,7 @@ def test_the_ceiling_is_a_rate_that_a_processor_can_have() -> None:
 
 def test_the_command_writes_records_and_prints_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fairy.benchmarks.ladder import command
-    from fairy.runtime.cli_bench import bench
+    from fairy.runtime.cli.bench import bench
 
     monkeypatch.setattr(command, "SMALL", TINY)
     arguments = ["ladder", "--small", "--rungs", "a,d,static-input", "--without", "text-kv", "--repeats", "1"]

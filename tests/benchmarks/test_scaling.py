@@ -26,10 +26,10 @@ from fairy.benchmarks.scaling.rehearsal import compare, rehearse
 from fairy.benchmarks.scaling.report import LINKS, draw, study, table
 from fairy.benchmarks.scaling.simulation import LOSSES, simulate, work_ms
 from fairy.kernels.errors import InputError, MachineError
-from fairy.runtime.anchors import choose_anchors
-from fairy.runtime.batches import default_micro_batch
-from fairy.runtime.cli import run as run_cli
-from fairy.runtime.placement import Link, Placement, StageCosts, Workload, plan_placement
+from fairy.runtime.cli.main import run as run_cli
+from fairy.runtime.plan.anchors import choose_anchors
+from fairy.runtime.plan.batches import default_micro_batch
+from fairy.runtime.plan.placement import Link, Placement, StageCosts, Workload, plan_placement
 
 GPU = computed_costs(400)
 # Stages long enough that a loaded machine's late wake-ups stay small beside them.
@@ -278,7 +278,7 @@ def test_without_matplotlib_only_drawing_fails(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_help_loads_no_benchmarks() -> None:
-    code = "import sys; from fairy.runtime.cli import run; run(['bench', 'scaling', '--help']); print(sys.modules)"
+    code = "import sys; from fairy.runtime.cli.main import run; run(['bench', 'scaling', '--help']); print(sys.modules)"
     done = subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True)
     assert "--tflops" in done.stdout
     assert "fairy.benchmarks.scaling'" not in done.stdout

@@ -9,7 +9,7 @@ import torch
 
 from fairy.engines.eager import EagerEngine
 from fairy.engines.engine import EngineSpec
-from fairy.export.model import build_graph
+from fairy.export.bases.stable_diffusion import build_graph
 from fairy.kernels.errors import Cancelled
 
 

@@ -13,11 +13,11 @@ from fairy.engines.backends import BUILDABLE, EDIT_GRAPHS, make_backend, make_bu
 from fairy.engines.build import ANY_SHAPE, BuildRequest, plan_build, run_build
 from fairy.engines.compiled import CompiledBackend
 from fairy.engines.engine import Shapes
-from fairy.engines.store import EngineStore
+from fairy.engines.store.store import EngineStore
 from fairy.engines.stored import StoredBackend
 from fairy.engines.verify import Comparison
+from fairy.export.bases.stable_diffusion import graph_specs
 from fairy.export.checkpoint import load_checkpoint
-from fairy.export.model import graph_specs
 from fairy.kernels.errors import InputError, MachineError
 from fairy.runtime import EditParams
 from fairy.runtime.editor import Editor

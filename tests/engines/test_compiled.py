@@ -14,9 +14,9 @@ from fairy.engines.conditions import prepare
 from fairy.engines.eager import EagerBackend
 from fairy.engines.engine import BuildOptions, EngineSpec, Shapes
 from fairy.engines.numerics import steady_compiler, steady_numerics
+from fairy.export.bases.stable_diffusion import graph_specs
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
-from fairy.export.model import graph_specs
 from fairy.export.shapes import random_inputs
 from fairy.kernels.anchor_attention import anchor_attention_reference
 from fairy.kernels.errors import Cancelled, InputError, MachineError

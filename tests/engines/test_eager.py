@@ -7,8 +7,8 @@ import torch
 
 from fairy.engines.backends import check_backend, make_backend
 from fairy.engines.eager import EagerBackend
+from fairy.export.bases.stable_diffusion import graph_specs
 from fairy.export.checkpoint import load_checkpoint
-from fairy.export.model import graph_specs
 from fairy.kernels.errors import InputError
 
 

@@ -11,9 +11,9 @@ from fairy.engines.conditions import prepare
 from fairy.engines.cuda_graphs import MAX_RECORDINGS, MAX_SAMPLES, GraphRunner
 from fairy.engines.eager import EagerBackend
 from fairy.engines.fast import run_one_by_one
+from fairy.export.bases.stable_diffusion import graph_specs
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
-from fairy.export.model import graph_specs
 from fairy.export.shapes import random_inputs
 from fairy.export.steps import STEPS
 from fairy.kernels.errors import InputError

@@ -16,11 +16,11 @@ from fairy.engines.backends import check_backend, make_backend, steps_of
 from fairy.engines.compiled import CompiledBackend, attention
 from fairy.engines.cuda_graphs import GraphRunner, Recorder
 from fairy.engines.graphed import STEP_OF_OP, GraphedBackend, left_out
+from fairy.export.bases.fast_unet import FastUNet
+from fairy.export.bases.fast_vae import FastVaeDecoder, FastVaeEncoder
+from fairy.export.bases.stable_diffusion import graph_specs
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
-from fairy.export.fast_unet import FastUNet
-from fairy.export.fast_vae import FastVaeDecoder, FastVaeEncoder
 from fairy.export.graphs import vae_decoder_spec
-from fairy.export.model import graph_specs
 from fairy.export.shapes import random_inputs
 from fairy.export.steps import ALL_STEPS, choose_steps
 from fairy.kernels import gains

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairy.engines import key as keys
 from fairy.engines.engine import BuildOptions, Shapes
-from fairy.engines.key import EngineKey, request_digest, source_fingerprint, weights_digest
+from fairy.engines.store import key as keys
+from fairy.engines.store.key import EngineKey, request_digest, source_fingerprint, weights_digest
 from fairy.export.checkpoint import load_checkpoint
 from fairy.export.graphs import SelfAttention, text_encoder_spec, unet_spec, vae_decoder_spec, vae_encoder_spec
 from tests.conftest import ROOT
@@ -167,10 +167,15 @@ def test_the_source_counts_where_the_backend_uses_it(tmp_path: Path, monkeypatch
         return source_fingerprint("fairy.engines.onnxruntime")
 
     before = fingerprint()
-    for unused in ("runtime/editor.py", "engines/store.py", "engines/tensorrt.py", "engines/build.py"):
+    for unused in ("runtime/editor.py", "engines/store/store.py", "engines/tensorrt/builder.py", "engines/build.py"):
         (tmp_path / unused).write_text("# changed\n")
         assert fingerprint() == before, unused
-    for used in ("export/onnx.py", "export/model.py", "kernels/anchor_attention.py", "engines/onnxruntime.py"):
+    for used in (
+        "export/onnx/export.py",
+        "export/bases/stable_diffusion.py",
+        "kernels/anchor_attention.py",
+        "engines/onnxruntime.py",
+    ):
         with (tmp_path / used).open("a") as file:
             file.write("# changed\n")
         assert fingerprint() != before, used

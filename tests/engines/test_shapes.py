@@ -7,8 +7,8 @@ import torch
 
 from fairy.engines.backends import make_backend
 from fairy.engines.engine import Shapes
+from fairy.export.bases.stable_diffusion import RARE_GRAPHS, graph_specs
 from fairy.export.checkpoint import load_checkpoint
-from fairy.export.model import RARE_GRAPHS, graph_specs
 from fairy.kernels.errors import InputError
 from fairy.runtime import EditParams
 from fairy.runtime.editor import Editor

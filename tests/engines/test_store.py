@@ -20,9 +20,9 @@ import pytest
 
 from fairy.engines import store as stores
 from fairy.engines.engine import BuildOptions, Shapes
-from fairy.engines.key import EngineKey, canonical_digest, request_digest
-from fairy.engines.manifest import MANIFEST, Provenance
-from fairy.engines.store import Broken, EngineStore, StoredEngine, store_root
+from fairy.engines.store.key import EngineKey, canonical_digest, request_digest
+from fairy.engines.store.manifest import MANIFEST, Provenance
+from fairy.engines.store.store import Broken, EngineStore, StoredEngine, store_root
 from fairy.export.graphs import vae_decoder_spec
 from fairy.kernels.errors import Cancelled, InputError, MachineError
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fairy.engines.key import request_digest
-from fairy.engines.manifest import MANIFEST, Manifest, Untrusted
-from fairy.engines.store import EngineStore
+from fairy.engines.store.key import request_digest
+from fairy.engines.store.manifest import MANIFEST, Manifest, Untrusted
+from fairy.engines.store.store import EngineStore
 from tests.engines.test_store import DATA, KEY, OTHER, _build, _seen
 
 FILES = (MANIFEST, "engine.bin", "parts/weights.bin")

@@ -3,9 +3,9 @@
 from functools import cache
 from pathlib import Path
 
+from fairy.export.bases.stable_diffusion import RARE_GRAPHS, graph_specs
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
-from fairy.export.model import RARE_GRAPHS, graph_specs
-from fairy.export.onnx import ExportReport, export_model
+from fairy.export.onnx.export import ExportReport, export_model
 from tests.conftest import make_unet, write_checkpoint
 
 

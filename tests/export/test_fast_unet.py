@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fairy.engines.compiled import attention, joined_attention
+from fairy.export.bases.fast_blocks import Float8Linear, NotServed
+from fairy.export.bases.fast_unet import FastUNet
+from fairy.export.bases.fast_vae import FastVaeDecoder, FastVaeEncoder
+from fairy.export.bases.stable_diffusion import UNetGraph, VaeDecoderGraph, VaeEncoderGraph
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
-from fairy.export.fast_blocks import Float8Linear, NotServed
-from fairy.export.fast_unet import FastUNet
-from fairy.export.fast_vae import FastVaeDecoder, FastVaeEncoder
 from fairy.export.graphs import GraphSpec, anchor_layers, frame_layers, self_attention_layers, unet_spec
-from fairy.export.model import UNetGraph, VaeDecoderGraph, VaeEncoderGraph
 from fairy.export.shapes import random_inputs
 from fairy.export.steps import ALL_STEPS, EXACT_STEPS, NO_STEPS, STEPS, Steps
 from fairy.kernels.anchor_attention import anchor_attention

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairy.export.bases.stable_diffusion import UNetGraph
 from fairy.export.graphs import (
     GraphSpec,
     SelfAttention,
@@ -15,7 +16,6 @@ from fairy.export.graphs import (
     self_attention_layers,
     unet_spec,
 )
-from fairy.export.model import UNetGraph
 from fairy.kernels.errors import InputError
 from tests.conftest import TEXT_CHANNELS, make_unet
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from fairy.export import onnx as exporter
+from fairy.export.bases.stable_diffusion import UNetGraph, build_graph, graph_specs
 from fairy.export.checkpoint import Checkpoint
-from fairy.export.model import UNetGraph, build_graph, graph_specs
-from fairy.export.onnx import export_model, export_onnx
-from fairy.export.onnx_attention import DOMAIN
-from fairy.export.onnx_files import MODEL, data_file
-from fairy.export.parity import TOLERANCES, check_graph, default_shapes
+from fairy.export.onnx.attention import DOMAIN
+from fairy.export.onnx.export import export_model, export_onnx
+from fairy.export.onnx.files import MODEL, data_file
+from fairy.export.onnx.parity import TOLERANCES, check_graph, default_shapes
 from fairy.export.shapes import random_inputs
 from fairy.kernels.errors import Cancelled, InputError, MachineError
 from tests.export.small import small_export, small_model

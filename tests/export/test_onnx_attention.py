@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairy.export.onnx_attention import (
+from fairy.export.onnx.attention import (
     BODIES,
     DOMAIN,
     OPSET,

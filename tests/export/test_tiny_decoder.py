@@ -10,10 +10,10 @@ import torch
 from fairy.engines.compiled import CompiledBackend
 from fairy.engines.eager import EagerBackend
 from fairy.engines.engine import EngineSpec
-from fairy.engines.key import make_key, weights_digest
 from fairy.engines.onnxruntime import OnnxRuntimeBuilder
+from fairy.engines.store.key import make_key, weights_digest
+from fairy.export.bases.stable_diffusion import build_graph, graph_specs
 from fairy.export.checkpoint import load_checkpoint
-from fairy.export.model import build_graph, graph_specs
 from fairy.export.precision import network_of
 from fairy.kernels.errors import InputError
 from tests.conftest import make_tiny

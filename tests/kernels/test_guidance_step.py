@@ -14,8 +14,8 @@ from fairy.kernels.guidance_step import (
     guidance_step_plain,
     guidance_step_reference,
 )
-from fairy.runtime.guidance import guide, make_guidance
-from fairy.runtime.sampler import PREDICTION_TYPES, Schedule, euler_ancestral_step, needs_noise
+from fairy.runtime.denoise.guidance import guide, make_guidance
+from fairy.runtime.denoise.sampler import PREDICTION_TYPES, Schedule, euler_ancestral_step, needs_noise
 
 SIGMAS = (14.6, 5.2, 1.3, 0.2, 0.0)
 SCALES = [(7.5, 1.5), (7.5, 1.0), (1.0, 1.0), (3.0, 3.0), (0.0, 1.0), (2.5, 0.0)]

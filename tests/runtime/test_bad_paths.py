@@ -8,10 +8,10 @@ import pytest
 
 from fairy.kernels.errors import InputError
 from fairy.runtime import Editor, EditParams
-from fairy.runtime.cli import run
+from fairy.runtime.cli.main import run
 from fairy.runtime.files import user_path
-from fairy.runtime.prompts import read_prompts
-from fairy.runtime.request import check_fps
+from fairy.runtime.plan.request import check_fps
+from fairy.runtime.plan.story import read_prompts
 from tests.runtime.conftest import make_frames, write_clip
 
 PARAMS = EditParams("make it red", num_inference_steps=1, anchors=1)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from fairy.runtime import cli
-from fairy.runtime.networks import Networks
+from fairy.runtime.denoise.networks import Networks
 from fairy.runtime.video import probe
 from tests.runtime.conftest import make_frames, write_clip
 
@@ -339,7 +339,7 @@ def test_version_and_help(run) -> None:
 
 
 def _command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "fairy.runtime.cli", *[str(argument) for argument in arguments]]
+    return [sys.executable, "-m", "fairy.runtime.cli.main", *[str(argument) for argument in arguments]]
 
 
 @pytest.mark.slow

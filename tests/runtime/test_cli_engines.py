@@ -18,7 +18,7 @@ from fairy.engines.backends import EDIT_GRAPHS
 from fairy.export.checkpoint import load_checkpoint
 from fairy.kernels.errors import MachineError
 from fairy.runtime import cli, embedded_model
-from fairy.runtime.cli_build import _parse_memory, _parse_range
+from fairy.runtime.cli.build import _parse_memory, _parse_range
 from tests.engines.fake_builder import FakeBuilder
 from tests.runtime.conftest import make_frames, write_clip
 
@@ -193,7 +193,7 @@ def test_an_edit_names_its_engines(run, builder: FakeBuilder, checkpoint_folder:
 @pytest.mark.slow
 def test_an_interrupted_build_leaves_nothing_half_done(checkpoint_folder: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    command = [sys.executable, "-m", "fairy.runtime.cli", "build", checkpoint_folder, "--graphs", "unet_frame"]
+    command = [sys.executable, "-m", "fairy.runtime.cli.main", "build", checkpoint_folder, "--graphs", "unet_frame"]
     process = subprocess.Popen(
         [str(word) for word in [*command, "--backend", "onnxruntime", "--store", store]],
         stderr=subprocess.PIPE,

@@ -48,7 +48,7 @@ def test_without_anchors_it_is_diffusers_pipeline(
     editor: Editor, checkpoint_folder: Path, frames: np.ndarray, sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Given the same latents and the same per-step noise; pictures need no padding, so that nothing else differs."""
-    from fairy.runtime.noise import draw_noise
+    from fairy.runtime.denoise.noise import draw_noise
     from tests.runtime.test_sampler import CLASSES
 
     pictures = frames[:2].repeat(4, axis=1)[:, :64].repeat(2, axis=2)[:, :, :128]
@@ -82,7 +82,7 @@ def test_without_anchors_it_is_diffusers_pipeline(
 
 
 def test_default_noise_is_the_documented_one(editor: Editor, frames: np.ndarray) -> None:
-    from fairy.runtime.noise import INITIAL, draw_noise
+    from fairy.runtime.denoise.noise import INITIAL, draw_noise
 
     given = draw_noise(0, INITIAL, [0], (4, 8, 8), per_frame=False)[0]
     one = editor.edit(frames, QUICK)

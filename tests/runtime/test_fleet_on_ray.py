@@ -297,7 +297,7 @@ def test_ctrl_c_leaves_nothing_of_a_local_cluster(tmp_path: Path, checkpoint_fol
     words = [source, "x", "-o", out, "--ray", "local", "--model", checkpoint_folder, "--steps", "1000", "--quiet"]
     with tempfile.TemporaryDirectory(prefix="r") as folder:  # the names of Ray's sockets must stay short
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "fairy.runtime.cli", "edit-many", *map(str, words)],
+            [sys.executable, "-P", "-m", "fairy.runtime.cli.main", "edit-many", *map(str, words)],
             env=os.environ | PATIENT | {"HOME": str(home), "TMPDIR": folder},
             stderr=subprocess.PIPE,
             text=True,

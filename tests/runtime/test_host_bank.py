@@ -8,7 +8,7 @@ import torch
 
 from fairy.kernels.errors import InputError
 from fairy.runtime import Editor, EditParams
-from fairy.runtime import memory as memory_module
+from fairy.runtime.plan import memory as memory_module
 from tests.runtime.conftest import make_frames
 
 
@@ -29,7 +29,7 @@ def test_it_changes_no_byte(editor: Editor, frugal: Editor, steps: int, changes:
 
 
 def test_two_steps_are_on_the_device_and_every_step_is_fetched_once_a_pass(frugal: Editor, monkeypatch) -> None:
-    from fairy.runtime.host_bank import HostBank
+    from fairy.runtime.bank.host import HostBank
 
     copies: list[tuple[bool, int]] = []
     really = HostBank._copy
@@ -47,8 +47,8 @@ def test_two_steps_are_on_the_device_and_every_step_is_fetched_once_a_pass(fruga
 
 
 def test_a_bank_that_is_too_large_for_a_card_names_the_remedy(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fairy.runtime.job import plan_job
-    from fairy.runtime.progress import Monitor
+    from fairy.runtime.plan.job import plan_job
+    from fairy.runtime.record.progress import Monitor
 
     checkpoint = editor._networks.checkpoint
     params = EditParams("make it red", num_inference_steps=50, anchors=3)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fairy.runtime.inversion import INVERTIBLE, inverted
-from fairy.runtime.sampler import make_schedule, step
+from fairy.runtime.denoise.sampler import make_schedule, step
+from fairy.runtime.inputs.inversion import INVERTIBLE, inverted
 
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 CONFIG |= INVERTIBLE

@@ -13,8 +13,8 @@ import pytest
 
 from fairy.kernels.errors import Cancelled
 from fairy.runtime import Editor, EditParams, Progress
-from fairy.runtime.job import Job
-from fairy.runtime.segment_edit import SegmentEdit
+from fairy.runtime.denoise.segment_edit import SegmentEdit
+from fairy.runtime.plan.job import Job
 from tests.runtime.conftest import make_frames, write_clip
 
 PARAMS = EditParams("make it snow", num_inference_steps=2, anchors=2, micro_batch=2, seed=5)
@@ -189,7 +189,7 @@ def test_a_killed_command_goes_on(checkpoint_folder: Path, editor: Editor, tmp_p
     """SIGKILL in the middle; then --resume, with another number of workers than before."""
     video, out = write_clip(tmp_path / "clip.mp4", make_frames(40), sound=False), tmp_path / "out.mp4"
     expected = editor.edit_file(video, tmp_path / "whole.mp4", PARAMS).frames_sha256
-    command = [sys.executable, "-m", "fairy.runtime.cli", "edit", str(video), PARAMS.prompt, "-o", str(out)]
+    command = [sys.executable, "-m", "fairy.runtime.cli.main", "edit", str(video), PARAMS.prompt, "-o", str(out)]
     command += ["--model", str(checkpoint_folder), "--steps", "2", "--anchors", "2", "--micro-batch", "2", "--quiet"]
     command += ["--seed", "5"]
     process = subprocess.Popen([*command, "--workers", str(workers)])

@@ -10,11 +10,11 @@ import torch
 
 from fairy.kernels.errors import InputError
 from fairy.runtime import Editor, EditParams
-from fairy.runtime import memory as memory_module
-from fairy.runtime.anchors import AnchorBank
-from fairy.runtime.job import Job
-from fairy.runtime.memory import bank_step_bytes, check_memory, free_bytes, known_costs, weights_bytes
-from fairy.runtime.progress import Monitor
+from fairy.runtime.bank.anchors import AnchorBank
+from fairy.runtime.plan import memory as memory_module
+from fairy.runtime.plan.job import Job
+from fairy.runtime.plan.memory import bank_step_bytes, check_memory, free_bytes, known_costs, weights_bytes
+from fairy.runtime.record.progress import Monitor
 
 
 def _job(editor: Editor, frames: np.ndarray, params: EditParams) -> Job:

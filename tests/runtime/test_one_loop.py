@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from fairy.engines import eager
-from fairy.export import model
+from fairy.export.bases import stable_diffusion as model
 from fairy.kernels import errors as kernels_errors
 from fairy.runtime import Editor, EditParams
 from fairy.runtime import editor as editor_module
-from fairy.runtime.job import plan_job
-from fairy.runtime.progress import Monitor
-from fairy.runtime.tasks import Task, tasks_of
+from fairy.runtime.plan.job import plan_job
+from fairy.runtime.plan.tasks import Task, tasks_of
+from fairy.runtime.record.progress import Monitor
 from tests.runtime.conftest import make_frames
 
 OURS = [Path(str(module.__file__)).parent for module in (kernels_errors, model, eager, editor_module)]

@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairy.kernels.errors import InputError
-from fairy.runtime.anchors import AnchorBank, choose_anchors
-from fairy.runtime.batches import cut_into_parts, default_micro_batch
-from fairy.runtime.geometry import make_geometry, pad_by_reflection, scale_frames
-from fairy.runtime.guidance import branch_image, branch_text, guide, make_guidance
-from fairy.runtime.noise import INITIAL, draw_noise
-from fairy.runtime.params import DEFAULTS, EditParams
+from fairy.runtime.bank.anchors import AnchorBank
+from fairy.runtime.denoise.guidance import branch_image, branch_text, guide, make_guidance
+from fairy.runtime.denoise.noise import INITIAL, draw_noise
+from fairy.runtime.plan.anchors import choose_anchors
+from fairy.runtime.plan.batches import cut_into_parts, default_micro_batch
+from fairy.runtime.plan.geometry import make_geometry, pad_by_reflection, scale_frames
+from fairy.runtime.plan.params import DEFAULTS, EditParams
 
 # -- noise --------------------------------------------------------------------------------------------------------
 

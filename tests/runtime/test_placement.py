@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairy.kernels.errors import InputError
-from fairy.runtime.batches import default_micro_batch
-from fairy.runtime.placement import (
+from fairy.runtime.plan.batches import default_micro_batch
+from fairy.runtime.plan.placement import (
     Link,
     Memory,
     Placement,
@@ -254,6 +254,6 @@ def test_costs_survive_json() -> None:
 
 
 def test_the_planner_needs_no_pytorch() -> None:
-    code = "import sys, fairy.runtime.placement; print('torch' in sys.modules)"
+    code = "import sys, fairy.runtime.plan.placement; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "False"

@@ -12,21 +12,21 @@ from torch import Tensor
 from fairy.engines.compiled import CompiledBackend
 from fairy.engines.eager import EagerBackend
 from fairy.engines.engine import Backend
+from fairy.export.bases.fast_unet import FastUNet
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
-from fairy.export.fast_unet import FastUNet
 from fairy.export.graphs import GraphSpec
 from fairy.export.steps import ALL_STEPS, STEPS
 from fairy.kernels.errors import InputError
 from fairy.kernels.guidance_step import guidance_step_reference
 from fairy.runtime import Editor, EditParams, cli, embedded_model
-from fairy.runtime.guidance import branch_image, guide, make_guidance
-from fairy.runtime.job import Job, plan_job
-from fairy.runtime.networks import Networks
-from fairy.runtime.prediction import Ahead, Pictures, first_step, step_coefficients
-from fairy.runtime.progress import Monitor
-from fairy.runtime.sampler import make_schedule, needs_noise, step
-from fairy.runtime.segment_edit import SegmentEdit
-from fairy.runtime.tasks import anchor_task, frame_task
+from fairy.runtime.denoise.guidance import branch_image, guide, make_guidance
+from fairy.runtime.denoise.networks import Networks
+from fairy.runtime.denoise.prediction import Ahead, Pictures, first_step, step_coefficients
+from fairy.runtime.denoise.sampler import make_schedule, needs_noise, step
+from fairy.runtime.denoise.segment_edit import SegmentEdit
+from fairy.runtime.plan.job import Job, plan_job
+from fairy.runtime.plan.tasks import anchor_task, frame_task
+from fairy.runtime.record.progress import Monitor
 from tests.conftest import SCHEDULER, write_checkpoint
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fairy.kernels.errors import InputError
-from fairy.runtime.sampler import SAMPLERS, Schedule, make_schedule, needs_noise, scale_model_input, step
+from fairy.runtime.denoise.sampler import SAMPLERS, Schedule, make_schedule, needs_noise, scale_model_input, step
 
 BASE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fairy.runtime import InputError
 from fairy.runtime.methods import PIX2VIDEO
-from fairy.runtime.schedule import Unit, alike, check_causal, depths, most_kept, ready_units
+from fairy.runtime.plan.order import Unit, alike, check_causal, depths, most_kept, ready_units
 
 SIZES = {"num_frames": st.integers(1, 9), "steps": st.integers(1, 7)}
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from fairy.kernels.errors import InputError
 from fairy.runtime import Editor, EditParams
-from fairy.runtime.progress import Monitor
-from fairy.runtime.prompts import first_instruction, read_prompts
-from fairy.runtime.segments import frames_of_prompts, plan_segments
-from fairy.runtime.shots import find_cuts
-from fairy.runtime.source import open_source
+from fairy.runtime.inputs.frames import open_source
+from fairy.runtime.plan.segments import frames_of_prompts, plan_segments
+from fairy.runtime.plan.shots import find_cuts
+from fairy.runtime.plan.story import first_instruction, read_prompts
+from fairy.runtime.record.progress import Monitor
 from tests.runtime.conftest import make_frames, write_clip
 
 SNOW = EditParams("make it snow", num_inference_steps=2, seed=3)

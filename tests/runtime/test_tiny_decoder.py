@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from fairy.kernels.errors import InputError
 from fairy.runtime import Editor, EditParams, embedded_model
-from fairy.runtime.cli import app
-from fairy.runtime.progress import Monitor
+from fairy.runtime.cli.main import app
+from fairy.runtime.record.progress import Monitor
 from tests.conftest import make_tiny
 from tests.runtime.conftest import make_frames
 

@@ -19,8 +19,8 @@ import tensorrt_rtx_bindings as trt
 import torch
 
 from fairy.engines.engine import BuildOptions, Shapes
-from fairy.engines.tensorrt_build import PlanRequest, build_plan
-from fairy.engines.tensorrt_progress import Progress, run_beside
+from fairy.engines.tensorrt.build import PlanRequest, build_plan
+from fairy.engines.tensorrt.progress import Progress, run_beside
 from fairy.export.graphs import GraphSpec, self_attention_layers, unet_spec
 from fairy.kernels.errors import Cancelled, MachineError
 
@@ -32,7 +32,7 @@ def exported(path: Path) -> GraphSpec:
     from diffusers import UNet2DConditionModel
 
     from fairy.export.checkpoint import Checkpoint
-    from fairy.export.onnx import export_onnx
+    from fairy.export.onnx.export import export_onnx
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
@@ -110,7 +110,7 @@ def check_attention(folder: Path) -> None:
     """What has no fused kernel is built from its parts; without our doing so it fails, and says why."""
     request = attention(folder / "attention.onnx", 8)
     assert len(bytes(build(request))) > 1000
-    from fairy.engines import tensorrt_build
+    from fairy.engines.tensorrt import build as tensorrt_build
 
     tensorrt_build._make_attention_decomposable = lambda *_: None
     with pytest.raises(MachineError, match="could not build attention: .*[Dd]ecompos"):

@@ -8,7 +8,7 @@ import math
 import torch
 import triton
 
-from fairy.engines.tensorrt_plugin import ENTRIES, kernel_numbers
+from fairy.engines.tensorrt.plugin import ENTRIES, kernel_numbers
 from fairy.kernels import ahead_of_time
 from fairy.kernels.ahead_of_time import Blocks, Variant
 

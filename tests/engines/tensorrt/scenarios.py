@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from fairy.engines.engine import BuildOptions, EngineSpec, Shapes
-from fairy.engines.tensorrt_build import PlanRequest, build_plan
-from fairy.engines.tensorrt_device import MAX_GRAPHS, ScratchMemory
-from fairy.engines.tensorrt_progress import Progress, run_beside
-from fairy.engines.tensorrt_run import Place, TensorRTEngine
+from fairy.engines.tensorrt.build import PlanRequest, build_plan
+from fairy.engines.tensorrt.device import MAX_GRAPHS, ScratchMemory
+from fairy.engines.tensorrt.progress import Progress, run_beside
+from fairy.engines.tensorrt.run import Place, TensorRTEngine
 from fairy.export.graphs import SelfAttention, unet_spec
 from fairy.kernels.errors import Cancelled, InputError, MachineError
 

@@ -14,8 +14,8 @@ from scripted import ScriptedTensorRT
 
 from fairy.engines import tensorrt
 from fairy.engines.engine import BuildOptions, EngineSpec
-from fairy.engines.tensorrt import PLAN, TensorRTBuilder
-from fairy.export.onnx_attention import PLUGIN_ATTRIBUTES
+from fairy.engines.tensorrt.builder import PLAN, TensorRTBuilder
+from fairy.export.onnx.attention import PLUGIN_ATTRIBUTES
 from fairy.kernels.errors import Cancelled, InputError, MachineError
 
 CHECKPOINT: Any = SimpleNamespace(vae_factor=8)
@@ -36,7 +36,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         events["attributes"] = len(onnx.load(path).graph.node[0].attribute)
         return True
 
-    monkeypatch.setattr("fairy.export.onnx.export_onnx", export)
+    monkeypatch.setattr("fairy.export.onnx.export.export_onnx", export)
     monkeypatch.setattr("scripted.Parser.parse_from_file", parsed)
     monkeypatch.setattr(tensorrt, "_check_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))

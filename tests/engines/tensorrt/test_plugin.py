@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from fairy.engines.engine import Shapes
-from fairy.engines.tensorrt_plugin import drop_plugins, kernel_serves, kernel_target
+from fairy.engines.tensorrt.plugin import drop_plugins, kernel_serves, kernel_target
 from fairy.export.graphs import GraphSpec, SelfAttention, unet_spec
-from fairy.export.onnx_attention import PLUGIN_ATTRIBUTES, attention_functions
+from fairy.export.onnx.attention import PLUGIN_ATTRIBUTES, attention_functions
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 import torch
 import triton
 
-from fairy.engines.ptx import parameter_kinds, strip_parameters, without_line_info
-from fairy.engines.tensorrt_plugin import compiled_kernel, plugin_ptx
+from fairy.engines.tensorrt.plugin import compiled_kernel, plugin_ptx
+from fairy.engines.tensorrt.ptx import parameter_kinds, strip_parameters, without_line_info
 from fairy.kernels.ahead_of_time import TARGETS
 from fairy.kernels.errors import MachineError
 

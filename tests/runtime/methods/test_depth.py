@@ -10,12 +10,12 @@ from PIL import Image
 
 from fairy.export.checkpoint import load_checkpoint
 from fairy.runtime import Editor, EditParams, InputError
-from fairy.runtime.captions import caption
-from fairy.runtime.cli import run
-from fairy.runtime.depth import DepthFolder, estimated, from_map, normalised
-from fairy.runtime.geometry import make_geometry
-from fairy.runtime.job import DEPTH_DEFAULTS, plan_job
-from fairy.runtime.progress import Monitor
+from fairy.runtime.cli.main import run
+from fairy.runtime.inputs.captions import caption
+from fairy.runtime.inputs.depth import DepthFolder, estimated, from_map, normalised
+from fairy.runtime.plan.geometry import make_geometry
+from fairy.runtime.plan.job import DEPTH_DEFAULTS, plan_job
+from fairy.runtime.record.progress import Monitor
 from tests.conftest import SCHEDULER
 from tests.runtime.methods.conftest import write_small
 from tests.runtime.methods.reference import edit_frame_after_frame
@@ -224,7 +224,7 @@ def test_captions_need_their_weights(depth_editor: Editor, short: np.ndarray, mo
 
 
 def test_the_first_frame_is_captioned(depth_editor: Editor, short, maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fairy.runtime.methods import beginnings
+    from fairy.runtime.inputs import beginnings
 
     asked: list[np.ndarray] = []
     monkeypatch.setattr(beginnings, "caption", lambda frame: asked.append(frame) or "a red field")

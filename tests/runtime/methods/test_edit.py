@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from fairy.runtime import Cancelled, Editor, EditParams, InputError, Progress, memory
-from fairy.runtime.cli import run
+from fairy.runtime import Cancelled, Editor, EditParams, InputError, Progress
+from fairy.runtime.cli.main import run
+from fairy.runtime.denoise.prediction import Prediction
+from fairy.runtime.denoise.segment_edit import SegmentEdit
 from fairy.runtime.methods import Method
-from fairy.runtime.prediction import Prediction
-from fairy.runtime.segment_edit import SegmentEdit
+from fairy.runtime.plan import memory
 from fairy.runtime.video import probe
 from tests.runtime.conftest import write_clip
 

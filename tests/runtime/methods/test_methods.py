@@ -10,14 +10,14 @@ from fairy.engines.eager import EagerBackend
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import self_attention_layers, unet_spec
 from fairy.runtime import InputError
-from fairy.runtime.guidance import branch_text, make_guidance
+from fairy.runtime.bank.units import SourceBank
+from fairy.runtime.denoise.guidance import branch_text, make_guidance
+from fairy.runtime.denoise.sampler import make_schedule
 from fairy.runtime.methods import METHODS, PIX2VIDEO, Method, find_method
-from fairy.runtime.methods.bank import SourceBank
 from fairy.runtime.methods.graphs import method_graphs
 from fairy.runtime.methods.method import Update
 from fairy.runtime.methods.pix2video import pull_to_previous, update_weight
-from fairy.runtime.sampler import make_schedule
-from fairy.runtime.schedule import Order, most_kept
+from fairy.runtime.plan.order import Order, most_kept
 from tests.conftest import TEXT_CHANNELS, make_unet
 from tests.runtime.methods.reference import edit_frame_after_frame
 from tests.runtime.methods.units import Units

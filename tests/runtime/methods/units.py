@@ -8,16 +8,16 @@ from torch import Tensor
 
 from fairy.engines.engine import Engine
 from fairy.export.graphs import GraphSpec
-from fairy.runtime.denoiser import Denoiser
-from fairy.runtime.guidance import Guidance
-from fairy.runtime.methods.bank import SourceBank
+from fairy.runtime.bank.units import SourceBank
+from fairy.runtime.denoise.denoiser import Denoiser
+from fairy.runtime.denoise.guidance import Guidance
+from fairy.runtime.denoise.sampler import Schedule
+from fairy.runtime.denoise.task_context import UnitContext
+from fairy.runtime.denoise.unit_rule import unit_rule
 from fairy.runtime.methods.method import Method, Update
-from fairy.runtime.methods.units import unit_rule
-from fairy.runtime.sampler import Schedule
-from fairy.runtime.schedule import Order, Unit
-from fairy.runtime.segments import Segment
-from fairy.runtime.task_context import UnitContext
-from fairy.runtime.tasks import unit_tasks
+from fairy.runtime.plan.order import Order, Unit
+from fairy.runtime.plan.segments import Segment
+from fairy.runtime.plan.tasks import unit_tasks
 
 
 @dataclass

@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from fairy.runtime import networks
+from fairy.runtime.denoise import networks
 from fairy.runtime.workers import worker
 
 most = int(sys.argv[1])

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fairy.export.graphs import GraphSpec, SelfAttention
-from fairy.runtime.anchors import AnchorBank
-from fairy.runtime.workers.bank import ArrivingBank, BankGroup, BankLost
+from fairy.runtime.bank.anchors import AnchorBank
+from fairy.runtime.workers.broadcast import ArrivingBank, BankGroup, BankLost
 from tests.runtime.workers.nccl import Fabric, SimulatedLane
 
 CPU = torch.device("cpu")

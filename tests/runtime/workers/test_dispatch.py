@@ -15,8 +15,8 @@ import torch
 
 from fairy.kernels.errors import Cancelled, MachineError, NumericalError
 from fairy.runtime import Editor, EditParams
-from fairy.runtime.job import Job, plan_job
-from fairy.runtime.progress import Monitor, Progress
+from fairy.runtime.plan.job import Job, plan_job
+from fairy.runtime.record.progress import Monitor, Progress
 from fairy.runtime.workers.pool import PoolOptions, WorkerPool
 
 PUPPET = Path(__file__).with_name("puppet.py")

@@ -46,7 +46,17 @@ def test_torchrun_writes_the_file_that_one_process_writes(
     video = write_clip(tmp_path / "clip.mp4", make_frames(7))
     editor.edit_file(video, tmp_path / "one.mp4", EditParams("make it red", num_inference_steps=1))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    fairy = [sys.executable, "-m", "fairy.runtime.cli", "edit", str(video), "make it red", "--steps", "1", "--quiet"]
+    fairy = [
+        sys.executable,
+        "-m",
+        "fairy.runtime.cli.main",
+        "edit",
+        str(video),
+        "make it red",
+        "--steps",
+        "1",
+        "--quiet",
+    ]
     options = ["--model", str(checkpoint_folder), "--device", "cpu", "-o", str(tmp_path / "two.mp4")]
     report = tmp_path / "report.json"
     done = subprocess.run(

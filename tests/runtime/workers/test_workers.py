@@ -17,7 +17,7 @@ import torch
 from fairy.kernels.errors import InputError
 from fairy.runtime import Editor, EditParams, Progress
 from fairy.runtime import editor as editor_module
-from fairy.runtime.result import EditResult
+from fairy.runtime.record.result import EditResult
 from fairy.runtime.workers.pool import PoolOptions, WorkerPool
 from tests.runtime.conftest import make_frames, write_clip
 
@@ -144,7 +144,7 @@ def children_of(pid: int) -> list[psutil.Process]:
 
 def start_cli(arguments: list[str], folder: Path) -> tuple[subprocess.Popen, list[psutil.Process]]:
     """`fairy edit` with two workers, once it has begun to edit frames, and its worker processes."""
-    command = [sys.executable, "-P", "-m", "fairy.runtime.cli", "edit", *arguments, "--workers", "2"]
+    command = [sys.executable, "-P", "-m", "fairy.runtime.cli.main", "edit", *arguments, "--workers", "2"]
     process = subprocess.Popen(
         command,
         cwd=folder,

@@ -1,0 +1,1 @@
+"""Where built engines are kept, and by what key."""

@@ -1,0 +1,213 @@
+"""`fairy engines list | show | verify | prune`: the command line of the store."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fairy.kernels.errors import InputError, MachineError
+
+if TYPE_CHECKING:
+    import torch
+
+    from fairy.engines.store.store import StoredEngine
+    from fairy.export.checkpoint import Checkpoint
+
+engines = typer.Typer(help="Look at the store of built engines.", rich_markup_mode=None)
+
+
+ModelOption = Annotated[str | None, typer.Option("--model", help="The model, where it is not where it was.")]
+Store = Annotated[Path | None, typer.Option("--store", help="The store's folder [$FAIRY_STORE, else the cache].")]
+Decoder = Annotated[
+    str | None, typer.Option("--decoder", help="A small decoder: tiny (the model's own), or an AutoencoderTiny.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Digest = Annotated[str, typer.Argument(help="An engine's digest, or how it begins.")]
+
+
+@engines.command("list")
+def list_engines(store: Store = None, as_json: Json = False) -> None:
+    """List the engines in the store."""
+    from fairy.engines.store.store import EngineStore, StoredEngine, short_digest
+
+    where = EngineStore(store)
+    entries = where.list()
+    if as_json:
+        rows = [facts_of(entry) if isinstance(entry, StoredEngine) else asdict(entry) for entry in entries]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for entry in entries:
+        if isinstance(entry, StoredEngine):
+            typer.echo(line_of(entry))
+        else:
+            typer.echo(f"{short_digest(entry.digest)}  broken: {entry.problem}")
+    if not entries:
+        typer.echo(f"The store {where.root} is empty; `fairy build` fills it.")
+
+
+@engines.command()
+def show(digest: Digest, store: Store = None, as_json: Json = False) -> None:
+    """Show what is known of an engine, after comparing all its files with its manifest."""
+    from fairy.engines.store.store import EngineStore
+
+    entry = EngineStore(store).verify(digest)
+    if as_json:
+        typer.echo(json.dumps(entry.manifest.to_json(), indent=2))
+        return
+    made = entry.manifest.made
+    facts = {
+        **facts_of(entry),
+        "shapes": entry.manifest.key["shapes"] or "any",
+        "folder": entry.folder,
+        "command": made.command,
+        **{f"{phase} time": f"{seconds:.1f} s" for phase, seconds in made.timings_s.items()},
+        "largest error": f"{max(made.errors.values(), default=0.0):.2g} (relative L2)",
+        **entry.manifest.key["environment"],
+        **{f"file {name}": f"{size_text(f.bytes)} {f.sha256}" for name, f in entry.manifest.files.items()},
+    }
+    for name, value in facts.items():
+        typer.echo(f"{name:>20}  {value}")
+
+
+@engines.command()
+def verify(
+    digest: Digest, store: Store = None, model: ModelOption = None, decoder: Decoder = None, as_json: Json = False
+) -> None:
+    """Check an engine's files, run it beside eager on random inputs, and print how far they are apart."""
+    from fairy.engines.store.store import EngineStore
+
+    entry = EngineStore(store).verify(digest)
+    comparisons, allowed = _verified(entry, model, decoder)
+    if as_json:
+        typer.echo(json.dumps({"digest": entry.digest, "allowed": allowed, "outputs": comparisons}, indent=2))
+    else:
+        typer.echo(line_of(entry))
+        for row in comparisons:
+            typer.echo(
+                f"  {row['output']:<60} {row['shapes']:<22} relative L2 {row['relative']:.2e}  "
+                f"largest {row['largest']:.2e}"
+            )
+    if not all(row["relative"] <= allowed for row in comparisons):
+        raise MachineError(
+            f"The engine {entry.digest[:12]} is further from eager than the {allowed:g} allowed; "
+            "remove it with `fairy engines prune --all` and build it again."
+        )
+    if not as_json:
+        typer.echo(f"All files are as published, and all errors within {allowed:g}.")
+
+
+@engines.command()
+def prune(
+    store: Store = None,
+    everything: Annotated[bool, typer.Option("--all", help="Remove every engine.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove engines that are broken or were built by other versions, and what killed builds left."""
+    from fairy.engines.backends import make_builder
+    from fairy.engines.build import stale_reason
+    from fairy.engines.store.store import EngineStore, short_digest
+
+    def reason(entry: "StoredEngine") -> str | None:
+        return "all are removed" if everything else stale_reason(entry, make_builder)
+
+    where = EngineStore(store)
+    removed = where.prune(reason)
+    if as_json:
+        typer.echo(json.dumps(removed, indent=2))
+        return
+    for digest, why in removed.items():
+        typer.echo(f"{short_digest(digest)}  removed: {why}")
+    typer.echo(f"{len(removed)} engines removed, {len(where.list())} left in {where.root}.")
+
+
+def load_model(model: str | None, precision: "torch.dtype", decoder: str | None = None) -> "Checkpoint":
+    """The model that was named, or the embedded one, on the CPU; `decoder` as in `load_checkpoint`."""
+    from fairy.export.checkpoint import load_checkpoint
+    from fairy.runtime.models import embedded_model
+
+    return load_checkpoint(embedded_model() if model is None else model, dtype=precision, decoder=decoder)
+
+
+def _verified(entry: "StoredEngine", model: str | None, decoder: str | None) -> tuple[list[dict[str, Any]], float]:
+    """Every output's errors, and the largest relative one that is allowed."""
+    import torch
+
+    from fairy.engines.backends import make_builder
+    from fairy.engines.engine import EngineSpec
+    from fairy.engines.store.key import weights_digest
+    from fairy.engines.verify import TOLERANCES, compare
+    from fairy.export.precision import network_of
+
+    key = entry.manifest.key
+    checkpoint = load_model(model or entry.manifest.made.model, getattr(torch, key["precision"]), decoder)
+    graph = _graph_of(checkpoint, key["graph"])
+    if graph is None or weights_digest(checkpoint, network_of(checkpoint, graph)) != key["weights"]:
+        raise InputError(
+            f"The engine {entry.digest[:12]} was not built from {checkpoint.name} as it is now; name its model with "
+            "--model and a small decoder with --decoder, or build it again."
+        )
+    device = torch.device(key["device"])
+    engine = make_builder(key["backend"]).load(
+        EngineSpec(graph, key["backend"], str(device), key["precision"]), entry.folder, device
+    )
+    try:
+        found = compare(engine, checkpoint, entry.manifest.shapes, device)
+    finally:
+        engine.close()
+    return [asdict(comparison) for comparison in found], TOLERANCES[key["precision"]]
+
+
+def _graph_of(checkpoint: "Checkpoint", plain: dict[str, Any]) -> Any:
+    """The checkpoint's graph that a manifest speaks of, or None."""
+    from fairy.engines.store.key import canonical_digest
+    from fairy.export.bases.stable_diffusion import graph_specs
+    from fairy.export.graphs import LAYER_CHOICES
+
+    for layers in LAYER_CHOICES:
+        graph = graph_specs(checkpoint, layers=layers).get(plain["name"])
+        if graph is not None and canonical_digest(asdict(graph)) == canonical_digest(plain):
+            return graph
+    return None
+
+
+def facts_of(entry: "StoredEngine") -> dict[str, Any]:
+    """What is listed of an engine, as plain values."""
+    manifest = entry.manifest
+    return {
+        "digest": entry.digest,
+        "graph": manifest.key["graph"]["name"],
+        "backend": manifest.key["backend"],
+        "device": manifest.key["device"],
+        "precision": manifest.key["precision"],
+        "shapes": manifest.key["shapes"],
+        "bytes": manifest.num_bytes,
+        "created": manifest.created,
+        "model": manifest.made.model,
+    }
+
+
+def line_of(entry: "StoredEngine") -> str:
+    """An engine in a line."""
+    row = facts_of(entry)
+    shapes = row["shapes"]
+    served = (
+        "any shape"
+        if shapes is None
+        else f"{':'.join(map(str, shapes['width']))}×{':'.join(map(str, shapes['height']))}, "
+        f"{':'.join(map(str, shapes['frames']))} frames, {shapes['anchors']} anchors"
+    )
+    return (
+        f"{entry.digest[:12]}  {row['graph']:<14} {row['backend']:<12} {row['device']:<5} {row['precision']:<9} "
+        f"{size_text(row['bytes']):>9}  {served}  {row['created'][:16]}  {row['model']}"
+    )
+
+
+def size_text(num_bytes: float) -> str:
+    """A number of bytes for people: decimal units, as disks are sold."""
+    for unit in ("B", "KB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.2f} GB"

@@ -1,0 +1,1 @@
+"""The hot path: from noise to latents."""

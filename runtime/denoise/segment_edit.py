@@ -1,0 +1,218 @@
+"""One segment at work: frames begin, tasks are computed, frames leave. Here and in every worker, by every method.
+
+A task is a transaction: what it computed counts when all of it is finite. Where it is not, it is computed once more in
+float32; where the memory does not suffice, in pieces of half as many frames.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from fairy.runtime.bank.anchors import CarriedAnchor, Context, StepBank
+from fairy.runtime.bank.units import SourceBank
+from fairy.runtime.denoise.denoiser import Denoiser, Rule
+from fairy.runtime.denoise.networks import Networks, halve_batch, precisions
+from fairy.runtime.denoise.task_context import BankReader, BankWriter, NoContext, OnBank, TaskContext, UnitContext
+from fairy.runtime.denoise.unit_rule import unit_rule
+from fairy.runtime.inputs.beginnings import Beginnings
+from fairy.runtime.inputs.frames import Frames
+from fairy.runtime.methods.options import runs_in_parts, update_of
+from fairy.runtime.plan.job import Job
+from fairy.runtime.plan.order import Unit
+from fairy.runtime.plan.segments import Segment
+from fairy.runtime.plan.tasks import Task
+
+
+def _nobody(bank: StepBank, step: int) -> None:
+    """The bank is sent to nobody."""
+
+
+@dataclass(slots=True)
+class _Frame:
+    """A frame that has begun: latents [c, h, w] in the sampler's scale, and what the network sees beside them."""
+
+    latents: Tensor
+    beside: Tensor
+
+
+class SegmentEdit:
+    """See this file's head."""
+
+    def __init__(
+        self,
+        networks: Networks,
+        job: Job,
+        segment: Segment,
+        carried: CarriedAnchor | None = None,
+        *,
+        text: Tensor | None = None,
+    ) -> None:
+        """Encode the text, unless it is given.
+
+        Args:
+            carried: an anchor of the segment before, which the anchors and all others read as well.
+        """
+        job.precision = job.asked_precision
+        self.job, self.segment, self.carried = job, segment, carried
+        self.bank: Context | None = None
+        self._networks = networks
+        self._denoiser = Denoiser(
+            job.schedule,
+            job.guidance,
+            networks.encode_text(job, segment.prompt) if text is None else text,
+            lambda graph, precision: networks.engine(job, graph, precision),
+            job.guided_steps,
+            networks.backend.steps,
+            alike=job.params.noise == "shared" and (job.initial is None or len(job.initial) == 1),
+        )
+        self._beginnings = Beginnings(networks, job)
+        self._frames: dict[int, _Frame] = {}
+        self._done: dict[int, Tensor] = {}
+        sources = [] if runs_in_parts(job.method) else job.method.all_sources(segment.stop - segment.start, (0,))
+        self._left = SourceBank(sources)
+
+    @torch.inference_mode()
+    def begin(self, frames: Sequence[int], pictures: list[Frames]) -> None:
+        """Take frames in."""
+        if frames:
+            latents, beside = self._beginnings(frames, pictures)
+            self.begin_with(frames, latents, beside)
+
+    def begin_with(self, frames: Sequence[int], latents: Tensor, beside: Tensor) -> None:
+        """Take frames in that begin with unit noise [n, c, h, w] and have `beside` [n, c', h, w] beside them."""
+        scaled = latents * self.job.schedule.init_noise_sigma
+        for place, frame in enumerate(frames):
+            self._frames[frame] = _Frame(scaled[place], beside[place])
+
+    def restore(self, frames: Sequence[int], latents: Tensor) -> None:
+        """Take frames in whose latents [n, c, h, w] an interrupted edit had finished."""
+        self._done |= dict(zip(frames, latents.to(self._networks.device), strict=True))
+
+    def lacks(self, frames: Sequence[int]) -> bool:
+        """Whether some of these frames have not begun."""
+        return any(frame not in self._frames and frame not in self._done for frame in frames)
+
+    def has(self, frames: Sequence[int]) -> bool:
+        """Whether all of these frames are done."""
+        return all(frame in self._done for frame in frames)
+
+    def forget(self, frames: Sequence[int]) -> None:
+        """Drop frames that will not be done here."""
+        for frame in frames:
+            self._frames.pop(frame, None)
+            self._done.pop(frame, None)
+
+    def latents(self, frames: Sequence[int]) -> Tensor:
+        """Latents [n, c, h, w], float32, of frames that are done."""
+        return torch.stack([self._done[frame] for frame in frames])
+
+    @torch.inference_mode()
+    def take(self, frames: Sequence[int]) -> dict[int, Frames]:
+        """Decode those of these frames that are done, and let them go: pictures by frame number."""
+        done = [frame for frame in frames if frame in self._done]
+        if not done:
+            return {}
+        latents = torch.stack([self._done.pop(frame) for frame in done])
+        return dict(zip(done, self._networks.decode(self.job, latents), strict=True))
+
+    @torch.inference_mode()
+    def compute(self, task: Task, on_bank: OnBank = _nobody) -> None:
+        """Compute a task whose frames have begun, and what it reads is there.
+
+        Where the memory does not suffice, the rest of the job goes on with half as many frames at once, and the report
+        says so. `on_bank` hears of every step of a bank; one that comes after another replaces it.
+        """
+        job, rest = self.job, cast(Task | None, task)
+        with job.monitor.timed("anchors" if task.role == "anchors" else "frames"):
+            while rest is not None:
+                piece, others = rest.split(job.frames_at_once)
+                try:
+                    self._compute(piece, on_bank)
+                except (RuntimeError, MemoryError) as error:
+                    if task.role == "anchors":
+                        raise
+                    halve_batch(job, error)
+                else:
+                    rest = others
+        if task.role == "frames":
+            job.batches_done += 1
+
+    def _compute(self, task: Task, on_bank: OnBank) -> None:
+        """One piece of a task, in the job's precision or, where that is not finite, in float32."""
+        job, what = self.job, f"Frames {task.frames[0]} to {task.frames[-1]}"
+        job.monitor.check()
+        frames, calls = task.filled(task.frames), list(task.steps())
+        latents_Fchw = torch.stack([self._frames[f].latents for f in frames])
+        beside_Fchw = torch.stack([self._frames[f].beside for f in frames])
+        for precision in precisions(job, "The anchors" if task.role == "anchors" else what):
+            context, rule = self._context(task, precision, on_bank)
+            x_Fchw = self._denoiser.run(
+                task.graph,
+                calls,
+                latents_Fchw,
+                beside_Fchw.to(precision),
+                context,
+                noise=lambda k: self._networks.noise(job, k, frames),
+                rule=rule,
+                tell=lambda call: self._tell_step(task, call),
+            )
+            if bool(torch.isfinite(x_Fchw).all()) and (not isinstance(context, UnitContext) or context.fine()):
+                self._commit(task, x_Fchw, context, precision)
+                return
+            del context, rule  # a bank that failed is of no use and may be large
+
+    def _context(self, task: Task, precision: torch.dtype, on_bank: OnBank) -> tuple[TaskContext, Rule | None]:
+        """What a task reads and writes, and the rule of frames at steps of their own."""
+        job = self.job
+        if task.role == "anchors":
+            self.bank = None  # the one of a try that failed
+            bank = self._networks.new_bank(job, len(task.frames), precision, self.carried)
+            return BankWriter(bank, on_bank), None
+        if task.role == "frames":
+            return NoContext() if self.bank is None else BankReader(self.bank), None
+        places = tuple(frame - self.segment.start for frame in task.frames)
+        context = UnitContext(self._left, places, job.graphs[task.graph])
+
+        def noise(unit: Unit) -> Tensor:
+            return self._networks.noise(job, unit.step, [self.segment.start + unit.frame])[0]
+
+        c, h, w = job.latent_shape
+        update = update_of(job.params, c * h * w)
+        return context, unit_rule(job.schedule, job.guidance, job.method, update, context, noise)
+
+    def _commit(self, task: Task, x_Fchw: Tensor, context: TaskContext, precision: torch.dtype) -> None:
+        """Make a piece's results count: where 16 bit did not suffice for what others read, it will not again."""
+        job, last = self.job, len(self.job.schedule)
+        if isinstance(context, BankWriter):
+            self.bank, job.precision = context.bank, precision
+            job.bank_bytes = max(job.bank_bytes, context.bank.num_bytes)
+        elif isinstance(context, UnitContext):
+            context.commit()
+            job.precision = precision
+            job.bank_bytes = max(job.bank_bytes, self._left.most_bytes)
+            self._tell_units(task)
+        for place, (frame, first) in enumerate(zip(task.frames, task.first, strict=True)):
+            if first + task.calls < last:
+                self._frames[frame].latents = x_Fchw[place]
+            else:
+                del self._frames[frame]
+                self._done[frame] = x_Fchw[place]
+
+    def _tell_step(self, task: Task, call: int) -> None:
+        """Report progress of anchors and of frames. Raises Cancelled."""
+        if task.role != "units":
+            self.job.tell_step(task.role, call)
+
+    def _tell_units(self, task: Task) -> None:
+        """Report progress: of the first frame's steps, and of all units of the other frames. Raises Cancelled."""
+        job, steps, first = self.job, len(self.job.schedule), self.segment.start
+        for frame, k in zip(task.frames, task.first, strict=True):
+            if frame == first:
+                job.tell_step("anchors", k)
+        job.steps_told += sum(1 for frame in task.frames if frame != first)
+        total = steps * (job.source.num_frames - len(job.segments))
+        if total:
+            job.monitor.tell("frames", job.steps_told, total)

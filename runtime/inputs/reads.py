@@ -1,0 +1,32 @@
+"""In which order a job's frames are read."""
+
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from itertools import islice
+
+from fairy.kernels.errors import MachineError
+from fairy.runtime.inputs.frames import Frames
+from fairy.runtime.plan.job import Job
+
+
+def read_frames_of(job: Job) -> Generator[list[Frames], None, None]:
+    """For every segment its anchors' frames, then those of its parts.
+
+    Two readers, one ahead of the other, so that nothing is decoded more than twice, however many segments there are.
+    """
+    with closing(job.source.read(job.anchors)) as ahead, closing(job.source.read()) as reader:
+        for segment in job.segments:
+            with job.monitor.timed("read"):
+                pictures = _take(ahead, len(segment.anchors))
+            yield pictures
+            for part in segment.parts:
+                with job.monitor.timed("read"):
+                    pictures = _take(reader, part.stop - part.start)
+                yield pictures
+
+
+def _take(reader: Iterator[Frames], count: int) -> list[Frames]:
+    pictures = list(islice(reader, count))
+    if len(pictures) < count:
+        raise MachineError(f"The video ended {count - len(pictures)} frames early; it was changed, edit it again.")
+    return pictures

@@ -1,0 +1,1 @@
+"""What an edit will do, decided before any of it is done."""

@@ -1,0 +1,45 @@
+"""Everything that decides the latents of a job: what a journal is known by."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fairy.export.checkpoint import Checkpoint
+from fairy.runtime.plan.job import Job
+from fairy.runtime.record.result import installed_versions
+
+
+def identity_of(
+    job: Job, *, checkpoint: Checkpoint, backend: str, engines: Sequence[str], device: torch.device, threads: int
+) -> dict[str, Any]:
+    """Everything that decides the latents of a job, for a journal; a file is known by its size and time of change.
+
+    Args:
+        engines: digests of the built engines that might run, and the compiled path's steps.
+    """
+    video = job.source.video
+    path = video.path if video is not None else getattr(job.source, "path", None)
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
+    noise = None if job.initial is None else hashlib.sha256(job.initial.numpy().tobytes()).hexdigest()
+    return {
+        "source": {"files": _stamps(path), "first": job.source.first, "num_frames": job.source.num_frames},
+        "params": job.params.to_json() | {"anchors": job.anchors, "micro_batch": job.micro_batch},
+        "initial noise": noise,
+        "model": _stamps(checkpoint.folder),
+        "decoder": _stamps(checkpoint.tiny_decoder_folder),
+        "backend": {"name": backend, "engines": sorted(engines)},
+        "precision": str(job.asked_precision),
+        "device": {"type": device.type, "gpu": gpu, "threads": threads},
+        "version": installed_versions(),
+    }
+
+
+def _stamps(path: Path | None) -> list[tuple[str, int, int]]:
+    """Name, bytes and time of change of a file, or of every file in a folder."""
+    if path is None:
+        return []
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return [(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]

@@ -1,0 +1,129 @@
+"""Shots and stories: how one film is cut into segments, each with its own instruction, anchors and bank.
+
+A segment is the frames between two boundaries; a boundary is a cut (anchors that span one are wrong) or the start of
+another instruction. Micro-batches never span two segments.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fairy.kernels.errors import InputError
+from fairy.runtime.inputs.frames import Source
+from fairy.runtime.methods import find_method
+from fairy.runtime.plan.anchors import DEFAULT_ANCHORS, choose_anchors
+from fairy.runtime.plan.batches import Part, cut_into_parts, default_micro_batch
+from fairy.runtime.plan.params import EditParams
+
+_ROUNDING_S = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Frames `start` to before `stop`, edited by one instruction against their own anchors.
+
+    Attributes:
+        anchors: frame numbers, counted from the first edited frame of the video, in order.
+        parts: the segment cut into what leaves together; see `cut_into_parts`.
+    """
+
+    start: int
+    stop: int
+    prompt: str
+    anchors: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+
+def plan_segments(params: EditParams, num_frames: int, micro_batch: int | None) -> tuple[tuple[Segment, ...], int]:
+    """The segments of a video and the frames of a micro-batch, one number for all segments.
+
+    Args:
+        params: with `shots` and `prompts` settled to frame numbers; see `settle`.
+        micro_batch: as asked for; None = chosen from the number of anchors.
+
+    Raises:
+        InputError: a frame that the video does not have, or a list of anchors that leaves out a segment.
+    """
+    cuts = params.shots if isinstance(params.shots, tuple) else ()
+    prompts = {int(start): prompt for start, prompt in params.schedule}
+    for name, frames in (("shots", cuts), ("prompts", prompts)):
+        outside = [frame for frame in frames if not 0 <= frame < num_frames]
+        if outside:
+            raise InputError(f"{name}: {outside[0]} is not a frame of the video; its frames are 0 to {num_frames - 1}.")
+    starts = sorted({0, *cuts, *prompts})
+    stops = [*starts[1:], num_frames]
+    anchors = _anchors_of(params, list(zip(starts, stops, strict=True)))
+    batch = micro_batch or default_micro_batch(max(map(len, anchors)))
+    segments = []
+    prompt = params.prompt
+    for start, stop, chosen in zip(starts, stops, anchors, strict=True):
+        prompt = prompts.get(start, prompt)
+        parts = cut_into_parts(stop, frozenset(chosen), batch, start=start)
+        segments.append(Segment(start, stop, prompt, chosen, parts))
+    return tuple(segments), batch
+
+
+def _anchors_of(params: EditParams, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
+    """The anchors of every segment, as its method has them."""
+    who = find_method(params.method).anchors
+    if who == "chosen":
+        return _anchors(params.anchors, ranges)
+    return [(start,) if who == "first" else () for start, _ in ranges]
+
+
+def _anchors(
+    anchors: int | tuple[int, ...] | list[int] | None, ranges: Sequence[tuple[int, int]]
+) -> list[tuple[int, ...]]:
+    """The anchors of every segment; a number is that of each, and a segment that is shorter uses what it has."""
+    last = ranges[-1][1]
+    if len(ranges) == 1:
+        return [choose_anchors(anchors, last)]
+    if anchors is None or isinstance(anchors, int):
+        count = DEFAULT_ANCHORS if anchors is None else anchors
+        return [
+            tuple(start + a for a in choose_anchors(min(count, stop - start), stop - start)) for start, stop in ranges
+        ]
+    chosen = choose_anchors(anchors, last)
+    by_segment = [tuple(a for a in chosen if start <= a < stop) for start, stop in ranges]
+    for (start, stop), found in zip(ranges, by_segment, strict=True):
+        if chosen and not found:
+            raise InputError(
+                f"anchors = {list(chosen)} has none in the segment of frames {start} to {stop - 1}; name at least one "
+                "in every shot and for every instruction, or give a number."
+            )
+    return by_segment
+
+
+def frames_of_prompts(params: EditParams, source: Source) -> tuple[tuple[int, str], ...] | None:
+    """The schedule of instructions by frame, counted from the first edited one.
+
+    A time in seconds is one of the video, as `start` and `end` are, and means the first frame shown then or later.
+
+    Raises:
+        InputError: a time for a source without a clock, one outside of what is edited, or two for one frame.
+    """
+    if not params.schedule:
+        return None
+    found: dict[int, str] = {}
+    for start, prompt in params.schedule:
+        frame = start if isinstance(start, int) else _frame_at(start, source)
+        if frame in found:
+            raise InputError(f"prompts: {start!r} is frame {frame}, which has an instruction already; leave one out.")
+        found[frame] = prompt
+    return tuple(sorted(found.items()))
+
+
+def _frame_at(seconds: float, source: Source) -> int:
+    video = source.video
+    if video is None:
+        raise InputError(
+            f"prompts: {seconds:g} s is a time, and a folder of images or an array has no clock; give frame numbers."
+        )
+    times = (video.pts - video.pts[0]) * float(video.time_base)
+    frame = int(np.searchsorted(times, seconds - _ROUNDING_S)) - source.first
+    if not 0 <= frame < source.num_frames:
+        raise InputError(
+            f"prompts: no frame that is edited is shown at {seconds:g} s; the video lasts {video.duration_s:.2f} s."
+        )
+    return frame

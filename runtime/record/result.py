@@ -1,0 +1,193 @@
+"""What an edit gives back: frames, and a report of how they came about."""
+
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fairy.runtime.files import check_outputs, user_path, write_atomically
+from fairy.runtime.inputs.frames import Frames, Source
+from fairy.runtime.plan.request import DEFAULT_CRF, check_clock, check_crf, check_fps
+from fairy.runtime.video import Clock, VideoWriter
+
+_GAP = 4  # pixels of the line between pictures beside each other
+
+
+@dataclass(frozen=True, slots=True)
+class EditPart:
+    """Consecutive edited frames.
+
+    Attributes:
+        start: number of the first one, counted from the first edited frame.
+        frames: uint8 [n, height, width, 3], RGB.
+        pts: their time stamps in units of the source's time base; None where the source has no clock.
+    """
+
+    start: int
+    frames: Frames
+    pts: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class EditReport:
+    """How an edit was done.
+
+    Attributes:
+        source: what the input was found to be.
+        params: every parameter as it was really used.
+        model, backend, device, precision, threads: what ran, where and how; threads are those of the CPU.
+        workers: how many processes computed; lost_workers: those that ended before the job did, and why, in sentences;
+            redone_batches: micro-batches that others did again for them. resumed_batches: those that an interrupted
+            edit had finished.
+        anchors: frame numbers of the anchors, counted from the first edited frame.
+        micro_batch: frames denoised at once.
+        segments: what was edited by one instruction against its own anchors: start, stop, prompt, anchors (in frames).
+        num_frames, width, height: of the result, in pixels.
+        times_ms: wall time by stage, that of several workers added up; "first_frame" is the time until the first
+            edited frame was ready.
+        bank_bytes: size of the anchor bank.
+        fallbacks: what could not be done as asked and was done otherwise, in sentences.
+        notes: what else the user should know about input and output, in sentences.
+        engine_digests: digest of every built engine that ran, by graph; empty where none was built beforehand.
+        steps: names of the steps of the compiled path that ran; none with other backends.
+        frames_sha256: of the edited frames' bytes, in order.
+        versions: of fairy and the libraries that decide the result.
+    """
+
+    source: dict[str, Any]
+    params: dict[str, Any]
+    model: str
+    backend: str
+    device: str
+    precision: str
+    threads: int
+    workers: int
+    lost_workers: tuple[str, ...]
+    redone_batches: int
+    resumed_batches: int
+    anchors: tuple[int, ...]
+    micro_batch: int
+    segments: tuple[dict[str, Any], ...]
+    num_frames: int
+    width: int
+    height: int
+    times_ms: dict[str, float]
+    bank_bytes: int
+    fallbacks: tuple[str, ...]
+    notes: tuple[str, ...]
+    engine_digests: dict[str, str]
+    steps: tuple[str, ...]
+    frames_sha256: str
+    versions: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the report as a JSON file, whole or not at all."""
+        text = json.dumps(self.to_json(), indent=2, default=str) + "\n"
+        write_atomically(user_path(path), text.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class EditResult:
+    """A whole edited video in memory.
+
+    Attributes:
+        frames: uint8 [T, height, width, 3], RGB.
+        report: how it was done.
+        source: where it came from; what `save` takes sound, time stamps and colour tags from.
+    """
+
+    frames: Frames
+    report: EditReport
+    source: Source
+
+    def save(self, path: str | Path, *, fps: float | Fraction | None = None, crf: int = DEFAULT_CRF) -> Path:
+        """Write a video file, with the source's sound, time stamps and colour tags where it has some.
+
+        Args:
+            path: the file; its ending says the container.
+            fps: frames per second; required where the source has no clock, refused where it has one.
+            crf: constant rate factor of the encoder, 0 (best) to 51.
+
+        Raises:
+            InputError: the file cannot be written as asked; MachineError: the disk is full. No partial file is left.
+        """
+        target, rate = user_path(path), check_fps(fps)
+        check_clock(has_clock=self.source.clock is not None, fps=rate)
+        video = self.source.video
+        check_outputs({"out": target}, None if video is None else video.path)
+        height, width = self.frames.shape[1:3]
+        with open_writer(target, self.source, width=width, height=height, fps=rate, crf=check_crf(crf)) as writer:
+            for start in range(0, len(self.frames), 16):
+                writer.write(self.frames[start : start + 16])
+        return target
+
+
+def open_writer(
+    path: Path,
+    source: Source,
+    *,
+    width: int,
+    height: int,
+    fps: Fraction | None,
+    crf: int,
+    cancel: threading.Event | None = None,
+) -> VideoWriter:
+    """A writer for the edited frames of `source`; refuses, before anything is computed, what cannot be written."""
+    video = source.video
+    return VideoWriter(
+        path,
+        width=width,
+        height=height,
+        clock=source.clock or Clock.constant(source.num_frames, fps or 1),
+        source=video,
+        source_range=None if video is None else (source.first, source.first + source.num_frames),
+        crf=crf,
+        max_pixels=source.max_pixels,
+        cancel=cancel,
+    )
+
+
+def side_by_side(source: Frames, edited: Frames) -> Frames:
+    """Source and result with a black line between: two times uint8 [n, H, W, 3] to [n, H, side_by_side_width(W), 3]."""
+    gap = side_by_side_width(edited.shape[2]) - 2 * edited.shape[2]
+    line = np.zeros((*edited.shape[:2], gap, 3), dtype=np.uint8)
+    return np.concatenate([source, line, edited], axis=2)
+
+
+def side_by_side_width(width: int) -> int:
+    """Pixels of two pictures of that width beside each other, with the line between them."""
+    return 2 * width + _GAP
+
+
+def contact_sheet(rows: Sequence[Sequence[Frames]]) -> Frames:
+    """Rows of pictures [H, W, 3] of one size, with black lines between and where a row is shorter."""
+    height, width = rows[0][0].shape[:2]
+    most = max(map(len, rows))
+    sheet = np.zeros((len(rows) * (height + _GAP) - _GAP, most * (width + _GAP) - _GAP, 3), dtype=np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            top, left = i * (height + _GAP), j * (width + _GAP)
+            sheet[top : top + height, left : left + width] = picture
+    return sheet
+
+
+def installed_versions() -> dict[str, str]:
+    """Of fairy and the libraries that decide the result."""
+    return {name: _version(name) for name in ("fairy-runtime", "torch", "diffusers", "av")}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
