@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fairy.kernels.errors import InputError, MachineError
+from fairy.runtime.files import settled
 from fairy.runtime.video import formats, timing
 from fairy.runtime.video.info import BT601, BT709, Clock, ColorTags, VideoInfo, exact_rate
 
@@ -27,7 +28,7 @@ def check_numbers(width: int, height: int, crf: int) -> None:
 
 
 def check_place(path: Path, source: VideoInfo | None) -> None:
-    folder = path.parent
+    folder = settled(path).parent
     if not folder.is_dir():
         raise InputError(f"The folder {folder} for {path.name} does not exist; make it first.")
     if path.is_dir():
@@ -40,7 +41,7 @@ def check_place(path: Path, source: VideoInfo | None) -> None:
 
 def check_space(path: Path, samples: int) -> None:
     """Against a low estimate, 0.04 bit per pixel: only what cannot fit is refused."""
-    needed, free = (1 << 20) + samples // 200, shutil.disk_usage(path.parent).free
+    needed, free = (1 << 20) + samples // 200, shutil.disk_usage(settled(path).parent).free
     if free < needed:
         raise MachineError(
             f"{path.parent} has {free / 1e6:.1f} MB free, and {path.name} needs at least {needed / 1e6:.1f} MB."
