@@ -63,7 +63,7 @@ def _probe(source: Source, out: int) -> None:
         raise helper.Refusal(f"{source.path} has 0 frames of video.")
     # A live Matroska recording announces no length; AVI counts its frames and loses damaged ones silently.
     promised = (source.stream.duration or 0) if source.container.format.name == "avi" else 0
-    if "ended prematurely" in source.log.text() or pts[-1] + 2 < promised:
+    if "ended prematurely" in source.log.text() or (promised and pts[-1] + 2 < promised):
         end_s = float((pts[-1] + duration) * tick(source.stream))
         raise helper.Refusal(
             f"{source.path} is cut off or damaged after {end_s:.2f} s of video; copy or download it again."
@@ -71,8 +71,9 @@ def _probe(source: Source, out: int) -> None:
     if source.gap_s is not None:
         look.notes.append(f"The source has a gap at {source.gap_s:.2f} s; what could be decoded is used.")
     last = _last_duration(source, pts[-1], duration)
-    found = streams | look.to_wire() | {"time_base": str(tick(source.stream)), "last_duration": last}
-    wire.send(out, {"found": found}, pts)
+    zero = source.zero(pts[0])
+    clock = {"time_base": str(tick(source.stream)), "last_duration": last, "zero": zero}
+    wire.send(out, {"found": streams | look.to_wire() | clock}, array("q", (at - zero for at in pts)))
 
 
 def _last_duration(source: Source, last_pts: int, said: int) -> int:
@@ -106,7 +107,7 @@ def _read(source: Source, out: int, request: wire.Message, wanted: "array[int]")
     goal = next(left, None)
     for index, (frame, at) in enumerate(source.decode()):
         if index == goal:
-            _send_picture(out, frame, index, at, request)
+            _send_picture(out, frame, index, at - request["zero"], request)
             goal = next(left, None)
             if goal is None:
                 return

@@ -63,6 +63,16 @@ OUTPUTS = {
 ENCODERS = {"h264": "libx264", "libx264": "libx264", "vp9": "libvpx-vp9", "libvpx-vp9": "libvpx-vp9"}
 
 
+def whitelist(max_pixels: int | None = None) -> dict[str, str]:
+    """FFmpeg's options for opening a file that may read and decode nothing but what is listed here."""
+    limit = {} if max_pixels is None else {"max_pixels": str(max_pixels)}
+    return {
+        "format_whitelist": ",".join(DEMUXERS),
+        "protocol_whitelist": "file,pipe",
+        "codec_whitelist": ",".join([*VIDEO_CODECS, AUDIO_DECODERS, OTHER_DECODERS]),
+    } | limit
+
+
 def output_format(path: Path) -> Output:
     """The format that the file's extension asks for."""
     if path.suffix.lower() in OUTPUTS:

@@ -107,6 +107,8 @@ class VideoInfo:
     audio: tuple[str, ...]
     other: tuple[str, ...]
     notes: tuple[str, ...]
+    zero_s: Fraction = Fraction(0)
+    """The time in the file's own clock that is 0 of `pts`, in seconds: where MPEG-TS began to count."""
 
     @property
     def clock(self) -> Clock:

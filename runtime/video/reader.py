@@ -64,6 +64,7 @@ def read_frames(
         "color": asdict(info.color),
         "rotation": info.rotation,
         "flipped": info.flipped,
+        "zero": int(info.zero_s / info.time_base),
     }
     worker = _start(info.path, max_pixels, cancel, request, wanted)
     try:
@@ -126,6 +127,7 @@ def _info(path: Path, found: Message, pts: NDArray[np.int64]) -> VideoInfo:
         num_frames=len(pts),
         pts=pts,
         time_base=time_base,
+        zero_s=int(found.pop("zero")) * time_base,
         last_duration=last,
         frame_rate=constant or timing.mean_rate(pts, time_base),
         variable_frame_rate=constant is None and len(pts) > 1,

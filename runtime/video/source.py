@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -27,6 +28,9 @@ _ALIGNED = 128
 """FFmpeg holds its max_pixels against sizes that it has rounded up, by at most this much."""
 JUMP_S = Fraction(1, 2)
 """A stream whose time goes back by more begins anew, as where files were joined; by less it is jitter."""
+_FAR_S = 10
+"""Sound that begins farther from the pictures belongs to another time, as after a change of clocks."""
+_MOST_SLOTS = 1024
 _BROKEN = re.compile("EBML number|exceeds containing master element|exceeds max length")
 """What the Matroska demuxer says before it silently leaves out what it cannot follow."""
 
@@ -39,7 +43,9 @@ class Source:
         self.path, self.max_pixels, self.log = path, max_pixels, FFmpegLog()
         self.gap_s: float | None = None
         """When the first packet begins that its transport marks as incomplete: usual where recordings were joined."""
-        self.container = self._open()
+        self._slots: deque[int] = deque(maxlen=_MOST_SLOTS)  # of the packets that wait for their frames
+        self._first_slot: int | None = None
+        self.container = open_container(path, max_pixels)
         self.stream = self._pick()
 
     def __enter__(self) -> Self:
@@ -57,12 +63,11 @@ class Source:
         """
         size, last, step, later = (0, 0), None, 1, 0
         jump = int(JUMP_S / tick(self.stream))
-        zero: int | None = None if self.container.format.name == "avi" else 0
         for frame in self._frames():
             if frame.is_corrupt:
                 raise self._damaged(frame.time)
             size = self._check_frame(frame, size)
-            pts = frame.pts if frame.pts is not None else frame.dts
+            pts = self._stamp(frame)
             pts = None if pts is None else pts + later
             if last is not None and pts is not None and pts < last - jump:
                 later += last + step - pts
@@ -71,33 +76,40 @@ class Source:
                 pts = last + max(frame.duration, 1)
             step = max((pts or 0) - last, 1) if last is not None else max(frame.duration, 1)
             last = pts or 0
-            # AVI stores no time stamps: what FFmpeg makes up begins at the decoder's delay instead of 0.
-            zero = last if zero is None else zero
-            yield frame, last - zero
+            yield frame, last
 
-    def _open(self) -> InputContainer:
-        decoders = [*formats.VIDEO_CODECS, formats.AUDIO_DECODERS, formats.OTHER_DECODERS]
-        whitelist = {
-            "format_whitelist": ",".join(formats.DEMUXERS),
-            "protocol_whitelist": "file,pipe",
-            "codec_whitelist": ",".join(decoders),
-            "max_pixels": str(2 * self.max_pixels + _ALIGNED**2),
-        }
-        try:
-            return av.open(f"file:{self.path.absolute()}", options=whitelist, metadata_errors="replace")
-        except MemoryError:
-            raise
-        except av.EOFError:
-            raise Refusal(f"{self.path} has 0 frames of video.") from None
-        except (av.FFmpegError, ValueError):
-            raise Refusal(f"{self.path} is not a video that can be read; {formats.READS} files are.") from None
+    def zero(self, first: int) -> int:
+        """The time of the file that is 0 of the video, in ticks; `first`: when the first frame is shown.
+
+        A clock of MPEG-TS begins anywhere, with whichever of pictures and sound is first. Others mean what they say,
+        but that nothing is shown before 0.
+        """
+        if self.container.format.name != "mpegts":
+            return min(first, 0)
+        sounds = [s for s in self.container.streams.audio if s.start_time is not None]
+        starts = [first * tick(self.stream), *(s.start_time * tick(s) for s in sounds if s.start_time is not None)]
+        near = [start for start in starts if abs(start - starts[0]) < _FAR_S]
+        return int(min(near) / tick(self.stream))
+
+    def _stamp(self, frame: VideoFrame) -> int | None:
+        """When a frame is shown, in ticks.
+
+        AVI stores no time stamps but the order of its packets and empty places among them: the first frame shown is
+        due with the first packet, and so on. What FFmpeg makes up skips a place where a picture is stored early.
+        """
+        if self.container.format.name == "avi" and self._slots:
+            slot = self._slots.popleft()
+            self._first_slot = slot if self._first_slot is None else self._first_slot
+            return slot - self._first_slot
+        return frame.pts if frame.pts is not None else frame.dts
 
     def _pick(self) -> VideoStream:
-        """The first real video stream, ready to be decoded within the limits."""
+        """The video stream that players show, ready to be decoded within the limits."""
         real = [s for s in self.container.streams.video if not is_cover(s)]
         if not real:
             raise Refusal(f"{self.path} has no video stream, so 0 frames to edit.")
-        stream, context = real[0], real[0].codec_context
+        stream = next((s for s in real if s.disposition & Disposition.default), real[0])
+        context = stream.codec_context
         name = context.codec.name if context is not None else "an unknown codec"
         if name not in formats.VIDEO_CODECS:
             known = ", ".join(sorted(set(formats.VIDEO_CODECS.values())))
@@ -116,6 +128,8 @@ class Source:
                 if packet.stream is self.stream:
                     if packet.pts is not None:
                         time_s = float(packet.pts * packet.time_base)
+                    if packet.dts is not None and packet.size:
+                        self._slots.append(packet.dts)
                     if packet.is_corrupt and self.gap_s is None:
                         self.gap_s = time_s
                     if _BROKEN.search(self.log.text()):
@@ -151,6 +165,19 @@ class Source:
     def _damaged(self, time_s: float | None) -> Refusal:
         where = f"at {time_s or 0:.2f} s of the video"
         return Refusal(f"{self.path} is damaged {where}; copy or download it again, or repair it.")
+
+
+def open_container(path: Path, max_pixels: int) -> InputContainer:
+    """A user's file with its streams known, and nothing of it decoded but what that takes."""
+    try:
+        options = formats.whitelist(2 * max_pixels + _ALIGNED**2)
+        return av.open(f"file:{path.absolute()}", options=options, metadata_errors="replace")
+    except MemoryError:
+        raise
+    except av.EOFError:
+        raise Refusal(f"{path} has 0 frames of video.") from None
+    except (av.FFmpegError, ValueError):
+        raise Refusal(f"{path} is not a video that can be read; {formats.READS} files are.") from None
 
 
 def check_file(path: Path) -> None:

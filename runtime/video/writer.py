@@ -71,6 +71,7 @@ class VideoWriter:
             "sample_aspect_ratio": str(source.sample_aspect_ratio if source else 1),
             "source": str(source.path) if source else None,
             "span": [str(t) for t in plan.seconds(source, span)] if source and span else None,
+            "zero_s": str(source.zero_s if source else 0),
             "max_pixels": max_pixels,
         }
         self._target = settled(self.path)
@@ -157,7 +158,9 @@ class VideoWriter:
             raise MachineError(f"{self._written} of {expected} frames were written to {self.path}; nothing was kept.")
         self._worker.send({"finish": True})
         patience_s = DEADLINE_S + _size_bytes(self._part) / _SLOWEST_DISK_BYTES_PER_S
-        done = self._worker.receive(deadline_s=patience_s)[0].get("done")
+        told = self._worker.receive(deadline_s=patience_s)[0]
+        done = told.get("done")
+        self.notes += told.get("notes", [])
         if done != self._written:
             raise MachineError(f"The encoder took {done} of {self._written} frames for {self.path}; nothing was kept.")
         _publish(self._part, self._target)
