@@ -25,7 +25,8 @@ AUDIO_DECODERS = (
     "aac,aac_latm,ac3,alac,dca,eac3,flac,libopus,mp2,mp2float,mp3,mp3float,opus,vorbis,"
     "pcm_alaw,pcm_f32le,pcm_mulaw,pcm_s16be,pcm_s16le,pcm_s24be,pcm_s24le,pcm_s32le,pcm_u8"
 )
-OTHER_DECODERS = "ass,mov_text,srt,subrip,text,webvtt"
+OTHER_DECODERS = "ass,ssa,mov_text,srt,subrip,text,webvtt,png,bmp"
+"""Of subtitles, and of cover art."""
 
 HDR_TRANSFERS = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}

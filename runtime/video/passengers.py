@@ -54,6 +54,7 @@ class Passengers:
         self._board(source, video)
         self._packets = self._look_ahead(source.container.demux())
         self._ends: dict[int, int] = {}  # of the last packet of each stream, in its ticks
+        self._stamps: dict[int, int] = {}  # of the last packet of each stream, as the source has it
         self._later: dict[int, int] = {}  # ticks by which a stream's packets are moved since its time went back
 
     def open(self) -> None:
@@ -181,6 +182,7 @@ class Passengers:
         if packet.dts is None:
             return
         dts = packet.dts + self._later.get(index, 0)
+        self._last_long_enough(packet, index)
         end = self._ends.get(index)
         if end is not None and dts < end - JUMP_S / packet.time_base:
             self._later[index] = self._later.get(index, 0) + end - dts
@@ -189,6 +191,14 @@ class Passengers:
             packet.pts = None if packet.pts is None else packet.pts + dts - packet.dts
             packet.dts = dts
         self._ends[index] = max(dts + (packet.duration or 1), end or 0)
+
+    def _last_long_enough(self, packet: "Packet[Stream]", index: int) -> None:
+        """MP4 ends a stream where its last packet ends, and shows nothing of one whose length is unsaid."""
+        assert packet.dts is not None
+        before, self._stamps[index] = self._stamps.get(index), packet.dts
+        is_sound = self._aboard[index].stream.type == "audio"
+        if is_sound and not packet.duration and before is not None and self._into.muxer in ("mp4", "mov"):
+            packet.duration = max(packet.dts - before, 0)
 
     def _is_near(self, packet: "Packet[Stream]") -> bool:
         """Whether a packet lies in the span or so near before it that decoding should begin with it."""

@@ -16,6 +16,8 @@ from fairy.runtime.video.wire import Message
 from fairy.runtime.video.worker import Worker
 
 _PTS_LIMIT_BYTES = 1 << 31
+_MOST_FPS, _USUAL_FPS = 1000, 25
+"""Of a single frame some containers tell the rate of their clock, 90 000; then it stays as long as is usual."""
 
 
 def probe(
@@ -119,9 +121,11 @@ def _picture(worker: Worker, info: VideoInfo, index: int) -> NDArray[np.uint8]:
 def _info(path: Path, found: Message, pts: NDArray[np.int64]) -> VideoInfo:
     pts.flags.writeable = False
     time_base = Fraction(found.pop("time_base"))
-    hints = tuple(Fraction(rate) for rate in found.pop("rates"))
+    hints = tuple(rate for rate in map(Fraction, found.pop("rates")) if rate <= _MOST_FPS)
     constant = timing.constant_rate(pts, time_base, hints)
-    last = int(found.pop("last_duration")) or _usual_step(pts, time_base, constant)
+    last = int(found.pop("last_duration"))
+    if not last or (len(pts) == 1 and last * time_base * _MOST_FPS < 1):
+        last = _usual_step(pts, time_base, constant)
     return VideoInfo(
         path=path,
         num_frames=len(pts),
@@ -144,4 +148,4 @@ def _usual_step(pts: NDArray[np.int64], time_base: Fraction, rate: Fraction | No
     """How long a frame stays where the file does not say it of the last one."""
     if rate:
         return max(1, round(1 / (rate * time_base)))
-    return max(1, int(np.median(np.diff(pts)))) if len(pts) > 1 else 1
+    return max(1, int(np.median(np.diff(pts))) if len(pts) > 1 else round(1 / (_USUAL_FPS * time_base)))

@@ -22,6 +22,10 @@ _MOST_PACKETS, _MOST_BYTES = 4000, 64 << 20
 _LINES = {"ass": b"0,0,Default,,0,0,0,,a", "mov_text": b"\0\1a", "subrip": b"a", "text": b"a", "webvtt": b"a"}
 
 
+_MISLABELLED = {("avi", "audio", "eac3")}
+"""What FFmpeg itself sees through and others do not: AVI calls it AC-3."""
+
+
 class Outcome(Enum):
     """What a container does with a stream."""
 
@@ -54,6 +58,8 @@ def attempt(way: Way, stream: Any, packets: "Sequence[Packet[Any]]", muxer: str)
             carriage = way(stream)
             count = _write(output, carriage, _copies(stream, packets), muxer)
         buffer.seek(0)
+        if (muxer, *carriage.reads_as) in _MISLABELLED:
+            return Outcome.MISREAD
         with av.open(buffer, options=formats.whitelist()) as back:
             return Outcome.KEPT if _is_there(back, carriage, count) else Outcome.MISREAD
     except (av.FFmpegError, ValueError, TypeError, KeyError, StopIteration):
