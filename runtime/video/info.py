@@ -115,6 +115,12 @@ class VideoInfo:
         return Clock(self.pts, self.time_base, self.last_duration)
 
     @property
+    def halves_colour(self) -> bool:
+        """Whether the pictures are 4:2:0 with even sides: what every player shows, and what is kept so."""
+        is_420 = self.pix_fmt.startswith(("yuv420", "yuvj420", "yuva420", "nv12", "nv21", "p010", "p016"))
+        return is_420 and not (self.width % 2 or self.height % 2)
+
+    @property
     def start_s(self) -> float:
         return float(int(self.pts[0]) * self.time_base)
 

@@ -56,6 +56,7 @@ class VideoWriter:
         clock = clock if clock is not None or fps is not None else plan.source_clock(source, span)
         rate = plan.frame_rate(clock, fps, source, self.path)
         self._ticks, self.notes = plan.fit_clock(clock, rate, self._format, self.path)
+        self.notes += plan.pixel_notes(width, height, source)
         self._num_frames = None if clock is None else len(clock.pts)
         plan.check_space(self.path, width * height * (self._num_frames or 1))
         request = {

@@ -112,6 +112,25 @@ def test_known_sizes(size, long_side: int, scaled, padded) -> None:
     assert geometry.latent(8) == (padded[0] // 8, padded[1] // 8)
 
 
+COMMON = (
+    "3840x2160 4096x2160 4096x1716 3996x2160 2048x1080 2048x858 1998x1080 2560x1440 2560x1080 3440x1440 1920x1080 "
+    "1920x1088 1920x1200 1920x804 1920x800 1920x816 1920x1440 1440x1080 1280x720 1280x544 1280x536 1280x534 1280x960 "
+    "1080x1920 1080x1350 1080x1080 1170x2532 1284x2778 886x1920 960x540 854x480 848x480 852x480 720x576 720x480 "
+    "704x576 640x480 640x360 720x1280 2532x1170 1600x900 1366x768 2704x1520 3840x1608 3840x1600 1792x768 1828x1332"
+).split()
+
+
+@pytest.mark.parametrize("long_side", [256, 384, 512, 768])
+def test_common_sizes_stay_even(long_side: int) -> None:
+    """For 4:2:0, which every player shows; the shape changes by no more than a hundredth."""
+    for size in COMMON:
+        width, height = map(int, size.split("x"))
+        scaled = make_geometry(height, width, long_side=long_side, upscale=False, multiple=64, even=True).scaled
+        assert max(scaled) == min(long_side, max(width, height))
+        assert scaled[0] % 2 == scaled[1] % 2 == 0
+        assert scaled[1] / scaled[0] == pytest.approx(width / height, rel=0.01), size
+
+
 @given(st.integers(1, 9), st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
 def test_padding_reflects_as_often_as_it_takes(length: int, padded: int) -> None:
