@@ -120,8 +120,8 @@ def pixel_notes(width: int, height: int, source: VideoInfo | None) -> list[str]:
     """What is worth knowing where the pictures are not, or no longer, what every player shows: 4:2:0."""
     if width % 2 or height % 2:
         return [
-            f"A side of {width}×{height} is odd, so the file is written as 4:4:4, which phones, Safari and QuickTime do "
-            "not play; an even long_side (--long-side), or size = source, may help."
+            f"A side of {width}×{height} is odd, so the file is written as 4:4:4, which phones, Safari and QuickTime "
+            "do not play; another long_side (--long-side), or size = source, may help."
         ]
     fuller = source is not None and any(kind in source.pix_fmt for kind in ("422", "444", "440", "rgb", "gbr", "bgr"))
     return [f"The source's colours ({source.pix_fmt}) are written as 4:2:0."] if source and fuller else []
