@@ -65,6 +65,13 @@ def edit(
     size: Annotated[str, typer.Option(help="scaled, or source: scale the result back.")] = "scaled",
     start: Annotated[str | None, typer.Option(help="Edit from here: seconds or [H:]MM:SS.")] = None,
     end: Annotated[str | None, typer.Option(help="Edit up to here: seconds or [H:]MM:SS.")] = None,
+    deinterlace: Annotated[
+        bool, typer.Option("--deinterlace", help="Make whole pictures of the fields of interlaced video first.")
+    ] = False,
+    hdr: Annotated[str, typer.Option(help="High dynamic range: refuse, or tonemap to BT.709.")] = "refuse",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a video with damaged frames instead of concealing them.")
+    ] = False,
     shots: Annotated[
         str,
         typer.Option(help="off, auto (finds cuts), or the first frames of shots: 120,310. Each has its own anchors."),
@@ -137,6 +144,9 @@ def edit(
         end=_parse_time("end", end),
         micro_batch=micro_batch,
         max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
+        deinterlace=deinterlace,
+        hdr=hdr,  # type: ignore[arg-type]
+        strict=strict,
         shots=cli_options.parse_shots(shots),  # type: ignore[arg-type]
         prompts=schedule,
         continue_look=continue_look,

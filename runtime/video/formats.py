@@ -5,8 +5,10 @@ from pathlib import Path
 
 from fairy.kernels.errors import InputError
 
-DEMUXERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts")
-READS = "MP4/MOV, Matroska/WebM, AVI and MPEG-TS"
+DEMUXERS = (
+    *("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "dv", "gif", "apng", "yuv4mpegpipe"),
+)
+READS = "MP4/MOV, Matroska/WebM, AVI, MPEG-TS/PS, FLV, WMV, DV, GIF, APNG and WebP"
 VIDEO_CODECS = {
     "h264": "h264",
     "hevc": "hevc",
@@ -17,8 +19,26 @@ VIDEO_CODECS = {
     "mpeg4": "mpeg4",
     "prores": "prores",
     "mjpeg": "mjpeg",
+    "vp8": "vp8",
+    "libvpx": "vp8",
+    "mpeg2video": "mpeg2",
+    "mpeg1video": "mpeg1",
+    "h263": "h263",
+    "flv": "flv1",
+    "msmpeg4": "msmpeg4v3",
+    "msmpeg4v2": "msmpeg4v2",
+    "wmv1": "wmv1",
+    "wmv2": "wmv2",
+    "ffv1": "ffv1",
+    "rawvideo": "raw",
+    "dvvideo": "dv",
+    "qtrle": "qtrle",
+    "gif": "gif",
+    "apng": "apng",
 }
 """FFmpeg's decoder -> the codec's name."""
+WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""The decoder that also decodes the second picture, of transparency, that WebM stores beside the first."""
 
 # While a file is opened FFmpeg may decode a little sound to learn its parameters; it is copied undecoded later.
 AUDIO_DECODERS = (

@@ -57,7 +57,7 @@ def proper_part(source: VideoInfo | None, span: tuple[int, int] | None) -> tuple
     start, stop = span
     if not 0 <= start < stop <= source.num_frames:
         raise InputError(f"Frames {start} to {stop} are not a part of the source's {source.num_frames} frames.")
-    return None if (start, stop) == (0, source.num_frames) else span
+    return None if (start, stop) == (0, source.num_frames) and not source.ends_early else span
 
 
 def source_clock(source: VideoInfo | None, span: tuple[int, int] | None) -> Clock:

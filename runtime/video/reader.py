@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from fairy.kernels.errors import InputError, MachineError
 from fairy.runtime.video import timing
-from fairy.runtime.video.info import MAX_PIXELS, ColorTags, VideoInfo
+from fairy.runtime.video.info import MAX_PIXELS, ColorTags, Reading, VideoInfo
 from fairy.runtime.video.wire import Message
 from fairy.runtime.video.worker import Worker
 
+_LEAD_FRAMES, _WORTH_FRAMES = 2, 50
+"""Filters look at neighbours; fewer frames are decoded sooner than skipped."""
 _PTS_LIMIT_BYTES = 1 << 31
 _MOST_FPS, _USUAL_FPS = 1000, 25
 """Of a single frame some containers tell the rate of their clock, 90 000; then it stays as long as is usual."""
@@ -26,6 +28,7 @@ def probe(
     max_pixels: int = MAX_PIXELS,
     cancel: threading.Event | None = None,
     on_progress: Callable[[int], None] | None = None,
+    reading: Reading = Reading(),  # noqa: B008  # frozen
 ) -> VideoInfo:
     """Decodes the whole file once, because headers lie, and says what is in it.
 
@@ -33,12 +36,12 @@ def probe(
     sentence, for whatever is not a whole video that can be edited.
     """
     path = Path(path)
-    worker = _start(path, max_pixels, cancel, {"do": "probe"})
+    worker = _start(path, max_pixels, cancel, {"do": "probe", "reading": asdict(reading)})
     try:
         while True:
             message, payload = worker.receive(_PTS_LIMIT_BYTES)
             if "found" in message:
-                return _info(path, message["found"], np.frombuffer(payload, dtype=np.int64))
+                return _info(path, message["found"], np.frombuffer(payload, dtype=np.int64), reading)
             if on_progress is not None:
                 on_progress(int(message["at"]))
     finally:
@@ -66,7 +69,10 @@ def read_frames(
         "color": asdict(info.color),
         "rotation": info.rotation,
         "flipped": info.flipped,
+        "crop": info.crop,
+        "reading": asdict(info.reading),
         "zero": int(info.zero_s / info.time_base),
+        "seek": _seek(info, int(wanted[0])),
     }
     worker = _start(info.path, max_pixels, cancel, request, wanted)
     try:
@@ -74,6 +80,18 @@ def read_frames(
             yield _picture(worker, info, int(index))
     finally:
         worker.kill()
+
+
+def _seek(info: VideoInfo, first: int) -> tuple[int, int, int] | None:
+    """Number and time of the frame at which decoding may begin, and the time of the first one that is wanted.
+
+    A frame can refer to pictures before the last one that is complete in itself, so it is the one before that.
+    """
+    before = [key for key in info.keys if key <= first - _LEAD_FRAMES]
+    if len(before) < 2 or before[-2] < _WORTH_FRAMES:
+        return None
+    zero = int(info.zero_s / info.time_base)
+    return before[-2], int(info.pts[before[-2]]) + zero, int(info.pts[first]) + zero
 
 
 def choose(num_frames: int, start: int, stop: int | None, indices: Collection[int] | None) -> NDArray[np.int64]:
@@ -118,13 +136,14 @@ def _picture(worker: Worker, info: VideoInfo, index: int) -> NDArray[np.uint8]:
         return np.frombuffer(payload, dtype=np.uint8).reshape(shape)
 
 
-def _info(path: Path, found: Message, pts: NDArray[np.int64]) -> VideoInfo:
+def _info(path: Path, found: Message, numbers: NDArray[np.int64], reading: Reading) -> VideoInfo:
+    pts, keys = np.split(numbers, [len(numbers) - found.pop("keys")])
     pts.flags.writeable = False
     time_base = Fraction(found.pop("time_base"))
     hints = tuple(rate for rate in map(Fraction, found.pop("rates")) if rate <= _MOST_FPS)
     constant = timing.constant_rate(pts, time_base, hints)
     last = int(found.pop("last_duration"))
-    if not last or (len(pts) == 1 and last * time_base * _MOST_FPS < 1):
+    if not last or (len(pts) == 1 and last * time_base * _MOST_FPS < 1 and found["container"] == "mpegts"):
         last = _usual_step(pts, time_base, constant)
     return VideoInfo(
         path=path,
@@ -140,6 +159,9 @@ def _info(path: Path, found: Message, pts: NDArray[np.int64]) -> VideoInfo:
         audio=tuple(found.pop("audio")),
         other=tuple(found.pop("other")),
         notes=tuple(found.pop("notes")),
+        crop=tuple(found.pop("crop")),
+        reading=reading,
+        keys=tuple(map(int, keys)),
         **found,
     )
 

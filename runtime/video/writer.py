@@ -70,7 +70,7 @@ class VideoWriter:
             "time_base": str(plan.container_time_base(clock, rate, self._format)),
             "color": asdict(plan.choose_color(color, source, height)),
             "sample_aspect_ratio": str(source.sample_aspect_ratio if source else 1),
-            "source": str(source.path) if source else None,
+            "source": str(source.path) if source and source.container != "webp" else None,
             "span": [str(t) for t in plan.seconds(source, span)] if source and span else None,
             "zero_s": str(source.zero_s if source else 0),
             "max_pixels": max_pixels,
