@@ -1,6 +1,7 @@
 """Filters of FFmpeg between decoding and conversion: whole pictures out of fields, BT.709 out of high dynamic range."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -51,7 +52,7 @@ def _graph(frame: VideoFrame, reading: Reading) -> Graph:
     graph = Graph()
     try:
         last: Any = graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or av.time_base
+            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 1000)
         )
         for name, how in [*steps, ("buffersink", None)]:
             step = graph.add(name, how)

@@ -47,6 +47,9 @@ class Reading:
     end_s: float | None = None
 
 
+AS_IT_IS = Reading()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Clock:
     """When each frame is shown: pts [N] int64, strictly increasing, in units of `time_base` seconds."""
@@ -129,7 +132,7 @@ class VideoInfo:
     """The time in the file's own clock that is 0 of `pts`, in seconds: where MPEG-TS began to count."""
     crop: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Pixels at the left, right, top and bottom of the coded picture that the container asks not to show."""
-    reading: Reading = Reading()
+    reading: Reading = AS_IT_IS
     ends_early: bool = False
     """True where the file goes on after the last frame that was looked at."""
     keys: tuple[int, ...] = ()

@@ -22,7 +22,7 @@ class FFmpegLog:
         """FFmpeg's description of an open file, which tells more of its streams than PyAV does."""
         before = self.text()
         av.logging.set_libav_level(av.logging.INFO)
-        container.dumps_format()
+        container.dumps_format()  # type: ignore[attr-defined]  # missing in PyAV's stubs
         av.logging.set_libav_level(av.logging.ERROR)
         self._lines = ""
         said, self._lines = self.text(), before

@@ -174,7 +174,7 @@ class Passengers:
                 packet.stream = carriage.copy
                 self._output.mux(packet)
         except (av.ArgumentError, av.InvalidDataError) as error:
-            count, first_s, why = self._failed.get(index, (0, time_s, error.strerror))
+            count, first_s, why = self._failed.get(index, (0, time_s, error.strerror or "refused"))
             self._failed[index] = count + 1, first_s, why
 
     def _go_on(self, packet: "Packet[Stream]", index: int) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fairy.kernels.errors import InputError, MachineError
 from fairy.runtime.video import timing
-from fairy.runtime.video.info import MAX_PIXELS, ColorTags, Reading, VideoInfo
+from fairy.runtime.video.info import AS_IT_IS, MAX_PIXELS, ColorTags, Reading, VideoInfo
 from fairy.runtime.video.wire import Message
 from fairy.runtime.video.worker import Worker
 
@@ -28,11 +28,12 @@ def probe(
     max_pixels: int = MAX_PIXELS,
     cancel: threading.Event | None = None,
     on_progress: Callable[[int], None] | None = None,
-    reading: Reading = Reading(),  # noqa: B008  # frozen
+    reading: Reading = AS_IT_IS,
 ) -> VideoInfo:
     """Decodes the whole file once, because headers lie, and says what is in it.
 
-    `on_progress` is called now and then with the number of frames found so far. Raises InputError, in one
+    `on_progress` is called now and then with the number of frames found so far; `reading` says how the file is read,
+    by `read_frames` too. Raises InputError, in one
     sentence, for whatever is not a whole video that can be edited.
     """
     path = Path(path)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import av
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fairy.runtime.video import formats
 from fairy.runtime.video.helper import Refusal
-from fairy.runtime.video.info import ColorTags, Reading
+from fairy.runtime.video.info import AS_IT_IS, ColorTags, Reading
 from fairy.runtime.video.log import FFmpegLog
 
 DECODER_THREADS = 4
@@ -44,13 +44,13 @@ _BROKEN = re.compile("EBML number|exceeds containing master element|exceeds max 
 class Source:
     """A user's video file; a context manager. Nothing that the file names is opened."""
 
-    def __init__(self, path: Path, max_pixels: int, reading: Reading = Reading()) -> None:
+    def __init__(self, path: Path, max_pixels: int, reading: Reading = AS_IT_IS) -> None:
         check_file(path)
         self.path, self.max_pixels, self.reading, self.log = path, max_pixels, reading, FFmpegLog()
         self.gap_s: float | None = None
         """When the first packet begins that its transport marks as incomplete: usual where recordings were joined."""
         self.damaged_s: list[float] = []
-        """When frames are shown that the decoder had to conceal, or could not decode, and that are used all the same."""
+        """When frames are shown that the decoder had to conceal, or left out, in a file that is used all the same."""
         self.ends_early = False
         self._slots: deque[int] = deque(maxlen=_MOST_SLOTS)  # of the packets that wait for their frames
         self._first_slot: int | None = None
@@ -194,7 +194,7 @@ class Source:
                         self.gap_s = time_s
                     if _BROKEN.search(self.log.text()) and self._matters(time_s):
                         raise self._damaged(time_s)
-                    yield from self._decoded(packet, time_s)
+                    yield from self._decoded(cast("Packet[VideoStream]", packet), time_s)
                     if self._is_long_past(time_s):
                         yield from self._decoded(None, time_s)
                         return

@@ -34,9 +34,9 @@ class Outcome(Enum):
     REFUSED = "refused"
 
 
-def first_packets(container: InputContainer, wanted: Sequence[Stream]) -> dict[int, list[bytes]]:
+def first_packets(container: InputContainer, wanted: Sequence[Stream]) -> "dict[int, list[Packet[Any]]]":
     """The first packets of each stream by its index; of rare ones, as subtitles, perhaps none."""
-    found: dict[int, list[Any]] = {stream.index: [] for stream in wanted}
+    found: dict[int, list[Packet[Any]]] = {stream.index: [] for stream in wanted}
     left = {s.index: _SOUND_PACKETS if s.type == "audio" else _OTHER_PACKETS for s in wanted if s.type != "attachment"}
     size_bytes = 0
     for count, packet in enumerate(container.demux()):
@@ -60,7 +60,7 @@ def attempt(way: Way, stream: Any, packets: "Sequence[Packet[Any]]", muxer: str)
         buffer.seek(0)
         if (muxer, *carriage.reads_as) in _MISLABELLED:
             return Outcome.MISREAD
-        with av.open(buffer, options=formats.whitelist()) as back:
+        with av.open(buffer, "r", options=formats.whitelist()) as back:
             return Outcome.KEPT if _is_there(back, carriage, count) else Outcome.MISREAD
     except (av.FFmpegError, ValueError, TypeError, KeyError, StopIteration):
         return Outcome.REFUSED
