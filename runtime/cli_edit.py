@@ -34,6 +34,7 @@ def edit(
         typer.Argument(metavar="INSTRUCTION", help='What to do, e.g. "make it snow"; may be left to --prompts.'),
     ] = None,
     model: cli_options.Model = None,
+    variant: cli_options.Variant = None,
     negative_prompt: Annotated[str, typer.Option(help="What the result should not be.")] = "",
     anchors: cli_options.Anchors = None,
     steps: cli_options.Steps = None,
@@ -117,6 +118,8 @@ def edit(
     quiet: cli_options.Quiet = False,
 ) -> None:
     """Edit a video from an instruction."""
+    if quiet:
+        cli_options.silence_libraries()
     from fairy.runtime.editor import Editor
     from fairy.runtime.methods.options import check_processes
     from fairy.runtime.params import EditParams
@@ -173,6 +176,7 @@ def edit(
     with (
         Editor.from_pretrained(
             model,
+            variant=variant,
             device=device,
             dtype=dtype,
             backend=backend,

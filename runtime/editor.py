@@ -27,7 +27,7 @@ from fairy.kernels.errors import FairyError, InputError
 from fairy.runtime.batches import default_micro_batch, measured_micro_batch
 from fairy.runtime.device import check_threads, cpu_threads, resolve_device, resolve_dtype, worker_devices
 from fairy.runtime.executor import Executor, InProcess
-from fairy.runtime.files import check_names, check_outputs, user_path, write_picture
+from fairy.runtime.files import check_names, check_outputs, only_writer_of, user_path, write_picture
 from fairy.runtime.identity import identity_of
 from fairy.runtime.job import Job, plan_job, report_job
 from fairy.runtime.journal import Journal, folders_of_other_containers, journal_folder
@@ -257,7 +257,7 @@ class Editor:
         """
         request = FileRequest.checked(video, out, compare=compare, preview=preview, report=report, fps=fps, crf=crf)
         check_resume(params, resume)
-        with self._one_job():
+        with self._one_job(), only_writer_of(request.out, request.compare, request.preview, request.report):
             job = self._open(request.video, params, Monitor(on_progress, cancel), latents, request.preview)
             others = folders_of_other_containers(request.out)
             job.journal = Journal(

@@ -1,9 +1,13 @@
 """Paths a user gave, and small files that appear under their name only when they are whole."""
 
+import errno
+import hashlib
 import os
 import secrets
-from collections.abc import Mapping
-from contextlib import suppress
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -97,6 +101,32 @@ def cut_to_bytes(name: str, most: int) -> str:
     """The beginning of a name that takes at most so many bytes, cut between characters."""
     whole = os.fsencode(name)
     return name if len(whole) <= most else whole[:most].decode(errors="ignore")
+
+
+@contextmanager
+def only_writer_of(*paths: Path | None) -> Iterator[None]:
+    """Holds these outputs for one edit at a time.
+
+    By a socket's name, which the system takes back however the process ends and which is no file. Linux only.
+
+    Raises:
+        InputError: another edit on this machine is writing one of them.
+    """
+    with ExitStack() as held:
+        for path in paths if sys.platform == "linux" else ():
+            if path is None:
+                continue
+            name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
+            lock = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            try:
+                lock.bind(f"\0fairy-writes-{name}")
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    continue
+                raise InputError(
+                    f"{path} is being written by another edit at this moment; wait for its end or name another file."
+                ) from None
+        yield
 
 
 def settled(path: Path) -> Path:

@@ -145,3 +145,20 @@ def test_a_link_stays_a_link(editor: Editor, video: Path, tmp_path: Path) -> Non
     assert all((tmp_path / "links" / name).is_symlink() for name in outs.values())
     assert {path.name for path in (tmp_path / "files").iterdir()} == set(outs.values())
     assert json.loads((tmp_path / "files" / "r.json").read_text())["num_frames"] == 3
+
+
+def test_the_second_edit_into_one_output_at_once_says_so(tmp_path: Path) -> None:
+    from fairy.runtime.files import only_writer_of
+
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "o.mp4")
+    with only_writer_of(tmp_path / "o.mp4", None):
+        for name in ("o.mp4", "link.mp4"):
+            with (
+                pytest.raises(InputError, match=rf"{name} is being written by another edit at this moment; wait"),
+                only_writer_of(tmp_path / "p.mp4", tmp_path / name),
+            ):
+                pass
+        with only_writer_of(tmp_path / "p.mp4"):
+            pass
+    with only_writer_of(tmp_path / "o.mp4"):
+        assert not list(tmp_path.glob(".*")), "and nothing is left behind"
