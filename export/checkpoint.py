@@ -5,6 +5,7 @@ Only classes named here are ever made, only safetensors files are read, and no c
 
 import errno
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from fairy.export.weight_files import STEMS, check_is_whole, choose_variant, variants_of
 from fairy.kernels.errors import InputError, MachineError
 
 _COMPONENTS = {
@@ -96,6 +98,8 @@ def load_checkpoint(
     """Load an InstructPix2Pix-type or depth-conditioned model: a folder in diffusers' format, or a hub id.
 
     Args:
+        variant: which weights, as in `diffusion_pytorch_model.fp16.safetensors`; None = those without a variant, else
+            what there is.
         decoder: a small decoder to use instead of the autoencoder's, approximate: "tiny" = the model's own, or a folder
             or hub id of an `AutoencoderTiny` made for the same latents; None = the autoencoder's.
 
@@ -104,6 +108,8 @@ def load_checkpoint(
     """
     hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     folder = _folder("model", model, hub_patterns(variant), {**hub, "revision": revision})
+    if variant is None and not Path(model).expanduser().is_dir() and not _has_weights(folder):
+        folder = _folder("model", model, hub_patterns("fp16"), {**hub, "revision": revision})
     _check_index(folder)
     with _quiet():
         parts: dict[str, Any] = {name: _load(folder / name, name, dtype, variant) for name in _COMPONENTS}
@@ -141,18 +147,57 @@ def check_is_editor(checkpoint: Checkpoint) -> None:
         )
 
 
+def describe_model(folder: Path) -> dict[str, Any]:
+    """What a model's folder says of itself, in JSON's types; no weights are read.
+
+    Raises:
+        InputError: it lacks something, or is of a kind that cannot be run.
+    """
+    _check_index(folder)
+    configs = {name: _read_json(folder / name / "config.json") for name in STEMS}
+    variants = {name: variants_of(folder / name, stem) for name, stem in STEMS.items()}
+    for name, found in variants.items():
+        if not found:
+            raise InputError(f"The {name} in {folder / name} has no safetensors files; get the model's files anew.")
+        check_is_whole(folder / name, name, found[0] or None)
+    schedule = _read_json(folder / "scheduler" / "scheduler_config.json")
+    sees = {2 * configs["vae"]["latent_channels"]: "picture", configs["vae"]["latent_channels"] + 1: "depth"}
+    channels = configs["unet"]["in_channels"]
+    notes = [] if channels in sees else [f"It is no editor: its UNet takes {channels} channels."]
+    return {
+        "path": str(folder),
+        "pipeline": _read_json(folder / "model_index.json").get("_class_name"),
+        "sees": sees.get(channels),
+        "variants": {name: [variant or "default" for variant in found] for name, found in variants.items()},
+        "text_channels": configs["unet"]["cross_attention_dim"],
+        "sample_size": configs["unet"].get("sample_size"),
+        "prediction_type": schedule.get("prediction_type", "epsilon"),
+        "recommended": _read_json(folder / "fairy.json") if (folder / "fairy.json").is_file() else {},
+        "notes": notes,
+    }
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Loading without the progress bars that transformers draws on its own."""
-    from transformers.utils import logging
+    """Loading without the progress bars and sentences of the libraries: what matters of them is checked here."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    shown = of_transformers.is_progress_bar_enabled()
+    levels = of_diffusers.get_verbosity(), of_transformers.get_verbosity()
+    for library in (of_diffusers, of_transformers):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
+        for library, level in zip((of_diffusers, of_transformers), levels, strict=True):
+            library.set_verbosity(level)
+        of_diffusers.enable_progress_bar()
         if shown:
-            logging.enable_progress_bar()
+            of_transformers.enable_progress_bar()
 
 
 def _folder(what: str, model: str | Path, patterns: list[str], hub: dict[str, Any]) -> Path:
@@ -184,14 +229,17 @@ def _download(what: str, model: str, patterns: list[str], hub: dict[str, Any]) -
 def hub_patterns(variant: str | None = None) -> list[str]:
     """The files of a hub repository that are needed and nothing else: one precision of each component's weights."""
     dot = "" if variant is None else f".{variant}"
-    weights = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
     patterns = ["model_index.json", "fairy.json", "scheduler/*.json", "tokenizer/*.json", "tokenizer/*.txt"]
-    for part, name in weights.items():
+    for part, name in STEMS.items():
         patterns += [f"{part}/config.json", f"{part}/{name}{dot}.safetensors"]
         patterns += [f"{part}/{name}{dot}-*-of-*.safetensors", f"{part}/{name}.safetensors.index{dot}.json"]
     patterns += [f"{_TINY}/{name}" for name in _TINY_FILES]
     patterns += ["depth_estimator/config.json", "depth_estimator/model.safetensors", "feature_extractor/*.json"]
     return patterns
+
+
+def _has_weights(folder: Path) -> bool:
+    return all(variants_of(folder / part, stem) for part, stem in STEMS.items())
 
 
 def _check_index(folder: Path) -> None:
@@ -236,6 +284,9 @@ def _load_network(where: Path, name: str, dtype: torch.dtype, variant: str | Non
     import diffusers
     import transformers
 
+    if name in STEMS:
+        variant = choose_variant(where, name, variant)
+        check_is_whole(where, name, variant)
     options = {"use_safetensors": True, "variant": variant, "output_loading_info": True}
     if name == "text_encoder":
         module, info = transformers.CLIPTextModel.from_pretrained(where, dtype=dtype, **options)

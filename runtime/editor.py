@@ -28,7 +28,7 @@ from fairy.kernels.errors import FairyError, InputError
 from fairy.runtime.denoise.networks import Networks
 from fairy.runtime.device import check_threads, cpu_threads, resolve_device, resolve_dtype, worker_devices
 from fairy.runtime.executor import Executor, InProcess
-from fairy.runtime.files import check_names, check_outputs, user_path, write_picture
+from fairy.runtime.files import check_names, check_outputs, only_writer_of, user_path, write_picture
 from fairy.runtime.inputs.frames import Frames, VideoInput
 from fairy.runtime.inputs.reads import read_frames_of
 from fairy.runtime.methods import find_method
@@ -41,7 +41,7 @@ from fairy.runtime.plan.job import Job, plan_job, report_job
 from fairy.runtime.plan.memory import check_memory
 from fairy.runtime.plan.params import EditParams
 from fairy.runtime.plan.request import DEFAULT_CRF, FileRequest
-from fairy.runtime.record.journal import Journal, journal_folder
+from fairy.runtime.record.journal import Journal, folders_of_other_containers, journal_folder
 from fairy.runtime.record.progress import Monitor, Progress
 from fairy.runtime.record.result import (
     EditPart,
@@ -258,15 +258,19 @@ class Editor:
             report: a JSON file for the report.
             fps: frames per second, where the source is a folder of images.
             crf: constant rate factor of the encoder, 0 (best) to 51.
-            resume: go on from the micro-batches that an interrupted edit of the same into the same file had finished;
-                it left them in `out` + ".job", which is removed when `out` is there.
+            resume: go on from the micro-batches that an interrupted edit of the same into the same file, or one of the
+                same name with another ending, had finished; it left them in `out` + ".job", which is removed when
+                `out` is there.
             params, preview, on_progress, cancel, latents: as in `edit`.
         """
         request = FileRequest.checked(video, out, compare=compare, preview=preview, report=report, fps=fps, crf=crf)
         check_resume(params, resume)
-        with self._one_job():
+        with self._one_job(), only_writer_of(request.out, request.compare, request.preview, request.report):
             job = self._open(request.video, params, Monitor(on_progress, cancel), latents, request.preview)
-            job.journal = Journal(journal_folder(request.out), self._identity(job), spare_bytes=job.likely_bytes)
+            others = folders_of_other_containers(request.out)
+            job.journal = Journal(
+                journal_folder(request.out), self._identity(job), spare_bytes=job.likely_bytes, others=others
+            )
             with job.journal.kept_unless_done():
                 self._write(job, request, resume=resume)
             done = self._report(job)

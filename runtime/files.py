@@ -1,9 +1,13 @@
 """Paths a user gave, and small files that appear under their name only when they are whole."""
 
+import errno
+import hashlib
 import os
 import secrets
-from collections.abc import Mapping
-from contextlib import suppress
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,8 @@ import numpy as np
 from fairy.kernels.errors import InputError, MachineError
 
 PICTURES = (".png", ".jpg", ".jpeg")
+_SHORT_NAME_BYTES = 100
+"""Every file system has room for such a name; the longest that Linux knows has 255."""
 
 
 def user_path(path: str | Path) -> Path:
@@ -69,7 +75,7 @@ def check_can_write(path: Path, *, endings: tuple[str, ...] = ()) -> None:
         InputError: the folder is missing or not writable, something other than a file has that name, or the ending
             is none of `endings`.
     """
-    folder = path.parent
+    folder = settled(path).parent
     if endings and path.suffix.lower() not in endings:
         raise InputError(f"{path} cannot be written: its name must end in {' or '.join(endings)}.")
     if not folder.is_dir():
@@ -82,6 +88,52 @@ def check_can_write(path: Path, *, endings: tuple[str, ...] = ()) -> None:
         raise InputError(f"{path} cannot be written: you may not write into {folder}.")
 
 
+def temporary_name(path: Path, extra: str) -> str:
+    """A hidden name beside `path`: "." + its stem + `extra`, with the stem cut where that would be too long.
+
+    Longer than the name itself only up to 100 bytes, so that every name a file system takes can be written to.
+    """
+    room = max(len(os.fsencode(path.name)), _SHORT_NAME_BYTES) - len(os.fsencode(extra)) - 1
+    return "." + cut_to_bytes(path.stem, room) + extra
+
+
+def cut_to_bytes(name: str, most: int) -> str:
+    """The beginning of a name that takes at most so many bytes, cut between characters."""
+    whole = os.fsencode(name)
+    return name if len(whole) <= most else whole[:most].decode(errors="ignore")
+
+
+@contextmanager
+def only_writer_of(*paths: Path | None) -> Iterator[None]:
+    """Holds these outputs for one edit at a time.
+
+    By a socket's name, which the system takes back however the process ends and which is no file. Linux only.
+
+    Raises:
+        InputError: another edit on this machine is writing one of them.
+    """
+    with ExitStack() as held:
+        for path in paths if sys.platform == "linux" else ():
+            if path is None:
+                continue
+            name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
+            lock = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            try:
+                lock.bind(f"\0fairy-writes-{name}")
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    continue
+                raise InputError(
+                    f"{path} is being written by another edit at this moment; wait for its end or name another file."
+                ) from None
+        yield
+
+
+def settled(path: Path) -> Path:
+    """The file itself where `path` is a link to it, so that replacing it leaves the link a link."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file by way of a temporary one beside it, so that it is never seen half-written.
 
@@ -89,14 +141,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         InputError: see `check_can_write`; MachineError: the disk failed or is full.
     """
     check_can_write(path)
-    part = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.part")
+    file_itself = settled(path)
+    part = file_itself.with_name(temporary_name(file_itself, f".{secrets.token_hex(6)}.part"))
     try:
         # 0o666 less the user's own mask, as an ordinary file would get.
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        os.replace(part, file_itself)
     except OSError as error:
         raise MachineError(f"{path} could not be written ({error.strerror}); free some space and try again.") from error
     finally:

@@ -1,4 +1,4 @@
-"""``python -m fairy.runtime.cli``: what the command `fairy` runs."""
+"""``python -m fairy.runtime.cli.main``: what the command `fairy` runs."""
 
 from fairy.runtime.start import main
 

@@ -34,6 +34,7 @@ def edit(
         typer.Argument(metavar="INSTRUCTION", help='What to do, e.g. "make it snow"; may be left to --prompts.'),
     ] = None,
     model: cli_options.Model = None,
+    variant: cli_options.Variant = None,
     negative_prompt: Annotated[str, typer.Option(help="What the result should not be.")] = "",
     anchors: cli_options.Anchors = None,
     steps: cli_options.Steps = None,
@@ -65,6 +66,13 @@ def edit(
     size: Annotated[str, typer.Option(help="scaled, or source: scale the result back.")] = "scaled",
     start: Annotated[str | None, typer.Option(help="Edit from here: seconds or [H:]MM:SS.")] = None,
     end: Annotated[str | None, typer.Option(help="Edit up to here: seconds or [H:]MM:SS.")] = None,
+    deinterlace: Annotated[
+        bool, typer.Option("--deinterlace", help="Make whole pictures of the fields of interlaced video first.")
+    ] = False,
+    hdr: Annotated[str, typer.Option(help="High dynamic range: refuse, or tonemap to BT.709.")] = "refuse",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a video with damaged frames instead of concealing them.")
+    ] = False,
     shots: Annotated[
         str,
         typer.Option(help="off, auto (finds cuts), or the first frames of shots: 120,310. Each has its own anchors."),
@@ -113,6 +121,8 @@ def edit(
     quiet: cli_options.Quiet = False,
 ) -> None:
     """Edit a video from an instruction."""
+    if quiet:
+        cli_options.silence_libraries()
     from fairy.runtime.editor import Editor
     from fairy.runtime.methods.options import check_processes
     from fairy.runtime.plan.params import EditParams
@@ -140,6 +150,9 @@ def edit(
         end=_parse_time("end", end),
         micro_batch=micro_batch,
         max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
+        deinterlace=deinterlace,
+        hdr=hdr,  # type: ignore[arg-type]
+        strict=strict,
         shots=cli_options.parse_shots(shots),  # type: ignore[arg-type]
         prompts=schedule,
         continue_look=continue_look,
@@ -166,6 +179,7 @@ def edit(
     with (
         Editor.from_pretrained(
             model,
+            variant=variant,
             device=device,
             dtype=dtype,
             backend=backend,

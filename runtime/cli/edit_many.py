@@ -64,6 +64,8 @@ def edit_many(
     from fairy.runtime.fleet import edit_many as edit_items
     from fairy.runtime.workers.torchrun import torchrun_world
 
+    if quiet:
+        cli_options.silence_libraries()
     if torchrun_world() is not None:
         raise InputError("torchrun would edit the whole folder in each of its processes; start edit-many without it.")
     given = {

@@ -51,18 +51,16 @@ def _root(
 
 @app.command()
 def probe(
-    video: Annotated[Path, typer.Argument(help="A video file.")],
+    video: Annotated[Path, typer.Argument(help="A video file, a folder of images, or a model's folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     max_pixels: Annotated[int | None, typer.Option(help="Largest picture that is decoded [36000000].")] = None,
 ) -> None:
-    """Decode a video once and say what it is, and whether it can be edited."""
+    """Decode a video or a folder of images once, or look at a model, and say what it is and whether it can be used."""
     from fairy.runtime.video import MAX_PIXELS
-    from fairy.runtime.video import probe as probe_video
 
     if max_pixels is not None and not 0 < max_pixels < 1 << 31:
         raise InputError(f"--max-pixels {max_pixels} is not possible; it must be from 1 to {(1 << 31) - 1}.")
-    info = probe_video(video, max_pixels=MAX_PIXELS if max_pixels is None else max_pixels)
-    facts = info.to_json()
+    facts = _facts(video, MAX_PIXELS if max_pixels is None else max_pixels)
     if as_json:
         typer.echo(json.dumps(facts, indent=2, default=str))
         return
@@ -70,8 +68,23 @@ def probe(
     for name, value in facts.items():
         if name not in ("pts", "notes"):
             console.print(f"{name:>24}  {_plain(value)}", markup=False)
-    for note in info.notes:
+    for note in facts["notes"]:
         console.print(f"{'note':>24}  {note}", markup=False)
+
+
+def _facts(path: Path, max_pixels: int) -> dict[str, Any]:
+    """What is found there, in JSON's types; "notes" are sentences."""
+    from fairy.export.checkpoint import describe_model
+    from fairy.runtime.video import probe as probe_video
+    from fairy.runtime.video import probe_images
+
+    if (path / "model_index.json").is_file():
+        return describe_model(path)
+    if path.is_dir():
+        images = probe_images(path, max_pixels=max_pixels)
+        found = {"num_frames": images.num_frames, "width": images.width, "height": images.height}
+        return images.to_json() | found | {"notes": list(images.notes)}
+    return probe_video(path, max_pixels=max_pixels).to_json()
 
 
 @app.command()

@@ -1,5 +1,7 @@
 """Options that several commands have in common, each with its one help text, and what reads their values."""
 
+import os
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +27,27 @@ Threads = Annotated[int, typer.Option(help="CPU threads of the computation.")]
 Decoder = Annotated[
     str | None, typer.Option(help="Approximate: tiny (the model's own), or a folder or hub id of an AutoencoderTiny.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+Variant = Annotated[
+    str | None,
+    typer.Option(help="Which of the model's weights, e.g. fp16 [those without one, else what is there]."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar, and nothing that other libraries say.")]
+
+_SILENT = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+def silence_libraries() -> None:
+    """Keep the libraries' own bars and warnings off stderr, in this process and in those it starts."""
+    for name, value in _SILENT.items():
+        os.environ.setdefault(name, value)
+    warnings.simplefilter("ignore")
 
 
 def parse_anchors(text: str | None) -> int | tuple[int, ...] | None:

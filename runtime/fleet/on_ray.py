@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fairy.kernels.errors import Cancelled, FairyError, InputError, MachineError
+from fairy.runtime.files import settled, temporary_name
 from fairy.runtime.fleet.actor import EditorActor
 from fairy.runtime.fleet.cluster import connected, first_line
 from fairy.runtime.fleet.items import WorkItem
@@ -238,7 +239,10 @@ def _no_parts_left(items: Sequence[WorkItem]) -> Iterator[None]:
 def _parts(items: Sequence[WorkItem]) -> Iterator[Path]:
     for item in items:
         # As the writer of videos names what is not whole yet; a `[` in a name is no pattern.
-        yield from item.out.parent.glob(f".{glob.escape(item.out.stem)}.????????.part{item.out.suffix}")
+        out = settled(item.out)
+        pattern = temporary_name(out, f".????????.part{out.suffix}")
+        stem = pattern.removesuffix(f".????????.part{out.suffix}")
+        yield from out.parent.glob(glob.escape(stem) + pattern[len(stem) :])
 
 
 def _lost(error: Exception, item: WorkItem | None, retries: int) -> str:

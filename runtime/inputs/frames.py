@@ -16,6 +16,7 @@ from fairy.runtime.video import (
     MAX_PIXELS,
     Clock,
     ImageFolderInfo,
+    Reading,
     VideoInfo,
     probe,
     probe_images,
@@ -90,6 +91,13 @@ def open_source(video: VideoInput, params: EditParams, monitor: Monitor) -> Sour
             max_pixels=params.max_pixels,
             cancel=monitor.cancel,
             on_progress=lambda done: monitor.tell("probe", done, 0),
+            reading=Reading(
+                deinterlace=params.deinterlace,
+                tonemap=params.hdr == "tonemap",
+                strict=params.strict,
+                start_s=params.start or 0.0,
+                end_s=params.end,
+            ),
         )
         monitor.tell("probe", info.num_frames, info.num_frames)
         return _FileSource(info, _frame_range(info, params), params.max_pixels, monitor.cancel)
@@ -109,7 +117,8 @@ class _FileSource:
         self.video = info
         self.num_frames, self.size, self.first = len(kept), (info.height, info.width), kept.start
         clock = info.clock.cut(kept.start, kept.stop)
-        self.clock = clock if len(kept) == info.num_frames else clock.shifted()
+        whole = len(kept) == info.num_frames and not info.ends_early
+        self.clock = clock if whole else clock.shifted()
         self.notes = info.notes
         self.max_pixels, self._cancel = max_pixels, cancel
 

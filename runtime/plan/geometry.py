@@ -27,17 +27,24 @@ class Geometry:
         return self.padded[0] // vae_factor, self.padded[1] // vae_factor
 
 
-def make_geometry(height: int, width: int, *, long_side: int, upscale: bool, multiple: int) -> Geometry:
+def make_geometry(
+    height: int, width: int, *, long_side: int, upscale: bool, multiple: int, even: bool = False
+) -> Geometry:
     """The sizes of a job.
 
     Args:
         height, width: of the source.
         long_side: the long side of the result; a smaller source keeps its size unless `upscale`.
         multiple: what padded sides are a multiple of (the VAE's factor times 2^(UNet levels − 1)).
+        even: round scaled sides to even numbers, as video with halved colour (4:2:0) needs them.
     """
     long, short = max(height, width), min(height, width)
     if long > long_side or upscale:
+        if even:
+            long_side -= long_side % 2
         short_scaled = round(short * long_side / long)
+        if even and short_scaled:
+            short_scaled = max(2, 2 * round(short * long_side / long / 2))
         if short_scaled < 1:
             raise InputError(
                 f"A {width}×{height} picture at long side {long_side} would be less than one pixel thin; "

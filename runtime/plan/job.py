@@ -202,7 +202,8 @@ def plan_source(
     usual = usual_batch if runs_in_parts(find_method(params.method)) else UNITS_AT_ONCE
     segments, micro_batch = plan_segments(params, source.num_frames, params.micro_batch or usual)
     sizes = {"long_side": int(params.long_side or 0), "multiple": checkpoint.size_multiple}
-    geometry = make_geometry(*source.size, upscale=params.upscale, **sizes)
+    even = source.video is not None and source.video.halves_colour
+    geometry = make_geometry(*source.size, upscale=params.upscale, even=even, **sizes)
     latent_shape = (checkpoint.vae.config.latent_channels, *geometry.latent(checkpoint.vae_factor))
     return Job(
         params=params,

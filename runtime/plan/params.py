@@ -33,6 +33,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "size": ("scaled", "source"),
     "layers": LAYER_CHOICES,
     "order": ORDERS,
+    "hdr": ("refuse", "tonemap"),
 }
 _RANGES: dict[str, tuple[float, float]] = {
     "num_inference_steps": (1, 1000),
@@ -71,6 +72,9 @@ class EditParams:
             beyond rounding.
         start, end: seconds of the video to edit from and to; None = its beginning and end.
         max_pixels: the largest picture that is decoded, width times height.
+        deinterlace: make whole pictures of the fields of interlaced video first, as many as there are frames.
+        hdr: "refuse" high dynamic range, or "tonemap" it to BT.709.
+        strict: refuse a video in which single frames are damaged, instead of using what the decoder makes of them.
         shots: "off"; "auto" to find cuts and edit each shot against its own anchors (needs PySceneDetect); or the
             first frame of every shot after the first, counted from the first edited frame.
         prompts: further instructions and where they begin: pairs or a mapping of a frame (int) or of seconds of the
@@ -110,6 +114,9 @@ class EditParams:
     start: float | None = None
     end: float | None = None
     max_pixels: int = MAX_PIXELS
+    deinterlace: bool = False
+    hdr: Literal["refuse", "tonemap"] = "refuse"
+    strict: bool = False
     shots: Literal["off", "auto"] | tuple[int, ...] | list[int] = "off"
     prompts: Mapping[int | float, str] | Sequence[tuple[int | float, str]] | None = None
     continue_look: bool = False
@@ -134,7 +141,7 @@ class EditParams:
             _check_text(name, getattr(self, name) or "")
         if not isinstance(self.depth, str | Path | None):
             raise InputError(f"depth must be a folder, not {self.depth!r}.")
-        for name in ("upscale", "continue_look", "paper_scale"):
+        for name in ("upscale", "continue_look", "paper_scale", "deinterlace", "strict"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be True or False, not {getattr(self, name)!r}.")
         for name, choices in _CHOICES.items():

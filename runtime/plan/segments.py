@@ -55,6 +55,8 @@ def plan_segments(params: EditParams, num_frames: int, micro_batch: int | None) 
     stops = [*starts[1:], num_frames]
     anchors = _anchors_of(params, list(zip(starts, stops, strict=True)))
     batch = micro_batch or default_micro_batch(max(map(len, anchors)))
+    if params.micro_batch is not None:  # what nobody asked for depends on no video; see `default_micro_batch`
+        batch = min(batch, _longest(params, starts, stops, anchors))
     segments = []
     prompt = params.prompt
     for start, stop, chosen in zip(starts, stops, anchors, strict=True):
@@ -62,6 +64,15 @@ def plan_segments(params: EditParams, num_frames: int, micro_batch: int | None) 
         parts = cut_into_parts(stop, frozenset(chosen), batch, start=start)
         segments.append(Segment(start, stop, prompt, chosen, parts))
     return tuple(segments), batch
+
+
+def _longest(
+    params: EditParams, starts: Sequence[int], stops: Sequence[int], anchors: Sequence[tuple[int, ...]]
+) -> int:
+    """The most frames of a segment that can be computed at once: batches are filled up to their size."""
+    alone = 0 if find_method(params.method).anchors == "chosen" else 1  # elsewhere anchors are units like all others
+    counts = [stop - start - len(a) * (not alone) for start, stop, a in zip(starts, stops, anchors, strict=True)]
+    return max(1, *counts)
 
 
 def _anchors_of(params: EditParams, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:

@@ -11,9 +11,10 @@ used. The folder is removed when the edited video is in its place.
 
 import hashlib
 import json
+import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,23 +25,43 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fairy.kernels.errors import FairyError
-from fairy.runtime.files import write_atomically
+from fairy.runtime.files import cut_to_bytes, write_atomically
+from fairy.runtime.video.formats import OUTPUTS
 
 _SUFFIX = ".job"
+_LONGEST_NAME_BYTES = 255
 _OURS = re.compile(r"\d{6,}-[0-9a-f]{12}\.safetensors|identity-[0-9a-f]{12}\.json|\.(identity|\d+)-.*\.part")
 
 
 def journal_folder(out: Path) -> Path:
-    """Where the journal of the edit into `out` lies."""
-    return out.with_name(out.name + _SUFFIX)
+    """Where the journal of the edit into `out` lies; a very long name is cut and told apart by its hash."""
+    whole = os.fsencode(out.name)
+    if len(whole) <= _LONGEST_NAME_BYTES - len(_SUFFIX):
+        return out.with_name(out.name + _SUFFIX)
+    end = f".{hashlib.sha256(whole).hexdigest()[:8]}{_SUFFIX}"
+    return out.with_name(cut_to_bytes(out.name, _LONGEST_NAME_BYTES - len(end)) + end)
+
+
+def folders_of_other_containers(out: Path) -> list[Path]:
+    """Where edits into files of the same name with other endings have left their journals."""
+    names = (out.with_suffix(ending) for known in OUTPUTS for ending in (known, known.upper()))
+    folders = (journal_folder(name) for name in names if name != out)
+    return [folder for folder in folders if folder.is_dir() and not folder.is_symlink()]
 
 
 class Journal:
     """The finished micro-batches of one edit of a file. One thread at a time may use it."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any], *, spare_bytes: int = 0) -> None:
-        """Nothing is read or written yet. `spare_bytes` of the disk are for the edited video, not for the journal."""
-        self._folder = folder
+    def __init__(
+        self, folder: Path, identity: dict[str, Any], *, spare_bytes: int = 0, others: Sequence[Path] = ()
+    ) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            spare_bytes: what of the disk is for the edited video, not for the journal.
+            others: folders in which the same edit into another container may have left its parts.
+        """
+        self._folder, self._others = folder, others
         self._text = json.dumps(identity, indent=2, sort_keys=True, default=str)
         self._digest = hashlib.sha256(self._text.encode()).hexdigest()
         self._identity = json.loads(self._text)
@@ -62,6 +83,8 @@ class Journal:
 
     def begin(self, *, resume: bool) -> None:
         """Look at what an earlier edit left. It is used only where it is this edit's and `resume` is set."""
+        if resume and self._difference() is not None:
+            self._adopt()
         if not self._folder.is_dir() or self._folder.is_symlink():
             if resume:
                 self.notes.append(f"There is no {self._folder.name}; the edit began from the start.")
@@ -106,7 +129,7 @@ class Journal:
                 raise OSError(f"{free / 1e6:.1f} MB are free, which the edited video needs")
             if not self._written:
                 self._folder.mkdir(exist_ok=True)
-                write_atomically(self._folder / f"identity-{self._digest[:12]}.json", self._text.encode())
+                write_atomically(self._folder / self._identity_name, self._text.encode())
                 self._written = True
             write_atomically(self._path(part), save({"latents": whole}, self._told(part, whole)))
         except (FairyError, OSError) as error:
@@ -121,18 +144,30 @@ class Journal:
             yield
         except BaseException as error:
             if self.kept:
-                error.add_note(f"what was finished is kept in {self._folder}; add --resume to go on from there.")
+                error.add_note(
+                    f"what was finished is kept in {self._folder}; add --resume to go on from there, or to write it "
+                    "into another container, by another ending of the same name, without computing that again."
+                )
             raise
         self._remove()
+
+    def _adopt(self) -> None:
+        """Use the folder of the same edit into another container, where there is one: latents know no container."""
+        for other in self._others:
+            if (other / self._identity_name).is_file() and self._difference(other) is None:
+                self.notes.append(f"The edit went on from {other.name}, which holds this very edit.")
+                self._folder = other
+                return
 
     def _told(self, part: int, latents: Tensor) -> dict[str, str]:
         """What a part's file says of itself."""
         return {"identity": self._digest, "part": str(part), "sha256": _sha256(latents)}
 
-    def _difference(self) -> str | None:
+    def _difference(self, folder: Path | None = None) -> str | None:
         """What about the edit that left the journal is not this one's; None where it holds this one's."""
-        own = self._folder / f"identity-{self._digest[:12]}.json"
-        others = sorted(self._folder.glob("identity-*.json"), key=lambda path: path.stat().st_mtime)
+        folder = folder or self._folder
+        own = folder / self._identity_name
+        others = sorted(folder.glob("identity-*.json"), key=lambda path: path.stat().st_mtime)
         latest = own if own in others else next(reversed(others), own)
         try:
             theirs = json.loads(latest.read_bytes()[: 1 << 24])
@@ -142,6 +177,10 @@ class Journal:
             return "its identity cannot be read"
         names = sorted({*theirs, *self._identity})
         return next((f"another {name}" for name in names if theirs.get(name) != self._identity.get(name)), None)
+
+    @property
+    def _identity_name(self) -> str:
+        return f"identity-{self._digest[:12]}.json"
 
     def _path(self, part: int) -> Path:
         return self._folder / self._path_name(f"{part:06d}")

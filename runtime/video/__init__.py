@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fairy.runtime.video.images import ImageFolderInfo, probe_images, read_images
-    from fairy.runtime.video.info import MAX_PIXELS, Clock, ColorTags, VideoInfo
+    from fairy.runtime.video.info import MAX_PIXELS, Clock, ColorTags, Reading, VideoInfo
     from fairy.runtime.video.reader import probe, read_frames
     from fairy.runtime.video.writer import VideoWriter
 
@@ -17,6 +17,7 @@ __all__ = [
     "Clock",
     "ColorTags",
     "ImageFolderInfo",
+    "Reading",
     "VideoInfo",
     "VideoWriter",
     "probe",
@@ -30,6 +31,7 @@ _HOMES = {
     "Clock": "info",
     "ColorTags": "info",
     "ImageFolderInfo": "images",
+    "Reading": "info",
     "VideoInfo": "info",
     "VideoWriter": "writer",
     "probe": "reader",

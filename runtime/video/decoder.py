@@ -5,16 +5,22 @@ It imports av and numpy, never a deep-learning library, and answers one request:
 
 import time
 from array import array
+from collections.abc import Iterator
+from itertools import dropwhile
 from pathlib import Path
 
 from av.video.frame import VideoFrame
 
-from fairy.runtime.video import formats, helper, wire
+from fairy.runtime.video import helper, wire
+from fairy.runtime.video.animated import AnimatedWebp, is_webp
 from fairy.runtime.video.boxes import is_cut_off
-from fairy.runtime.video.info import ColorTags
+from fairy.runtime.video.filters import filtered
+from fairy.runtime.video.info import ColorTags, Reading
 from fairy.runtime.video.look import look_at
-from fairy.runtime.video.source import Source, check_file, codec_name, is_cover, rgb, tick
+from fairy.runtime.video.source import Source, check_file, rgb
 
+_FEW, _MOST_DAMAGE = 3, 0.5
+"""Frames, and the share of all, that may be damaged."""
 _REPORT_EVERY_S = 0.2
 _BYTES_PER_PIXEL = 160
 """Room for a decoder's 16 reference pictures and its threads' own, 16 bit 4:2:2."""
@@ -30,9 +36,10 @@ def serve(inbox: wire.Inbox, out: int) -> None:
     helper.confine(helper.BASE_BYTES + max_pixels * _BYTES_PER_PIXEL, writes_files=False)
     helper.exit_when_closed(0)
     check_file(path)
-    if is_cut_off(path):
+    reading = Reading(**request["reading"])
+    if reading.end_s is None and is_cut_off(path):
         raise helper.Refusal(f"{path} is cut off: its end is missing; copy or download it again.")
-    with Source(path, max_pixels) as source:
+    with open_source(path, max_pixels, reading) as source:
         if request["do"] == "probe":
             _probe(source, out)
         else:
@@ -51,28 +58,65 @@ class _Progress:
             self._next = time.monotonic() + _REPORT_EVERY_S
 
 
-def _probe(source: Source, out: int) -> None:
-    streams = _describe(source)
-    pts, look, progress, duration = array("q"), None, _Progress(out), 0
+def open_source(path: Path, max_pixels: int, reading: Reading) -> Source | AnimatedWebp:
+    """Whatever decodes the file."""
+    return AnimatedWebp(path, max_pixels) if is_webp(path) else Source(path, max_pixels, reading)
+
+
+def _probe(source: Source | AnimatedWebp, out: int) -> None:
+    streams = source.describe()
+    pts, keys, look, progress, duration = array("q"), array("q"), None, _Progress(out), 0
     for frame, at in source.decode():
         look = look or look_at(frame, source)
+        if frame.key_frame:
+            keys.append(len(pts))
         pts.append(at)
         duration = frame.duration
         progress.tell(len(pts))
     if look is None:
         raise helper.Refusal(f"{source.path} has 0 frames of video.")
+    zero, clock = source.zero(pts[0]), {"time_base": str(source.tick)}
+    if isinstance(source, Source):
+        _check_whole(source, pts, duration)
+        look.notes.extend(_damage_notes(source, len(pts)))
+        duration = _last_duration(source, pts[-1], duration)
+    # Where containers cannot seek exactly, or time stamps are made up, decoding begins at the beginning.
+    exact = streams["container"].startswith(("mov", "matroska"))
+    found = streams | look.to_wire() | clock | {"last_duration": duration, "zero": zero, "crop": source.crop}
+    found |= {"ends_early": source.ends_early, "keys": len(keys) if exact else 0}
+    shifted = array("q", (at - zero for at in pts))
+    wire.send(out, {"found": found}, (shifted + keys) if exact else shifted)
+
+
+def _check_whole(source: Source, pts: "array[int]", duration: int) -> None:
+    """Refuses a file that ends before it should."""
     # A live Matroska recording announces no length; AVI counts its frames and loses damaged ones silently.
     promised = (source.stream.duration or 0) if source.container.format.name == "avi" else 0
-    if "ended prematurely" in source.log.text() or pts[-1] + 2 < promised:
-        end_s = float((pts[-1] + duration) * tick(source.stream))
+    cut_off = "ended prematurely" in source.log.text() or (promised and pts[-1] + 2 < promised)
+    if cut_off and not source.ends_early:
+        end_s = float((pts[-1] - pts[0] + duration) * source.tick)
         raise helper.Refusal(
             f"{source.path} is cut off or damaged after {end_s:.2f} s of video; copy or download it again."
         )
+
+
+def _damage_notes(source: Source, num_frames: int) -> list[str]:
+    """What was borne; too much of it is refused."""
+    notes, hurt = [], source.damaged_s
     if source.gap_s is not None:
-        look.notes.append(f"The source has a gap at {source.gap_s:.2f} s; what could be decoded is used.")
-    last = _last_duration(source, pts[-1], duration)
-    found = streams | look.to_wire() | {"time_base": str(tick(source.stream)), "last_duration": last}
-    wire.send(out, {"found": found}, pts)
+        notes.append(f"The source has a gap at {source.gap_s:.2f} s; what could be decoded is used.")
+    if len(hurt) > max(_FEW, num_frames * _MOST_DAMAGE):
+        raise helper.Refusal(
+            f"{source.path} is damaged at {hurt[0]:.2f} s of the video and {len(hurt)} times in all; copy or download "
+            "it again, or repair it."
+        )
+    if hurt:
+        notes.append(
+            f"{len(hurt)} frame{'s' * (len(hurt) != 1)} of the source from {hurt[0]:.2f} s to {hurt[-1]:.2f} s "
+            f"{'are' if len(hurt) != 1 else 'is'} damaged and used as the decoder conceals it; --strict refuses such a "
+            "file."
+        )
+    return notes
 
 
 def _last_duration(source: Source, last_pts: int, said: int) -> int:
@@ -83,30 +127,12 @@ def _last_duration(source: Source, last_pts: int, said: int) -> int:
     return start + length - last_pts if start + length > last_pts else said
 
 
-def _describe(source: Source) -> wire.Message:
-    """The container and its streams; read while it is open, for later they are garbage."""
-    audio, other = [], []
-    for stream in source.container.streams:
-        if stream.type == "audio":
-            audio.append(codec_name(stream))
-        elif stream.index != source.stream.index:
-            other.append("cover" if is_cover(stream) else f"{stream.type}:{codec_name(stream)}")
-    rates = [source.stream.average_rate, source.stream.guessed_rate]
-    return {
-        "container": source.container.format.name,
-        "codec": formats.VIDEO_CODECS[source.stream.codec_context.codec.name],
-        "rates": [str(rate) for rate in rates if rate],
-        "audio": audio,
-        "other": other,
-    }
-
-
-def _read(source: Source, out: int, request: wire.Message, wanted: "array[int]") -> None:
+def _read(source: Source | AnimatedWebp, out: int, request: wire.Message, wanted: "array[int]") -> None:
     progress, left = _Progress(out), iter(wanted)
     goal = next(left, None)
-    for index, (frame, at) in enumerate(source.decode()):
+    for index, (frame, at) in _numbered(source, request, wanted):
         if index == goal:
-            _send_picture(out, frame, index, at, request)
+            _send_picture(out, frame, index, at - request["zero"], request)
             goal = next(left, None)
             if goal is None:
                 return
@@ -114,8 +140,32 @@ def _read(source: Source, out: int, request: wire.Message, wanted: "array[int]")
             progress.tell(index)
 
 
+def _numbered(
+    source: Source | AnimatedWebp, request: wire.Message, wanted: "array[int]"
+) -> Iterator[tuple[int, tuple[VideoFrame, int]]]:
+    """The frames with their numbers: from shortly before the first one that is wanted, where that can be found."""
+    seek, reading = request["seek"], Reading(**request["reading"])
+    if seek is not None and isinstance(source, Source):
+        number, pts, first_pts = seek
+        source.restart(pts)
+        frames = _from(source.decode(), pts)
+        for index, (frame, at) in enumerate(filtered(frames, reading), number):
+            if index == wanted[0] and at != first_pts:
+                break
+            yield index, (frame, at)
+        else:
+            return
+        source.restart()
+    yield from enumerate(filtered(source.decode(), reading))
+
+
+def _from(frames: Iterator[tuple[VideoFrame, int]], pts: int) -> Iterator[tuple[VideoFrame, int]]:
+    """From the frame that is shown at `pts` on: what comes before it may lack the pictures it refers to."""
+    return dropwhile(lambda found: found[1] < pts, frames)
+
+
 def _send_picture(out: int, frame: VideoFrame, index: int, at: int, request: wire.Message) -> None:
-    picture = rgb(frame, ColorTags(**request["color"]), request["rotation"], request["flipped"])
+    picture = rgb(frame, ColorTags(**request["color"]), request["rotation"], request["flipped"], request["crop"])
     wire.send(out, {"frame": index, "pts": at, "shape": picture.shape}, picture)
 
 

@@ -57,10 +57,13 @@ class _Job:
     def __init__(self, request: wire.Message, stack: contextlib.ExitStack) -> None:
         self._request = request
         self._into = formats.output_format(Path(request["path"]))
-        self._output = _open_output(request, self._into)
+        source = self._open_source(stack)
+        self._output = _open_output(request, self._into, source)
         self._track = VideoTrack(self._output, request, self._into)
-        self._passengers = self._board(stack)
+        self._passengers = self._board(source)
         self._output.start_encoding()
+        if self._passengers:
+            self._passengers.open()
 
     def serve(self, inbox: wire.Inbox, out: int) -> None:
         width, height = self._request["width"], self._request["height"]
@@ -68,19 +71,22 @@ class _Job:
         for count in itertools.count():
             message, payload = inbox.receive(width * height * 3)
             if "finish" in message:
-                self._finish()
-                wire.send(out, {"done": count})
+                wire.send(out, {"done": count, "notes": self._finish()})
                 return
             picture = np.frombuffer(payload, dtype=np.uint8).reshape(height, width, 3)
             self._mux(self._track.encode(picture, message["pts"], message["duration"]))
 
-    def _board(self, stack: contextlib.ExitStack) -> Passengers | None:
+    def _open_source(self, stack: contextlib.ExitStack) -> Source | None:
         if self._request["source"] is None:
             return None
-        source = stack.enter_context(Source(Path(self._request["source"]), self._request["max_pixels"]))
+        return stack.enter_context(Source(Path(self._request["source"]), self._request["max_pixels"]))
+
+    def _board(self, source: Source | None) -> Passengers | None:
+        if source is None:
+            return None
         span = self._request["span"]
         cut = (Fraction(span[0]), Fraction(span[1])) if span else None
-        return Passengers(source, self._output, self._into, cut)
+        return Passengers(source, self._output, self._track.stream, self._into, cut, Fraction(self._request["zero_s"]))
 
     def _mux(self, packets: "Iterator[Packet[VideoStream]]") -> None:
         for packet in packets:
@@ -90,22 +96,29 @@ class _Job:
             if self._passengers:
                 self._passengers.copy_until(time_s)
 
-    def _finish(self) -> None:
+    def _finish(self) -> list[str]:
         self._mux(self._track.finish())
-        if self._passengers:
-            self._passengers.finish()
+        notes = self._passengers.finish() if self._passengers else []
         self._output.close()
+        return notes
 
 
-def _open_output(request: wire.Message, into: formats.Output) -> OutputContainer:
+def _open_output(request: wire.Message, into: formats.Output, source: Source | None) -> OutputContainer:
     # Sound that starts a little before 0 (its encoder's lead-in) must not push the pictures' time stamps.
     options = {"fflags": "+bitexact", "avoid_negative_ts": "auto" if into.muxer == "mpegts" else "disabled"}
     if into.muxer in ("mp4", "mov"):
         # The movie's own clock places every stream's start: it must hold all their ticks.
-        options |= {"movflags": "+faststart", "movie_timescale": str(_movie_timescale(request))}
+        flags = "+faststart+use_metadata_tags" if source is not None and _has_keys(source) else "+faststart"
+        options |= {"movflags": flags, "movie_timescale": str(_movie_timescale(request))}
     elif into.muxer == "mpegts":
         options |= {"mpegts_copyts": "1", "muxdelay": "0"}
     return av.open(f"file:{request['part']}", "w", format=into.muxer, options=options)
+
+
+def _has_keys(source: Source) -> bool:
+    """Whether the file says by QuickTime's own keys where and with which camera it was made."""
+    keys = {key.lower() for key in source.container.metadata}
+    return bool(keys & {"make", "model"}) or any(key.startswith("com.apple.quicktime.") for key in keys)
 
 
 def _movie_timescale(request: wire.Message) -> int:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from fairy.kernels.errors import InputError
 
-DEMUXERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts")
-READS = "MP4/MOV, Matroska/WebM, AVI and MPEG-TS"
+DEMUXERS = (
+    *("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "dv", "gif", "apng", "yuv4mpegpipe"),
+)
+READS = "MP4/MOV, Matroska/WebM, AVI, MPEG-TS/PS, FLV, WMV, DV, GIF, APNG and WebP"
 VIDEO_CODECS = {
     "h264": "h264",
     "hevc": "hevc",
@@ -17,15 +19,34 @@ VIDEO_CODECS = {
     "mpeg4": "mpeg4",
     "prores": "prores",
     "mjpeg": "mjpeg",
+    "vp8": "vp8",
+    "libvpx": "vp8",
+    "mpeg2video": "mpeg2",
+    "mpeg1video": "mpeg1",
+    "h263": "h263",
+    "flv": "flv1",
+    "msmpeg4": "msmpeg4v3",
+    "msmpeg4v2": "msmpeg4v2",
+    "wmv1": "wmv1",
+    "wmv2": "wmv2",
+    "ffv1": "ffv1",
+    "rawvideo": "raw",
+    "dvvideo": "dv",
+    "qtrle": "qtrle",
+    "gif": "gif",
+    "apng": "apng",
 }
 """FFmpeg's decoder -> the codec's name."""
+WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""The decoder that also decodes the second picture, of transparency, that WebM stores beside the first."""
 
 # While a file is opened FFmpeg may decode a little sound to learn its parameters; it is copied undecoded later.
 AUDIO_DECODERS = (
     "aac,aac_latm,ac3,alac,dca,eac3,flac,libopus,mp2,mp2float,mp3,mp3float,opus,vorbis,"
     "pcm_alaw,pcm_f32le,pcm_mulaw,pcm_s16be,pcm_s16le,pcm_s24be,pcm_s24le,pcm_s32le,pcm_u8"
 )
-OTHER_DECODERS = "ass,mov_text,srt,subrip,text,webvtt"
+OTHER_DECODERS = "ass,ssa,mov_text,srt,subrip,text,webvtt,png,bmp"
+"""Of subtitles, and of cover art."""
 
 HDR_TRANSFERS = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
@@ -61,6 +82,16 @@ OUTPUTS = {
     ".ts": Output("mpegts", "MPEG-TS", "libx264", "90kHz"),
 }
 ENCODERS = {"h264": "libx264", "libx264": "libx264", "vp9": "libvpx-vp9", "libvpx-vp9": "libvpx-vp9"}
+
+
+def whitelist(max_pixels: int | None = None) -> dict[str, str]:
+    """FFmpeg's options for opening a file that may read and decode nothing but what is listed here."""
+    limit = {} if max_pixels is None else {"max_pixels": str(max_pixels)}
+    return {
+        "format_whitelist": ",".join(DEMUXERS),
+        "protocol_whitelist": "file,pipe",
+        "codec_whitelist": ",".join([*VIDEO_CODECS, AUDIO_DECODERS, OTHER_DECODERS]),
+    } | limit
 
 
 def output_format(path: Path) -> Output:

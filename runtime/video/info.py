@@ -29,6 +29,27 @@ BT709 = ColorTags(matrix=1, primaries=1, transfer=1)
 BT601 = ColorTags(matrix=6, primaries=6, transfer=6)
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a file is read.
+
+    Attributes:
+        deinterlace: make whole pictures of the fields of interlaced video, as many as there are frames.
+        tonemap: bring high dynamic range to BT.709; it is refused otherwise.
+        strict: refuse a file in which anything is damaged.
+        start_s, end_s: seconds from the first frame between which damage matters; beyond `end_s` little is looked at.
+    """
+
+    deinterlace: bool = False
+    tonemap: bool = False
+    strict: bool = False
+    start_s: float = 0.0
+    end_s: float | None = None
+
+
+AS_IT_IS = Reading()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Clock:
     """When each frame is shown: pts [N] int64, strictly increasing, in units of `time_base` seconds."""
@@ -107,10 +128,25 @@ class VideoInfo:
     audio: tuple[str, ...]
     other: tuple[str, ...]
     notes: tuple[str, ...]
+    zero_s: Fraction = Fraction(0)
+    """The time in the file's own clock that is 0 of `pts`, in seconds: where MPEG-TS began to count."""
+    crop: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Pixels at the left, right, top and bottom of the coded picture that the container asks not to show."""
+    reading: Reading = AS_IT_IS
+    ends_early: bool = False
+    """True where the file goes on after the last frame that was looked at."""
+    keys: tuple[int, ...] = ()
+    """Frames at which decoding can begin, where the container finds them exactly."""
 
     @property
     def clock(self) -> Clock:
         return Clock(self.pts, self.time_base, self.last_duration)
+
+    @property
+    def halves_colour(self) -> bool:
+        """Whether the pictures are 4:2:0 with even sides: what every player shows, and what is kept so."""
+        is_420 = self.pix_fmt.startswith(("yuv420", "yuvj420", "yuva420", "nv12", "nv21", "p010", "p016"))
+        return is_420 and not (self.width % 2 or self.height % 2)
 
     @property
     def start_s(self) -> float:
@@ -123,8 +159,11 @@ class VideoInfo:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the single time stamps, in JSON's types."""
-        plain = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "pts"}
+        plain = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in _INNER}
         return plain | {"start_s": self.start_s, "duration_s": self.duration_s}
+
+
+_INNER = ("pts", "zero_s", "crop", "reading", "ends_early", "keys")
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import os
 
 import av
+from av.container import InputContainer
 
 
 class FFmpegLog:
@@ -16,6 +17,16 @@ class FFmpegLog:
         av.logging.restore_default_callback()
         av.logging.set_libav_level(av.logging.ERROR)
         self._lines = ""
+
+    def said_by(self, container: InputContainer) -> str:
+        """FFmpeg's description of an open file, which tells more of its streams than PyAV does."""
+        before = self.text()
+        av.logging.set_libav_level(av.logging.INFO)
+        container.dumps_format()  # type: ignore[attr-defined]  # missing in PyAV's stubs
+        av.logging.set_libav_level(av.logging.ERROR)
+        self._lines = ""
+        said, self._lines = self.text(), before
+        return said
 
     def text(self) -> str:
         """The last 64 KiB of what was said so far."""

@@ -9,6 +9,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from fairy.runtime.video import formats
+from fairy.runtime.video.animated import AnimatedWebp
 from fairy.runtime.video.helper import Refusal
 from fairy.runtime.video.info import BT601, BT709, ColorTags
 from fairy.runtime.video.source import Source
@@ -34,7 +35,7 @@ class Look:
         return asdict(self)
 
 
-def look_at(frame: VideoFrame, source: Source) -> Look:
+def look_at(frame: VideoFrame, source: Source | AnimatedWebp) -> Look:
     """All that reading needs to know; raises Refusal for HDR and matrices that cannot be converted."""
     notes: list[str] = []
     color, assumed = _color(frame, source, notes)
@@ -42,24 +43,35 @@ def look_at(frame: VideoFrame, source: Source) -> Look:
     depth = max(component.bits for component in frame.format.components)
     if depth > 8:
         notes.append(f"The source has {depth} bits per sample; the frames are read and written with 8.")
-    if frame.interlaced_frame:
-        notes.append("The source is interlaced; its fields are edited together as whole frames.")
-    if any(component.is_alpha for component in frame.format.components):
-        notes.append("The source has transparency, which is dropped.")
+    if frame.interlaced_frame and not (isinstance(source, Source) and source.reading.deinterlace):
+        notes.append(
+            "The source is interlaced; its fields are edited together as whole frames, and --deinterlace would make "
+            "pictures of them first."
+        )
+    if source.has_alpha or any(component.is_alpha for component in frame.format.components):
+        notes.append("The source has transparency, which is dropped: it is edited over black.")
     aside = rotation in (90, 270)
-    width, height = (frame.height, frame.width) if aside else (frame.width, frame.height)
-    aspect = _aspect(source.stream, inverted=aside)
+    left, right, top, bottom = source.crop
+    width, height = frame.width - left - right, frame.height - top - bottom
+    width, height = (height, width) if aside else (width, height)
+    aspect = Fraction(1) if source.stream is None else _aspect(source.stream, inverted=aside)
     return Look(width, height, frame.format.name, depth, rotation, flipped, color, assumed, str(aspect), notes)
 
 
-def _color(frame: VideoFrame, source: Source, notes: list[str]) -> tuple[ColorTags, bool]:
+def _color(frame: VideoFrame, source: Source | AnimatedWebp, notes: list[str]) -> tuple[ColorTags, bool]:
+    if not isinstance(source, Source):
+        return BT601 if frame.height < 720 else BT709, False
     context = source.stream.codec_context
     transfer = _said(frame.color_trc, context.color_trc)
     if transfer in formats.HDR_TRANSFERS:
-        raise Refusal(
-            f"{source.path} is high dynamic range, {formats.HDR_TRANSFERS[transfer]}, which is not edited; "
-            "convert it to standard dynamic range (BT.709) first."
-        )
+        name = formats.HDR_TRANSFERS[transfer]
+        if not source.reading.tonemap:
+            raise Refusal(
+                f"{source.path} is high dynamic range, {name}, which is not edited; let it be brought to standard "
+                "dynamic range (BT.709) by --hdr tonemap."
+            )
+        notes.append(f"The source is high dynamic range, {name}; its tones were mapped to BT.709.")
+        return BT709, False
     primaries = _said(frame.color_primaries, context.color_primaries)
     matrix = _said(frame.colorspace, context.colorspace)
     full = (int(frame.color_range) or context.color_range) == 2 or frame.format.name.startswith("yuvj")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fairy.kernels.errors import InputError, MachineError
+from fairy.runtime.files import settled
 from fairy.runtime.video import formats, timing
 from fairy.runtime.video.info import BT601, BT709, Clock, ColorTags, VideoInfo, exact_rate
 
@@ -27,7 +28,7 @@ def check_numbers(width: int, height: int, crf: int) -> None:
 
 
 def check_place(path: Path, source: VideoInfo | None) -> None:
-    folder = path.parent
+    folder = settled(path).parent
     if not folder.is_dir():
         raise InputError(f"The folder {folder} for {path.name} does not exist; make it first.")
     if path.is_dir():
@@ -40,7 +41,7 @@ def check_place(path: Path, source: VideoInfo | None) -> None:
 
 def check_space(path: Path, samples: int) -> None:
     """Against a low estimate, 0.04 bit per pixel: only what cannot fit is refused."""
-    needed, free = (1 << 20) + samples // 200, shutil.disk_usage(path.parent).free
+    needed, free = (1 << 20) + samples // 200, shutil.disk_usage(settled(path).parent).free
     if free < needed:
         raise MachineError(
             f"{path.parent} has {free / 1e6:.1f} MB free, and {path.name} needs at least {needed / 1e6:.1f} MB."
@@ -56,7 +57,7 @@ def proper_part(source: VideoInfo | None, span: tuple[int, int] | None) -> tuple
     start, stop = span
     if not 0 <= start < stop <= source.num_frames:
         raise InputError(f"Frames {start} to {stop} are not a part of the source's {source.num_frames} frames.")
-    return None if (start, stop) == (0, source.num_frames) else span
+    return None if (start, stop) == (0, source.num_frames) and not source.ends_early else span
 
 
 def source_clock(source: VideoInfo | None, span: tuple[int, int] | None) -> Clock:
@@ -113,6 +114,17 @@ def fit_clock(
         raise InputError(f"{path} cannot hold frames less than {float(base) * 1000:g} ms apart; write .mp4 instead.")
     notes = [] if exact else [f"{into.title} counts time in units of {base} s; the time stamps are rounded to it."]
     return zip(edges[:-1].tolist(), steps.tolist(), strict=True), notes
+
+
+def pixel_notes(width: int, height: int, source: VideoInfo | None) -> list[str]:
+    """What is worth knowing where the pictures are not, or no longer, what every player shows: 4:2:0."""
+    if width % 2 or height % 2:
+        return [
+            f"A side of {width}×{height} is odd, so the file is written as 4:4:4, which phones, Safari and QuickTime "
+            "do not play; another long_side (--long-side), or size = source, may help."
+        ]
+    fuller = source is not None and any(kind in source.pix_fmt for kind in ("422", "444", "440", "rgb", "gbr", "bgr"))
+    return [f"The source's colours ({source.pix_fmt}) are written as 4:2:0."] if source and fuller else []
 
 
 def choose_color(color: ColorTags | None, source: VideoInfo | None, height: int) -> ColorTags:

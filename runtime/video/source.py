@@ -2,16 +2,19 @@
 
 import os
 import re
+import shlex
 import stat
+from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, cast
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -19,7 +22,7 @@ from numpy.typing import NDArray
 
 from fairy.runtime.video import formats
 from fairy.runtime.video.helper import Refusal
-from fairy.runtime.video.info import ColorTags
+from fairy.runtime.video.info import AS_IT_IS, ColorTags, Reading
 from fairy.runtime.video.log import FFmpegLog
 
 DECODER_THREADS = 4
@@ -27,6 +30,13 @@ _ALIGNED = 128
 """FFmpeg holds its max_pixels against sizes that it has rounded up, by at most this much."""
 JUMP_S = Fraction(1, 2)
 """A stream whose time goes back by more begins anew, as where files were joined; by less it is jitter."""
+_FAR_S = 10
+"""Sound that begins farther from the pictures belongs to another time, as after a change of clocks."""
+_MOST_SLOTS = 1024
+_ROUNDING_S, _MARGIN_S = 1e-9, 1.0
+"""Pictures are stored at most so long before or after they are shown."""
+_LOSSY_TRANSPORTS = ("mpegts",)
+"""Where single packets get lost on the way and everybody shows the rest."""
 _BROKEN = re.compile("EBML number|exceeds containing master element|exceeds max length")
 """What the Matroska demuxer says before it silently leaves out what it cannot follow."""
 
@@ -34,13 +44,22 @@ _BROKEN = re.compile("EBML number|exceeds containing master element|exceeds max 
 class Source:
     """A user's video file; a context manager. Nothing that the file names is opened."""
 
-    def __init__(self, path: Path, max_pixels: int) -> None:
+    def __init__(self, path: Path, max_pixels: int, reading: Reading = AS_IT_IS) -> None:
         check_file(path)
-        self.path, self.max_pixels, self.log = path, max_pixels, FFmpegLog()
+        self.path, self.max_pixels, self.reading, self.log = path, max_pixels, reading, FFmpegLog()
         self.gap_s: float | None = None
         """When the first packet begins that its transport marks as incomplete: usual where recordings were joined."""
-        self.container = self._open()
+        self.damaged_s: list[float] = []
+        """When frames are shown that the decoder had to conceal, or left out, in a file that is used all the same."""
+        self.ends_early = False
+        self._slots: deque[int] = deque(maxlen=_MOST_SLOTS)  # of the packets that wait for their frames
+        self._first_slot: int | None = None
+        self._start_s: float | None = None
+        self.container = open_container(path, max_pixels)
         self.stream = self._pick()
+        self.crop = self._crop()
+        self.has_alpha = self.stream.metadata.get("alpha_mode", "0") == "1"
+        self._decoder = self._alpha_decoder() or self.stream
 
     def __enter__(self) -> Self:
         return self
@@ -51,18 +70,15 @@ class Source:
         self.container.close()
 
     def decode(self) -> Iterator[tuple[VideoFrame, int]]:
-        """Every frame in the order shown with its time stamp, made strictly increasing; raises at the first damage.
+        """Every frame in the order shown with its time stamp, made strictly increasing.
 
-        Where time goes back far, as in joined MPEG-TS files, it goes on from there.
+        Where time goes back far, as in joined MPEG-TS files, it goes on from there. Raises at the first damage that
+        matters; ends with the first frame after the part that is wanted.
         """
-        size, last, step, later = (0, 0), None, 1, 0
+        size, last, step, later, first = (0, 0), None, 1, 0, 0
         jump = int(JUMP_S / tick(self.stream))
-        zero: int | None = None if self.container.format.name == "avi" else 0
         for frame in self._frames():
-            if frame.is_corrupt:
-                raise self._damaged(frame.time)
-            size = self._check_frame(frame, size)
-            pts = frame.pts if frame.pts is not None else frame.dts
+            pts = self._stamp(frame)
             pts = None if pts is None else pts + later
             if last is not None and pts is not None and pts < last - jump:
                 later += last + step - pts
@@ -70,38 +86,94 @@ class Source:
             if last is not None and (pts is None or pts <= last):
                 pts = last + max(frame.duration, 1)
             step = max((pts or 0) - last, 1) if last is not None else max(frame.duration, 1)
+            first = first if last is not None else (pts or 0)
             last = pts or 0
-            # AVI stores no time stamps: what FFmpeg makes up begins at the decoder's delay instead of 0.
-            zero = last if zero is None else zero
-            yield frame, last - zero
+            time_s = float((last - first) * tick(self.stream))
+            self._start_s = float(first * tick(self.stream))
+            past = self.reading.end_s is not None and time_s >= self.reading.end_s - _ROUNDING_S
+            if past and size not in ((0, 0), (frame.width, frame.height)):
+                self.ends_early = True
+                return
+            size = self._check_frame(frame, size, time_s)
+            if frame.is_corrupt:
+                self._bear(time_s)
+            yield frame, last
+            if past:
+                self.ends_early = True
+                return
 
-    def _open(self) -> InputContainer:
-        decoders = [*formats.VIDEO_CODECS, formats.AUDIO_DECODERS, formats.OTHER_DECODERS]
-        whitelist = {
-            "format_whitelist": ",".join(formats.DEMUXERS),
-            "protocol_whitelist": "file,pipe",
-            "codec_whitelist": ",".join(decoders),
-            "max_pixels": str(2 * self.max_pixels + _ALIGNED**2),
+    def restart(self, pts: int | None = None) -> None:
+        """Begins anew at the last picture that can be decoded by itself at or before `pts`, or at the beginning."""
+        self.damaged_s.clear()
+        if pts is None:
+            self.container.close()
+            self.container = open_container(self.path, self.max_pixels)
+            self.stream = self._pick()
+            self._decoder = self._alpha_decoder() or self.stream
+        else:
+            self.container.seek(pts, stream=self.stream)
+
+    @property
+    def tick(self) -> Fraction:
+        """Seconds per unit of the time stamps."""
+        return tick(self.stream)
+
+    def describe(self) -> dict[str, Any]:
+        """The container and its streams; read while it is open, for later they are garbage."""
+        audio, other = [], []
+        for stream in self.container.streams:
+            if stream.type == "audio":
+                audio.append(codec_name(stream))
+            elif stream.index != self.stream.index:
+                other.append("cover" if is_cover(stream) else f"{stream.type}:{codec_name(stream)}")
+        rates = [self.stream.average_rate, self.stream.guessed_rate]
+        return {
+            "container": self.container.format.name,
+            "codec": formats.VIDEO_CODECS[self.stream.codec_context.codec.name],
+            "rates": [str(rate) for rate in rates if rate],
+            "audio": audio,
+            "other": other,
         }
-        try:
-            return av.open(f"file:{self.path.absolute()}", options=whitelist, metadata_errors="replace")
-        except MemoryError:
-            raise
-        except av.EOFError:
-            raise Refusal(f"{self.path} has 0 frames of video.") from None
-        except (av.FFmpegError, ValueError):
-            raise Refusal(f"{self.path} is not a video that can be read; {formats.READS} files are.") from None
+
+    def zero(self, first: int) -> int:
+        """The time of the file that is 0 of the video, in ticks; `first`: when the first frame is shown.
+
+        A clock of MPEG-TS begins anywhere, with whichever of pictures and sound is first. Others mean what they say,
+        but that nothing is shown before 0.
+        """
+        if self.container.format.name != "mpegts":
+            return min(first, 0)
+        sounds = [s for s in self.container.streams.audio if s.start_time is not None]
+        starts = [first * tick(self.stream), *(s.start_time * tick(s) for s in sounds if s.start_time is not None)]
+        near = [start for start in starts if abs(start - starts[0]) < _FAR_S]
+        return int(min(near) / tick(self.stream))
+
+    def _stamp(self, frame: VideoFrame) -> int | None:
+        """When a frame is shown, in ticks.
+
+        AVI stores no time stamps but the order of its packets and empty places among them: the first frame shown is
+        due with the first packet, and so on. What FFmpeg makes up skips a place where a picture is stored early.
+        """
+        if self.container.format.name == "avi" and self._slots:
+            slot = self._slots.popleft()
+            self._first_slot = slot if self._first_slot is None else self._first_slot
+            return slot - self._first_slot
+        return frame.pts if frame.pts is not None else frame.dts
 
     def _pick(self) -> VideoStream:
-        """The first real video stream, ready to be decoded within the limits."""
+        """The video stream that players show, ready to be decoded within the limits."""
         real = [s for s in self.container.streams.video if not is_cover(s)]
         if not real:
             raise Refusal(f"{self.path} has no video stream, so 0 frames to edit.")
-        stream, context = real[0], real[0].codec_context
+        stream = next((s for s in real if s.disposition & Disposition.default), real[0])
+        context = stream.codec_context
         name = context.codec.name if context is not None else "an unknown codec"
         if name not in formats.VIDEO_CODECS:
             known = ", ".join(sorted(set(formats.VIDEO_CODECS.values())))
-            raise Refusal(f"{self.path} is coded in {name}, which is not decoded; {known} are.")
+            raise Refusal(
+                f"{self.path} is coded in {name}, which is not decoded; {known} are. Convert it first: "
+                f"ffmpeg -i {shlex.quote(self.path.name)} -c:v libx264 -crf 12 -c:a copy converted.mkv."
+            )
         self._check_size(stream.width, stream.height)
         # The limit of the open call does not reach this second decoder.
         room = self.max_pixels + _ALIGNED * (stream.width + stream.height + _ALIGNED)
@@ -115,26 +187,80 @@ class Source:
             for packet in self.container.demux():
                 if packet.stream is self.stream:
                     if packet.pts is not None:
-                        time_s = float(packet.pts * packet.time_base)
+                        time_s = float(packet.pts * packet.time_base) - (self._start_s or 0)
+                    if packet.dts is not None and packet.size:
+                        self._slots.append(packet.dts)
                     if packet.is_corrupt and self.gap_s is None:
                         self.gap_s = time_s
-                    if _BROKEN.search(self.log.text()):
+                    if _BROKEN.search(self.log.text()) and self._matters(time_s):
                         raise self._damaged(time_s)
-                    yield from self.stream.decode(packet)
+                    yield from self._decoded(cast("Packet[VideoStream]", packet), time_s)
+                    if self._is_long_past(time_s):
+                        yield from self._decoded(None, time_s)
+                        return
+        except MemoryError:
+            raise
+        except av.FFmpegError:
+            raise self._damaged(time_s) from None
+
+    def _decoded(self, packet: "Packet[VideoStream] | None", time_s: float) -> list[VideoFrame]:
+        """The frames that come with a packet; none where it is damaged and that does not matter much."""
+        try:
+            return list(self._decoder.decode(packet))
         except MemoryError:
             raise
         except av.FFmpegError:
             if "specified max pixel count" in self.log.text():
                 raise self._too_large("more pixels") from None
-            raise self._damaged(time_s) from None
+            if packet is not None and self._matters(time_s):
+                if self.container.format.name not in _LOSSY_TRANSPORTS:
+                    raise self._damaged(time_s) from None
+                self._bear(time_s)
+            return []
 
-    def _check_frame(self, frame: VideoFrame, before: tuple[int, int]) -> tuple[int, int]:
+    def _matters(self, time_s: float) -> bool:
+        """Whether damage there concerns what is edited."""
+        end_s = self.reading.end_s
+        return time_s > self.reading.start_s - _MARGIN_S and (end_s is None or time_s < end_s)
+
+    def _is_long_past(self, time_s: float) -> bool:
+        """Whether all frames that are wanted are inside the decoder, however they are reordered."""
+        return self.reading.end_s is not None and time_s > self.reading.end_s + _MARGIN_S
+
+    def _bear(self, time_s: float) -> None:
+        """Remembers a damaged frame, or refuses it."""
+        if not self._matters(time_s):
+            return
+        if self.reading.strict or self.container.format.name not in _LOSSY_TRANSPORTS:
+            raise self._damaged(time_s)
+        self.damaged_s.append(time_s)
+
+    def _crop(self) -> tuple[int, int, int, int]:
+        """Left, right, top and bottom, as Matroska's PixelCrop and MP4's clean aperture say."""
+        said = self.log.said_by(self.container)
+        part = re.split(rf"Stream #0:{self.stream.index}\b", said)[-1]
+        part = re.split(r"Stream #0:", part)[0]
+        found = re.search(r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", part)
+        left, right, top, bottom = map(int, found.groups()) if found else (0, 0, 0, 0)
+        fits = left + right < self.stream.width and top + bottom < self.stream.height
+        return (left, right, top, bottom) if fits else (0, 0, 0, 0)
+
+    def _alpha_decoder(self) -> Any:
+        name = formats.WITH_ALPHA.get(self.stream.codec_context.codec.canonical_name)
+        if not self.has_alpha or name is None:
+            return None
+        decoder = av.CodecContext.create(name, "r")
+        decoder.extradata = self.stream.codec_context.extradata
+        decoder.options = self.stream.codec_context.options
+        return decoder
+
+    def _check_frame(self, frame: VideoFrame, before: tuple[int, int], time_s: float) -> tuple[int, int]:
         size = frame.width, frame.height
         self._check_size(*size)
         if before not in ((0, 0), size):
             raise Refusal(
                 f"{self.path} changes its size from {before[0]}×{before[1]} to {size[0]}×{size[1]} "
-                f"at {frame.time or 0:.2f} s; cut it there into two files."
+                f"at {time_s:.2f} s; cut it there into two files, or edit up to there (--end {time_s:.2f})."
             )
         return size
 
@@ -151,6 +277,19 @@ class Source:
     def _damaged(self, time_s: float | None) -> Refusal:
         where = f"at {time_s or 0:.2f} s of the video"
         return Refusal(f"{self.path} is damaged {where}; copy or download it again, or repair it.")
+
+
+def open_container(path: Path, max_pixels: int) -> InputContainer:
+    """A user's file with its streams known, and nothing of it decoded but what that takes."""
+    try:
+        options = formats.whitelist(2 * max_pixels + _ALIGNED**2)
+        return av.open(f"file:{path.absolute()}", options=options, metadata_errors="replace")
+    except MemoryError:
+        raise
+    except av.EOFError:
+        raise Refusal(f"{path} has 0 frames of video.") from None
+    except (av.FFmpegError, ValueError):
+        raise Refusal(f"{path} is not a video that can be read; {formats.READS} files are.") from None
 
 
 def check_file(path: Path) -> None:
@@ -185,11 +324,18 @@ def is_cover(stream: Stream) -> bool:
     return bool(stream.disposition & Disposition.attached_pic)
 
 
-def rgb(frame: VideoFrame, color: ColorTags, rotation: int, flipped: bool) -> NDArray[np.uint8]:
-    """The frame as shown: uint8 [H, W, 3]."""
+def rgb(
+    frame: VideoFrame, color: ColorTags, rotation: int, flipped: bool, crop: tuple[int, int, int, int] = (0, 0, 0, 0)
+) -> NDArray[np.uint8]:
+    """The frame as shown, over black where it is transparent: uint8 [H, W, 3]."""
     if not frame.format.is_rgb:
         frame.colorspace = color.matrix
         frame.color_range = 2 if color.full else 1
     picture = frame.reformat(format="rgb24", interpolation=formats.TO_RGB, threads=1).to_ndarray()
+    if any(component.is_alpha for component in frame.format.components):
+        alpha = frame.reformat(format="rgba", threads=1).to_ndarray()[..., 3:].astype(np.uint16)
+        picture = ((picture * alpha + 127) // 255).astype(np.uint8)
+    left, right, top, bottom = crop
+    picture = picture[top : picture.shape[0] - bottom, left : picture.shape[1] - right]
     picture = picture[:, ::-1] if flipped else picture
     return np.ascontiguousarray(np.rot90(picture, k=rotation // 90))

@@ -24,7 +24,7 @@ class VideoTrack:
     def __init__(self, output: OutputContainer, request: wire.Message, into: formats.Output) -> None:
         self._color = ColorTags(**request["color"])
         self._into = into
-        self._stream = _add_stream(output, request, self._color, into)
+        self.stream = _add_stream(output, request, self._color, into)
         self._durations: dict[int, int] = {}  # of the pictures that are inside the encoder, by time stamp
         self._held: Packet[VideoStream] | None = None
         self._start = self._end = self._first_dts = 0
@@ -49,7 +49,7 @@ class VideoTrack:
 
     def _packets(self, frame: VideoFrame | None) -> "Iterator[Packet[VideoStream]]":
         """One behind the encoder, so that `finish` has the last."""
-        for packet in self._stream.encode(frame):
+        for packet in self.stream.encode(frame):
             assert packet.pts is not None
             assert packet.dts is not None
             packet.duration = self._durations.pop(packet.pts)
@@ -60,7 +60,7 @@ class VideoTrack:
             self._held = packet
 
     def _frame(self, picture: NDArray[np.uint8], pts: int, duration: int) -> VideoFrame:
-        color, context = self._color, self._stream.codec_context
+        color, context = self._color, self.stream.codec_context
         frame = VideoFrame.from_ndarray(picture, format="rgb24").reformat(
             format=context.pix_fmt,
             dst_colorspace=formats.MATRICES[color.matrix],

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairy.kernels.errors import InputError, MachineError
+from fairy.runtime.files import settled, temporary_name
 from fairy.runtime.video import formats, plan
 from fairy.runtime.video.info import MAX_PIXELS, Clock, ColorTags, VideoInfo
 from fairy.runtime.video.wire import Message
@@ -55,6 +56,7 @@ class VideoWriter:
         clock = clock if clock is not None or fps is not None else plan.source_clock(source, span)
         rate = plan.frame_rate(clock, fps, source, self.path)
         self._ticks, self.notes = plan.fit_clock(clock, rate, self._format, self.path)
+        self.notes += plan.pixel_notes(width, height, source)
         self._num_frames = None if clock is None else len(clock.pts)
         plan.check_space(self.path, width * height * (self._num_frames or 1))
         request = {
@@ -68,11 +70,13 @@ class VideoWriter:
             "time_base": str(plan.container_time_base(clock, rate, self._format)),
             "color": asdict(plan.choose_color(color, source, height)),
             "sample_aspect_ratio": str(source.sample_aspect_ratio if source else 1),
-            "source": str(source.path) if source else None,
+            "source": str(source.path) if source and source.container != "webp" else None,
             "span": [str(t) for t in plan.seconds(source, span)] if source and span else None,
+            "zero_s": str(source.zero_s if source else 0),
             "max_pixels": max_pixels,
         }
-        self._part = _make_part(self.path)
+        self._target = settled(self.path)
+        self._part = _make_part(self._target)
         try:
             self._worker = self._start(request, cancel)
         except BaseException:
@@ -154,15 +158,25 @@ class VideoWriter:
             expected = self._num_frames or "at least 1"
             raise MachineError(f"{self._written} of {expected} frames were written to {self.path}; nothing was kept.")
         self._worker.send({"finish": True})
-        patience_s = DEADLINE_S + self._part.stat().st_size / _SLOWEST_DISK_BYTES_PER_S
-        done = self._worker.receive(deadline_s=patience_s)[0].get("done")
+        patience_s = DEADLINE_S + _size_bytes(self._part) / _SLOWEST_DISK_BYTES_PER_S
+        told = self._worker.receive(deadline_s=patience_s)[0]
+        done = told.get("done")
+        self.notes += told.get("notes", [])
         if done != self._written:
             raise MachineError(f"The encoder took {done} of {self._written} frames for {self.path}; nothing was kept.")
-        _publish(self._part, self.path)
+        _publish(self._part, self._target)
+
+
+def _size_bytes(part: Path) -> int:
+    """0 where the helper has failed and removed it; its own sentence is about to be read."""
+    try:
+        return part.stat().st_size
+    except OSError:
+        return 0
 
 
 def _make_part(path: Path) -> Path:
-    part = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
+    part = path.with_name(temporary_name(path, f".{secrets.token_hex(4)}.part{path.suffix}"))
     try:
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as error:

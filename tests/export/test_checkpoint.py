@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fairy.export.checkpoint import load_checkpoint
+from fairy.export.checkpoint import describe_model, load_checkpoint
 from fairy.kernels.errors import InputError
 
 
@@ -164,6 +164,49 @@ def test_a_spoilt_model_is_refused_in_a_sentence(folder: Path, spoil, words: str
     with pytest.raises(InputError, match=words) as caught:
         load_checkpoint(str(spoil(folder)))
     assert "\n" not in str(caught.value)
+
+
+def as_variant(folder: Path, variant: str, *, shards: bool = False) -> Path:
+    """The same model as diffusers' `save_pretrained(variant=…)` writes it."""
+    loaded = load_checkpoint(folder)
+    for name in ("unet", "vae", "text_encoder"):
+        for file in (folder / name).glob("*.safetensors"):
+            file.unlink()
+        size = {"max_shard_size": "40KB"} if shards else {}
+        getattr(loaded, name).half().save_pretrained(folder / name, variant=variant, **size)
+    return folder
+
+
+@pytest.mark.parametrize("shards", [False, True], ids=["whole", "shards"])
+@pytest.mark.parametrize("asked", [None, "fp16"])
+def test_a_folder_with_nothing_but_a_variant_is_loaded(
+    folder: Path, capfd: pytest.CaptureFixture[str], asked: str | None, shards: bool
+) -> None:
+    plain = load_checkpoint(folder)
+    as_variant(folder, "fp16", shards=shards)
+    capfd.readouterr()
+    found = load_checkpoint(folder, variant=asked)
+    for name in ("unet", "vae", "text_encoder"):
+        mine, other = getattr(found, name).state_dict(), getattr(plain, name).state_dict()
+        assert all(torch.equal(mine[key].float(), other[key].half().float()) for key in other)
+    assert describe_model(folder)["variants"]["unet"] == ["fp16"]
+    assert capfd.readouterr().err == "", "no bars and sentences of other libraries"
+
+
+def test_a_variant_that_is_not_there_names_what_is(folder: Path) -> None:
+    with pytest.raises(InputError, match="no weights of the variant 'bf16'; it has those without a variant"):
+        load_checkpoint(folder, variant="bf16")
+    with pytest.raises(InputError, match="no weights of the variant 'bf16'; it has fp16"):
+        load_checkpoint(as_variant(folder, "fp16"), variant="bf16")
+
+
+def test_a_missing_shard_is_named_whole(folder: Path) -> None:
+    as_variant(folder, "fp16", shards=True)
+    shards = sorted((folder / "unet").glob("*-of-*.safetensors"))
+    shards[1].unlink()
+    for look in (load_checkpoint, describe_model):
+        with pytest.raises(InputError, match=rf"lacks {shards[1].name}, 1 of its {len(shards)} files; get"):
+            look(folder)
 
 
 def test_only_one_precision_of_each_network_is_fetched() -> None:

@@ -1,6 +1,7 @@
 """Paths that cannot be used, and inputs that an output would replace, are refused in a sentence."""
 
 import json
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -104,3 +105,60 @@ def test_numbers_that_no_float_holds() -> None:
 def test_warming_up_takes_any_parameters(editor: Editor) -> None:
     editor.warm_up(24, 32, EditParams("x", anchors=1, prompts={100: "y", 31.5: "z"}))
     editor.warm_up(24, 32, EditParams("x", anchors=1, shots=(120,)))
+
+
+@pytest.mark.parametrize("letter", ["x", "影", "é"])
+def test_names_as_long_as_they_may_be(
+    letter: str, editor: Editor, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """255 bytes for every output, and what is written meanwhile has no longer names."""
+    folder = tmp_path / "outs"
+    folder.mkdir()
+    seen: set[str] = set()
+    really = os.open
+
+    def watched(path: object, *rest: object, **named: object) -> int:
+        seen.add(os.path.basename(os.fspath(path)))  # type: ignore[call-overload]
+        return really(path, *rest, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", watched)
+    outs = {
+        name: folder / (letter * ((255 - len(ending) - 1) // len(letter.encode())) + name[0] + ending)
+        for name, ending in (("out", ".mp4"), ("compare", ".mkv"), ("preview", ".png"), ("report", ".json"))
+    }
+    outs["out"] = outs["out"].with_name("x" * (255 - len(os.fsencode(outs["out"].name))) + outs["out"].name)
+    editor.edit_file(video, **outs, params=PARAMS)
+    assert len(os.fsencode(outs["out"].name)) == 255
+    assert set(folder.iterdir()) == set(outs.values())
+    assert 250 < max(len(os.fsencode(name)) for name in seen) <= 255
+
+
+def test_a_link_stays_a_link(editor: Editor, video: Path, tmp_path: Path) -> None:
+    for folder in ("links", "files"):
+        (tmp_path / folder).mkdir()
+    outs = {"out": "o.mp4", "report": "r.json"}
+    for number, name in enumerate(outs.values()):
+        (tmp_path / "links" / name).symlink_to(tmp_path / "files" / name)
+        if number:  # one link with a file behind it, one without
+            (tmp_path / "files" / name).write_text("old")
+    editor.edit_file(video, **{key: tmp_path / "links" / name for key, name in outs.items()}, params=PARAMS)
+    assert all((tmp_path / "links" / name).is_symlink() for name in outs.values())
+    assert {path.name for path in (tmp_path / "files").iterdir()} == set(outs.values())
+    assert json.loads((tmp_path / "files" / "r.json").read_text())["num_frames"] == 3
+
+
+def test_the_second_edit_into_one_output_at_once_says_so(tmp_path: Path) -> None:
+    from fairy.runtime.files import only_writer_of
+
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "o.mp4")
+    with only_writer_of(tmp_path / "o.mp4", None):
+        for name in ("o.mp4", "link.mp4"):
+            with (
+                pytest.raises(InputError, match=rf"{name} is being written by another edit at this moment; wait"),
+                only_writer_of(tmp_path / "p.mp4", tmp_path / name),
+            ):
+                pass
+        with only_writer_of(tmp_path / "p.mp4"):
+            pass
+    with only_writer_of(tmp_path / "o.mp4"):
+        assert not list(tmp_path.glob(".*")), "and nothing is left behind"

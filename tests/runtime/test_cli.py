@@ -310,6 +310,20 @@ def test_probe_prints_facts_and_json(run, clip: Path) -> None:
     assert json.loads(told)["num_frames"] == 5
 
 
+def test_probe_looks_into_folders(run, checkpoint_folder: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number in range(3):
+        Image.fromarray(make_frames(1, 32, 48)[0]).save(tmp_path / f"{number}.png")
+    facts = json.loads(run("probe", tmp_path, "--json")[1])
+    assert (facts["num_frames"], facts["width"], facts["height"]) == (3, 48, 32)
+    facts = json.loads(run("probe", checkpoint_folder, "--json")[1])
+    assert (facts["sees"], facts["variants"]["vae"]) == ("picture", ["default"])
+    code, told, _ = run("probe", checkpoint_folder)
+    assert code == 0
+    assert "InstructPix2Pix" in told
+
+
 def test_doctor_names_what_is_missing_and_the_command(run, monkeypatch: pytest.MonkeyPatch) -> None:
     from fairy.runtime import doctor
 

@@ -21,7 +21,7 @@ from fairy.runtime import (
     Progress,
     networks,
 )
-from fairy.runtime.video import probe, read_frames
+from fairy.runtime.video import VideoWriter, probe, read_frames
 from tests.conftest import SCHEDULER, write_checkpoint
 from tests.runtime.conftest import make_frames, write_clip
 
@@ -661,3 +661,17 @@ def test_odd_inputs_are_refused_in_our_own_words(editor: Editor, frames: np.ndar
         EditParams("make it \udcff")
     with pytest.raises(InputError, match="NaN or infinite"):
         editor.edit(frames, QUICK, latents=torch.full((4, 8, 8), float("nan")))
+
+
+def test_an_even_video_stays_playable_everywhere(editor: Editor, tmp_path: Path) -> None:
+    """64 × 36 at long side 60 would be 60 × 34 by luck and 58 × 33 at 58: even all the same, and odd is said."""
+    clip = write_clip(tmp_path / "clip.mp4", make_frames(2, 36, 64), sound=False)
+    params = EditParams("make it snow", num_inference_steps=1, anchors=1, long_side=58)
+    report = editor.edit_file(clip, tmp_path / "o.mp4", params)
+    info = probe(tmp_path / "o.mp4")
+    assert (info.width, info.height, info.pix_fmt) == (58, 32, "yuv420p")
+    assert not any("4:4:4" in note for note in report.notes)
+    frames = make_frames(2, 35, 63)
+    with VideoWriter(tmp_path / "odd.mp4", width=63, height=35, fps=25) as writer:
+        writer.write(frames)
+    assert any("4:4:4" in note for note in writer.notes)

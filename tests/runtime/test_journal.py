@@ -11,10 +11,11 @@ from threading import Event
 import numpy as np
 import pytest
 
-from fairy.kernels.errors import Cancelled
+from fairy.kernels.errors import Cancelled, MachineError
 from fairy.runtime import Editor, EditParams, Progress
 from fairy.runtime.denoise.segment_edit import SegmentEdit
 from fairy.runtime.plan.job import Job
+from fairy.runtime.video import VideoWriter
 from tests.runtime.conftest import make_frames, write_clip
 
 PARAMS = EditParams("make it snow", num_inference_steps=2, anchors=2, micro_batch=2, seed=5)
@@ -69,6 +70,29 @@ def test_it_goes_on_from_the_finished_micro_batches(
     frames = [p.done for p in told if p.stage == "frames"]
     assert frames == sorted(frames)
     assert frames[-1] == 10
+
+
+def test_it_goes_on_into_another_container(
+    editor: Editor, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a file could not be finished, its frames were computed all the same."""
+    expected = editor.edit_file(video, tmp_path / "whole.mkv", PARAMS)
+    monkeypatch.setattr(VideoWriter, "close", failing)
+    with pytest.raises(MachineError, match="the trailer") as caught:
+        editor.edit_file(video, tmp_path / "out.mov", PARAMS)
+    assert any("--resume" in note and "another container" in note for note in caught.value.__notes__)
+    monkeypatch.undo()
+    denoised = count_denoised(editor, monkeypatch)
+    report = editor.edit_file(video, tmp_path / "out.mkv", PARAMS, resume=True)
+    assert denoised == []
+    assert any("out.mov.job" in note for note in report.notes)
+    assert report.frames_sha256 == expected.frames_sha256
+    assert (tmp_path / "out.mkv").read_bytes() == (tmp_path / "whole.mkv").read_bytes()
+    assert not list(tmp_path.glob("*.job"))
+
+
+def failing(_: object) -> None:
+    raise MachineError("Writing failed: the trailer.")
 
 
 def test_without_being_asked_it_begins_anew(editor: Editor, video: Path, tmp_path: Path) -> None:

@@ -113,6 +113,28 @@ def test_known_sizes(size, long_side: int, scaled, padded) -> None:
     assert geometry.latent(8) == (padded[0] // 8, padded[1] // 8)
 
 
+# fmt: off
+COMMON = (
+    (3840, 2160), (4096, 2160), (4096, 1716), (3996, 2160), (2048, 1080), (2048, 858), (1998, 1080), (2560, 1440),
+    (2560, 1080), (3440, 1440), (1920, 1080), (1920, 1088), (1920, 1200), (1920, 804), (1920, 800), (1920, 816),
+    (1920, 1440), (1440, 1080), (1280, 720), (1280, 544), (1280, 536), (1280, 534), (1280, 960), (1080, 1920),
+    (1080, 1350), (1080, 1080), (1170, 2532), (1284, 2778), (886, 1920), (960, 540), (854, 480), (848, 480),
+    (852, 480), (720, 576), (720, 480), (704, 576), (640, 480), (640, 360), (720, 1280), (2532, 1170),
+    (1600, 900), (1366, 768), (2704, 1520), (3840, 1608), (3840, 1600), (1792, 768), (1828, 1332),
+)
+# fmt: on
+
+
+@pytest.mark.parametrize("long_side", [256, 384, 512, 768])
+def test_common_sizes_stay_even(long_side: int) -> None:
+    """For 4:2:0, which every player shows; the shape changes by no more than a hundredth."""
+    for width, height in COMMON:
+        scaled = make_geometry(height, width, long_side=long_side, upscale=False, multiple=64, even=True).scaled
+        assert max(scaled) == min(long_side, max(width, height))
+        assert scaled[0] % 2 == scaled[1] % 2 == 0
+        assert scaled[1] / scaled[0] == pytest.approx(width / height, rel=0.01), (width, height)
+
+
 @given(st.integers(1, 9), st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
 def test_padding_reflects_as_often_as_it_takes(length: int, padded: int) -> None:

@@ -23,6 +23,16 @@ def make_params(**changes: object) -> EditParams:
     return EditParams("make it snow", num_inference_steps=2, seed=3, **changes)
 
 
+def test_a_micro_batch_is_not_larger_than_what_there_is_to_compute() -> None:
+    """Every batch is filled up to its size."""
+    assert plan_segments(make_params(anchors=3, micro_batch=1000), 9, 1000)[1] == 6
+    assert plan_segments(make_params(anchors=0, micro_batch=1000), 9, 1000)[1] == 9
+    assert plan_segments(make_params(anchors=3, micro_batch=4), 9, 4)[1] == 4
+    assert plan_segments(make_params(anchors=9, micro_batch=7), 9, 7)[1] == 1
+    assert plan_segments(make_params(anchors=3, micro_batch=50, shots=[20]), 30, 50)[1] == 17
+    assert plan_segments(make_params(anchors=3), 4, None)[1] == 3, "what nobody asked for depends on no length"
+
+
 @given(
     num_frames=st.integers(1, 60),
     cuts=st.sets(st.integers(0, 59)),

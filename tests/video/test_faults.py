@@ -88,6 +88,21 @@ def test_a_killed_encoder_is_one_sentence_and_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_the_encoder_says_at_the_end_is_what_is_told(tmp_path, monkeypatch):
+    """It has removed its part by then, which is no news."""
+    writer = VideoWriter(tmp_path / "o.mp4", **SIZE, fps=25)
+    writer.write(NOISE)
+    writer._part.unlink()
+    monkeypatch.setattr(writer._worker, "receive", refused)
+    with pytest.raises(MachineError, match="the disk quota is used up"):
+        writer.close()
+    assert not list(tmp_path.iterdir())
+
+
+def refused(**_: object) -> None:
+    raise MachineError("Writing failed: the disk quota is used up.")
+
+
 def test_a_hung_encoder_is_ended_at_its_deadline(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "DEADLINE_S", 0.5)
     writer = VideoWriter(tmp_path / "o.mp4", **SIZE, fps=25)
