@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from fairy.kernels.errors import InputError
+from fairy.kernels.gains import best_micro_batch
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MAX_WORKERS = 64
@@ -85,3 +86,8 @@ def cpu_threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def measured_micro_batch(device: torch.device) -> int | None:
+    """Frames denoised at once as measured for this kind of GPU; None where nobody measured."""
+    return best_micro_batch(torch.cuda.get_device_capability(device)) if device.type == "cuda" else None

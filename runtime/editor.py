@@ -26,7 +26,14 @@ from fairy.export.checkpoint import Checkpoint, load_checkpoint
 from fairy.export.steps import FP8_LINEARS
 from fairy.kernels.errors import FairyError, InputError
 from fairy.runtime.denoise.networks import Networks
-from fairy.runtime.device import check_threads, cpu_threads, resolve_device, resolve_dtype, worker_devices
+from fairy.runtime.device import (
+    check_threads,
+    cpu_threads,
+    measured_micro_batch,
+    resolve_device,
+    resolve_dtype,
+    worker_devices,
+)
 from fairy.runtime.executor import Executor, InProcess
 from fairy.runtime.files import check_names, check_outputs, only_writer_of, user_path, write_picture
 from fairy.runtime.inputs.frames import Frames, VideoInput
@@ -35,7 +42,7 @@ from fairy.runtime.methods import find_method
 from fairy.runtime.methods.options import check_processes, check_resume
 from fairy.runtime.models import embedded_model
 from fairy.runtime.overlap import Behind, ahead
-from fairy.runtime.plan.batches import default_micro_batch, measured_micro_batch
+from fairy.runtime.plan.batches import default_micro_batch
 from fairy.runtime.plan.identity import identity_of
 from fairy.runtime.plan.job import Job, plan_job, report_job
 from fairy.runtime.plan.memory import check_memory

@@ -3,10 +3,6 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import torch
-
-from fairy.kernels.gains import best_micro_batch
-
 _SMALLEST, _LARGEST = 3, 8
 
 
@@ -26,11 +22,6 @@ def default_micro_batch(num_anchors: int) -> int:
     depend on the shape of a batch.
     """
     return min(max(num_anchors, _SMALLEST), _LARGEST)
-
-
-def measured_micro_batch(device: torch.device) -> int | None:
-    """Frames denoised at once as measured for this kind of GPU; None where nobody measured."""
-    return best_micro_batch(torch.cuda.get_device_capability(device)) if device.type == "cuda" else None
 
 
 def cut_into_parts(stop: int, anchors: Collection[int], micro_batch: int, *, start: int = 0) -> tuple[Part, ...]:

@@ -16,7 +16,8 @@ from fairy.export.bases.stable_diffusion import build_graph, graph_specs
 from fairy.export.checkpoint import load_checkpoint
 from fairy.export.shapes import random_inputs
 from fairy.kernels.anchor_attention import anchor_attention, anchor_attention_reference
-from fairy.runtime import Editor, denoise, embedded_model
+from fairy.runtime import Editor, embedded_model
+from fairy.runtime.denoise import denoiser
 
 BASELINE = Path(counts.__file__).resolve().parent / "baselines" / "counts.json"
 X = torch.linspace(-1, 1, 6)
@@ -115,7 +116,7 @@ def test_a_seeded_extra_synchronisation_or_copy_is_caught(
 ) -> None:
     """The sampler's step reads one value of its result, or copies it; both phases see it, and nothing else changes."""
     before = count_steps(embedded)
-    step = denoise.step
+    step = denoiser.step
 
     def faulty(*arguments: object) -> Tensor:
         out: Tensor = step(*arguments)  # type: ignore[arg-type]
@@ -124,7 +125,7 @@ def test_a_seeded_extra_synchronisation_or_copy_is_caught(
         out[0, 0, 0, 0].item()
         return out
 
-    monkeypatch.setattr(denoise, "step", faulty)
+    monkeypatch.setattr(denoiser, "step", faulty)
     after = count_steps(embedded)
     for name, counted in before.items():
         (verdict,) = compare(_record(before, name), _record(after, name), Limits())

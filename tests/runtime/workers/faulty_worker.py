@@ -4,19 +4,18 @@ import sys
 
 import torch
 
-from fairy.runtime.denoise import networks
+from fairy.runtime.denoise.prediction import Prediction
 from fairy.runtime.workers import worker
 
 most = int(sys.argv[1])
-real = networks.denoise
+ask = Prediction.__call__
 
 
-def denoise(engine, *arguments, **named):
-    frames = named["image_latents"].shape[0]
-    if engine.spec.graph.name == "unet_frame" and frames > most:
-        raise torch.OutOfMemoryError(f"{frames} frames are more than {most}")
-    return real(engine, *arguments, **named)
+def limited(self, steps, scaled):
+    if self.engine.spec.graph.name == "unet_frame" and len(steps) > most:
+        raise torch.OutOfMemoryError(f"{len(steps)} frames are more than {most}")
+    return ask(self, steps, scaled)
 
 
-networks.denoise = denoise
+Prediction.__call__ = limited
 worker.main()
