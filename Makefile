@@ -59,9 +59,7 @@ lint: setup typecheck
 	$(BIN)/ruff format --check .
 
 typecheck: setup
-	@mkdir -p build/typing/fairy
-	@for folder in $(FOLDERS); do ln -sfn ../../../$$folder build/typing/fairy/$$folder; done
-	MYPYPATH=build/typing $(BIN)/mypy $(foreach folder,$(FOLDERS),-p fairy.$(folder))
+	MYPYPATH=. $(BIN)/mypy $(foreach folder,$(FOLDERS),-p fairy.$(folder))
 
 format: setup
 	$(BIN)/ruff check --fix .
