@@ -13,7 +13,7 @@ from av.video.frame import VideoFrame
 
 from fairy.runtime.video import helper, wire
 from fairy.runtime.video.animated import AnimatedWebp, is_webp
-from fairy.runtime.video.boxes import is_cut_off
+from fairy.runtime.video.boxes import is_cut_off, lacks_index
 from fairy.runtime.video.filters import filtered
 from fairy.runtime.video.info import ColorTags, Reading
 from fairy.runtime.video.look import look_at
@@ -39,6 +39,11 @@ def serve(inbox: wire.Inbox, out: int) -> None:
     reading = Reading(**request["reading"])
     if reading.end_s is None and is_cut_off(path):
         raise helper.Refusal(f"{path} is cut off: its end is missing; copy or download it again.")
+    if lacks_index(path):
+        raise helper.Refusal(
+            f"{path} lacks its index (moov): the recording was never finished; a tool that rebuilds it from another "
+            "recording of the same camera, such as untrunc, may help."
+        )
     with open_source(path, max_pixels, reading) as source:
         if request["do"] == "probe":
             _probe(source, out)

@@ -58,7 +58,7 @@ class Source:
         self.container = open_container(path, max_pixels)
         self.stream = self._pick()
         self.crop = self._crop()
-        self.has_alpha = self.stream.metadata.get("alpha_mode", "0") == "1"
+        self.has_alpha = any(k.lower() == "alpha_mode" and v == "1" for k, v in self.stream.metadata.items())
         self._decoder = self._alpha_decoder() or self.stream
 
     def __enter__(self) -> Self:
