@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fairy.kernels.errors import InputError
+from fairy.kernels.errors import InputError, MachineError
 from fairy.runtime.video import Reading, VideoWriter, probe, probe_images, read_frames, read_images
 from fairy.runtime.video.reader import _seek
 from tests.video.conftest import RED, picture
 
+pytestmark = pytest.mark.slow
+MS = Fraction(1, 1000)
 RATE = {"rate": Fraction(25), "time_base": Fraction(1, 25), "pts": tuple(range(8))}
 SMALL = {"size": (128, 96), **RATE}
 
@@ -284,7 +286,6 @@ def test_what_comes_before_a_change_of_size_can_be_edited(make, tmp_path):
     assert len(list(read_frames(info))) == 60
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "how"),
     [
@@ -315,7 +316,6 @@ def test_a_seek_that_finds_something_else_begins_at_the_beginning(make):
     assert np.array_equal(fast, slow)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "how"),
     [
@@ -343,9 +343,10 @@ def test_broken_bytes_end_in_a_video_or_a_sentence(make, tmp_path, name, how):
         bad = np.frombuffer(data, np.uint8).copy()
         bad[rng.integers(0, len(bad), 25)] = rng.integers(0, 256, 25)
         clip.write_bytes(bad.tobytes())
+        said = ""
         try:
             info = probe(clip)
             assert len(list(read_frames(info))) == info.num_frames
-        except Exception as error:
-            assert type(error).__name__ in ("InputError", "MachineError")
-            assert "\n" not in str(error)
+        except (InputError, MachineError) as error:
+            said = str(error)
+        assert "\n" not in said
