@@ -14,14 +14,14 @@ _SKIP_LIMIT_BYTES = 1 << 40
 
 
 def is_cut_off(path: Path) -> bool:
-    """True for MP4/MOV, Matroska/WebM and AVI files that end before the structure they announce."""
+    """True for MP4/MOV, Matroska/WebM, AVI and WebP files that end before the structure they announce."""
     size_bytes = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(12)
         file.seek(0)
         if head[:4] == struct.pack(">I", _EBML_ID):
             return _matroska_end(file) > size_bytes
-        if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        if head[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"WEBP"):
             return 8 + int.from_bytes(head[4:8], "little") > size_bytes
         if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
             return _mp4_end(file, size_bytes) > size_bytes
