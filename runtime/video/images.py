@@ -109,9 +109,10 @@ def _load(file: Path, max_pixels: int, notes: dict[str, None] | None = None) -> 
                     f"{file} has {width}×{height} pixels, more than max_pixels = {max_pixels:,} allows; "
                     "make it smaller or raise max_pixels."
                 )
-            if image.format in _OF_SEVERAL and getattr(image, "n_frames", 1) > 1:
+            pages = int(getattr(image, "n_frames", 1)) if image.format in _OF_SEVERAL else 1
+            if pages > 1:
                 remedy = "split it into its pages" if image.format == "TIFF" else "give the file itself as the video"
-                raise InputError(f"{file} holds {image.n_frames} pictures, where one is one frame; {remedy}.")
+                raise InputError(f"{file} holds {pages} pictures, where one is one frame; {remedy}.")
             notes = {} if notes is None else notes
             if image.has_transparency_data:
                 notes["The pictures have transparency, which is dropped."] = None
