@@ -1,6 +1,7 @@
 """Whether a file is shorter than its own structure says: exact where a container's duration is vague."""
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,23 +14,35 @@ _SKIP_LIMIT_BYTES = 1 << 40
 
 
 def is_cut_off(path: Path) -> bool:
-    """True for MP4/MOV, Matroska/WebM and AVI files that end before the structure they announce."""
+    """True for MP4/MOV, Matroska/WebM, AVI and WebP files that end before the structure they announce."""
     size_bytes = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(12)
         file.seek(0)
         if head[:4] == struct.pack(">I", _EBML_ID):
             return _matroska_end(file) > size_bytes
-        if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        if head[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"WEBP"):
             return 8 + int.from_bytes(head[4:8], "little") > size_bytes
         if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
             return _mp4_end(file, size_bytes) > size_bytes
     return False
 
 
+def lacks_index(path: Path) -> bool:
+    """True for an MP4/MOV file with pictures or sound but nothing that says where they are: it was never finished."""
+    with path.open("rb") as file:
+        kinds = {kind for kind, _ in _boxes(file, path.stat().st_size)}
+    return b"mdat" in kinds and bool(kinds & {b"ftyp", b"wide", b"free"}) and not kinds & {b"moov", b"moof"}
+
+
 def _mp4_end(file: BinaryIO, size_bytes: int) -> int:
     """The end of the last top-level box that carries pictures, sound or the index."""
-    at = end = 0
+    return max((end for kind, end in _boxes(file, size_bytes) if kind in _PAYLOAD_BOXES), default=0)
+
+
+def _boxes(file: BinaryIO, size_bytes: int) -> Iterator[tuple[bytes, int]]:
+    """Kind and end of every top-level box; the last one may reach to the end of the file unsaid."""
+    at = 0
     for _ in range(_MOST_BOXES):
         if at + 8 > size_bytes:
             break
@@ -38,10 +51,11 @@ def _mp4_end(file: BinaryIO, size_bytes: int) -> int:
         if length == 1:
             length = int.from_bytes(file.read(8), "big")
         if length < 8:  # 0: to the end of the file; 1…7: no box
+            if length == 0:
+                yield kind, size_bytes
             break
         at += length
-        end = at if kind in _PAYLOAD_BOXES else end
-    return end
+        yield kind, at
 
 
 def _matroska_end(file: BinaryIO) -> int:

@@ -13,14 +13,18 @@ from av.video.frame import VideoFrame
 
 from fairy.runtime.video import helper, wire
 from fairy.runtime.video.animated import AnimatedWebp, is_webp
-from fairy.runtime.video.boxes import is_cut_off
+from fairy.runtime.video.boxes import is_cut_off, lacks_index
 from fairy.runtime.video.filters import filtered
 from fairy.runtime.video.info import ColorTags, Reading
 from fairy.runtime.video.look import look_at
-from fairy.runtime.video.source import Source, check_file, rgb
+from fairy.runtime.video.source import CUT_OFF, DECODER_THREADS, Damaged, Source, check_file, rgb
 
 _FEW, _MOST_DAMAGE = 3, 0.5
 """Frames, and the share of all, that may be damaged."""
+_NEAR_S, _MOST_PLACES = 0.5, 4
+"""Damage so near to the one before is told with it; so many places are told."""
+_MOST_MISSING_S = 1.0
+"""More of its end is not lost without a refusal; a container's duration is that of its longest stream."""
 _REPORT_EVERY_S = 0.2
 _BYTES_PER_PIXEL = 160
 """Room for a decoder's 16 reference pictures and its threads' own, 16 bit 4:2:2."""
@@ -38,12 +42,22 @@ def serve(inbox: wire.Inbox, out: int) -> None:
     check_file(path)
     reading = Reading(**request["reading"])
     if reading.end_s is None and is_cut_off(path):
-        raise helper.Refusal(f"{path} is cut off: its end is missing; copy or download it again.")
-    with open_source(path, max_pixels, reading) as source:
-        if request["do"] == "probe":
-            _probe(source, out)
-        else:
+        raise helper.Refusal(CUT_OFF.format(path))
+    if lacks_index(path):
+        raise helper.Refusal(
+            f"{path} lacks its index (moov): the recording was never finished; a tool that rebuilds it from another "
+            "recording of the same camera, such as untrunc, may help."
+        )
+    if request["do"] == "read":
+        with open_source(path, max_pixels, reading, 1 if request["mended"] else DECODER_THREADS) as source:
             _read(source, out, request, array("q", bytes(wanted)))
+        return
+    try:
+        with open_source(path, max_pixels, reading) as source:
+            _probe(source, out)
+    except Damaged:
+        with open_source(path, max_pixels, reading, 1) as source:
+            _probe(source, out)
 
 
 class _Progress:
@@ -58,9 +72,9 @@ class _Progress:
             self._next = time.monotonic() + _REPORT_EVERY_S
 
 
-def open_source(path: Path, max_pixels: int, reading: Reading) -> Source | AnimatedWebp:
+def open_source(path: Path, max_pixels: int, reading: Reading, threads: int = DECODER_THREADS) -> Source | AnimatedWebp:
     """Whatever decodes the file."""
-    return AnimatedWebp(path, max_pixels) if is_webp(path) else Source(path, max_pixels, reading)
+    return AnimatedWebp(path, max_pixels) if is_webp(path) else Source(path, max_pixels, reading, threads)
 
 
 def _probe(source: Source | AnimatedWebp, out: int) -> None:
@@ -75,11 +89,13 @@ def _probe(source: Source | AnimatedWebp, out: int) -> None:
         progress.tell(len(pts))
     if look is None:
         raise helper.Refusal(f"{source.path} has 0 frames of video.")
-    zero, clock = source.zero(pts[0]), {"time_base": str(source.tick)}
+    zero: int = source.zero(pts[0])
+    clock: wire.Message = {"time_base": str(source.tick)}
     if isinstance(source, Source):
         _check_whole(source, pts, duration)
         look.notes.extend(_damage_notes(source, len(pts)))
         duration = _last_duration(source, pts[-1], duration)
+        clock["mended"] = source.is_mended
     # Where containers cannot seek exactly, or time stamps are made up, decoding begins at the beginning.
     exact = streams["container"].startswith(("mov", "matroska"))
     found = streams | look.to_wire() | clock | {"last_duration": duration, "zero": zero, "crop": source.crop}
@@ -90,6 +106,8 @@ def _probe(source: Source | AnimatedWebp, out: int) -> None:
 
 def _check_whole(source: Source, pts: "array[int]", duration: int) -> None:
     """Refuses a file that ends before it should."""
+    if not source.ends_early and is_cut_off(source.path):
+        raise helper.Refusal(CUT_OFF.format(source.path))
     # A live Matroska recording announces no length; AVI counts its frames and loses damaged ones silently.
     promised = (source.stream.duration or 0) if source.container.format.name == "avi" else 0
     cut_off = "ended prematurely" in source.log.text() or (promised and pts[-1] + 2 < promised)
@@ -97,6 +115,12 @@ def _check_whole(source: Source, pts: "array[int]", duration: int) -> None:
         end_s = float((pts[-1] - pts[0] + duration) * source.tick)
         raise helper.Refusal(
             f"{source.path} is cut off or damaged after {end_s:.2f} s of video; copy or download it again."
+        )
+    missing_s = (source.container.duration or 0) / 1e6 - float((pts[-1] - source.zero(pts[0])) * source.tick)
+    if source.damaged_s and missing_s > _MOST_MISSING_S and not source.ends_early:
+        raise helper.Refusal(
+            f"{source.path} is damaged: its last {missing_s:.2f} s cannot be read; copy or download it again, "
+            "repair it, or say with end (--end) where to stop before."
         )
 
 
@@ -112,11 +136,22 @@ def _damage_notes(source: Source, num_frames: int) -> list[str]:
         )
     if hurt:
         notes.append(
-            f"{len(hurt)} frame{'s' * (len(hurt) != 1)} of the source from {hurt[0]:.2f} s to {hurt[-1]:.2f} s "
-            f"{'are' if len(hurt) != 1 else 'is'} damaged and used as the decoder conceals it; --strict refuses such a "
-            "file."
+            f"The source is damaged in {len(hurt)} place{'s' * (len(hurt) > 1)} of its {num_frames} frames, "
+            f"at {_places(hurt)}; what the decoder conceals is used, what it cannot decode left out; --strict refuses "
+            "such a file."
         )
     return notes
+
+
+def _places(times: list[float]) -> str:
+    """0.40 to 0.52 s, 3.10 s and 2 more."""
+    runs: list[list[float]] = []
+    for time_s in times:
+        if not runs or time_s - runs[-1][-1] > _NEAR_S:
+            runs.append([])
+        runs[-1].append(time_s)
+    told = [f"{run[0]:.2f} to {run[-1]:.2f} s" if len(run) > 1 else f"{run[0]:.2f} s" for run in runs[:_MOST_PLACES]]
+    return ", ".join(told) + (f" and {len(runs) - len(told)} more" if len(runs) > len(told) else "")
 
 
 def _last_duration(source: Source, last_pts: int, said: int) -> int:

@@ -27,12 +27,18 @@ VIDEO_CODECS = {
     "flv": "flv1",
     "msmpeg4": "msmpeg4v3",
     "msmpeg4v2": "msmpeg4v2",
+    "msmpeg4v1": "msmpeg4v1",
     "wmv1": "wmv1",
     "wmv2": "wmv2",
     "ffv1": "ffv1",
+    "huffyuv": "huffyuv",
+    "ffvhuff": "ffvhuff",
     "rawvideo": "raw",
+    "v210": "v210",
     "dvvideo": "dv",
+    "dnxhd": "dnxhd",
     "qtrle": "qtrle",
+    "png": "png",
     "gif": "gif",
     "apng": "apng",
 }
@@ -42,7 +48,8 @@ WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 # While a file is opened FFmpeg may decode a little sound to learn its parameters; it is copied undecoded later.
 AUDIO_DECODERS = (
-    "aac,aac_latm,ac3,alac,dca,eac3,flac,libopus,mp2,mp2float,mp3,mp3float,opus,vorbis,"
+    "aac,aac_latm,ac3,adpcm_ima_wav,adpcm_ms,adpcm_swf,alac,amrnb,amrwb,dca,eac3,flac,libopus,mp1,mp1float,"
+    "mp2,mp2float,mp3,mp3float,opus,vorbis,wmav1,wmav2,"
     "pcm_alaw,pcm_f32le,pcm_mulaw,pcm_s16be,pcm_s16le,pcm_s24be,pcm_s24le,pcm_s32le,pcm_u8"
 )
 OTHER_DECODERS = "ass,ssa,mov_text,srt,subrip,text,webvtt,png,bmp"

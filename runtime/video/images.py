@@ -16,6 +16,8 @@ from fairy.runtime.video.reader import choose
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_OF_SEVERAL = ("PNG", "WEBP", "TIFF")
+"""Formats whose files may hold frames or pages; a second picture in a JPEG is the camera's own matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,10 @@ def _load(file: Path, max_pixels: int, notes: dict[str, None] | None = None) -> 
                     f"{file} has {width}×{height} pixels, more than max_pixels = {max_pixels:,} allows; "
                     "make it smaller or raise max_pixels."
                 )
+            pages = int(getattr(image, "n_frames", 1)) if image.format in _OF_SEVERAL else 1
+            if pages > 1:
+                remedy = "split it into its pages" if image.format == "TIFF" else "give the file itself as the video"
+                raise InputError(f"{file} holds {pages} pictures, where one is one frame; {remedy}.")
             notes = {} if notes is None else notes
             if image.has_transparency_data:
                 notes["The pictures have transparency, which is dropped."] = None
@@ -120,6 +126,9 @@ def _load(file: Path, max_pixels: int, notes: dict[str, None] | None = None) -> 
                     f"{file} holds {'32-bit' if image.mode == 'I' else 'floating point'} numbers, of which it is not "
                     "known what is white; export it in 8 or 16 bits a channel."
                 )
+            if image.has_transparency_data:  # over black: what is hidden stays hidden
+                seen = np.array(upright.convert("RGBA"), dtype=np.uint16)
+                return ((seen[..., :3] * seen[..., 3:] + 127) // 255).astype(np.uint8)
             return np.array(upright.convert("RGB"), dtype=np.uint8)
     except InputError:
         raise

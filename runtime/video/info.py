@@ -135,6 +135,8 @@ class VideoInfo:
     reading: Reading = AS_IT_IS
     ends_early: bool = False
     """True where the file goes on after the last frame that was looked at."""
+    mended: bool = False
+    """True where something could not be decoded: one thread reads it, for several mend by chance."""
     keys: tuple[int, ...] = ()
     """Frames at which decoding can begin, where the container finds them exactly."""
 

@@ -1,6 +1,7 @@
 """What FFmpeg says while it works: some damage is told nowhere else. Runs in helper processes only."""
 
 import os
+import re
 
 import av
 from av.container import InputContainer
@@ -36,3 +37,7 @@ class FFmpegLog:
         except BlockingIOError:
             pass
         return self._lines
+
+    def forget(self, words: re.Pattern[str]) -> None:
+        """What was said so far in such words counts no more."""
+        self._lines = words.sub("", self._lines)

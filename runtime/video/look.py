@@ -12,7 +12,7 @@ from fairy.runtime.video import formats
 from fairy.runtime.video.animated import AnimatedWebp
 from fairy.runtime.video.helper import Refusal
 from fairy.runtime.video.info import BT601, BT709, ColorTags
-from fairy.runtime.video.source import Source
+from fairy.runtime.video.source import Source, is_rgb
 
 _UNSAID = 2
 _NAMES = {1: "BT.709", 6: "BT.601"}
@@ -76,7 +76,7 @@ def _color(frame: VideoFrame, source: Source | AnimatedWebp, notes: list[str]) -
     matrix = _said(frame.colorspace, context.colorspace)
     full = (int(frame.color_range) or context.color_range) == 2 or frame.format.name.startswith("yuvj")
     usual = BT709 if frame.height >= 720 else BT601
-    if frame.format.is_rgb:
+    if is_rgb(frame):
         return ColorTags(usual.matrix, _or(primaries, usual.primaries), _or(transfer, usual.transfer)), False
     assumed = matrix == _UNSAID
     if assumed:

@@ -22,6 +22,7 @@ from fairy.runtime.video.source import JUMP_S, Source, codec_name, is_cover, ope
 from fairy.runtime.video.trial import Outcome, attempt, first_packets
 
 _BELONGS_TO_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder", "timecode", "duration"}
+_WITHOUT_CHAPTERS = ("avi", "mpegts")
 _LOOK_AHEAD_PACKETS = 50
 _LATE_SOUND_S = 30
 """No player copes with sound that is stored farther behind its pictures."""
@@ -234,7 +235,11 @@ class Passengers:
     def _name(self, source: InputContainer) -> None:
         titles = {k: v for k, v in source.metadata.items() if k.lower() not in _BELONGS_TO_THE_FILE}
         self._output.metadata.update(titles)
-        if source.chapters():
+        if titles and self._into.muxer == "mpegts":
+            self.notes.append(f"MPEG-TS keeps no titles; {', '.join(sorted(titles))} is left out.")
+        if source.chapters() and self._into.muxer in _WITHOUT_CHAPTERS:
+            self.notes.append(f"Chapters cannot be kept in {self._into.title} and are left out.")
+        elif source.chapters():
             self._output.set_chapters([c for chapter in source.chapters() if (c := self._cut_chapter(chapter))])
 
     def _cut_chapter(self, chapter: Any) -> Any:

@@ -127,6 +127,14 @@ def pixel_notes(width: int, height: int, source: VideoInfo | None) -> list[str]:
     return [f"The source's colours ({source.pix_fmt}) are written as 4:2:0."] if source and fuller else []
 
 
+def shape_notes(source: VideoInfo | None, encoder: str, into: formats.Output) -> list[str]:
+    """VP9 does not say the shape of its pixels itself, and Matroska's own field for it cannot be set through PyAV."""
+    shape = source.sample_aspect_ratio if source else Fraction(1)
+    if shape == 1 or encoder != "libvpx-vp9" or into.muxer not in ("webm", "matroska"):
+        return []
+    return [f"The shape of the source's pixels, {shape}, cannot be kept with VP9 in {into.title}; write .mp4 or .mkv."]
+
+
 def choose_color(color: ColorTags | None, source: VideoInfo | None, height: int) -> ColorTags:
     if color is not None:
         return color

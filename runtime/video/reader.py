@@ -71,6 +71,7 @@ def read_frames(
         "rotation": info.rotation,
         "flipped": info.flipped,
         "crop": info.crop,
+        "mended": info.mended,
         "reading": asdict(info.reading),
         "zero": int(info.zero_s / info.time_base),
         "seek": _seek(info, int(wanted[0])),

@@ -21,6 +21,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from fairy.runtime.video import formats
+from fairy.runtime.video.boxes import is_cut_off
 from fairy.runtime.video.helper import Refusal
 from fairy.runtime.video.info import AS_IT_IS, ColorTags, Reading
 from fairy.runtime.video.log import FFmpegLog
@@ -35,22 +36,34 @@ _FAR_S = 10
 _MOST_SLOTS = 1024
 _ROUNDING_S, _MARGIN_S = 1e-9, 1.0
 """Pictures are stored at most so long before or after they are shown."""
-_LOSSY_TRANSPORTS = ("mpegts",)
-"""Where single packets get lost on the way and everybody shows the rest."""
+CUT_OFF = "{} is cut off: its end is missing; copy or download it again."
+_BEGIN_ANYWHERE = ("mpegts", "mpeg", "flv")
+"""Containers whose clock may begin at any time."""
+_FOREIGN = {b"OggS": "an Ogg file", b".RMF": "a RealMedia file", b"\x06\x0e\x2b\x34": "an MXF file"}
 _BROKEN = re.compile("EBML number|exceeds containing master element|exceeds max length")
 """What the Matroska demuxer says before it silently leaves out what it cannot follow."""
+
+
+class Damaged(Refusal):
+    """Something is lost or broken, which one thread mends in the same way every time and several by chance."""
 
 
 class Source:
     """A user's video file; a context manager. Nothing that the file names is opened."""
 
-    def __init__(self, path: Path, max_pixels: int, reading: Reading = AS_IT_IS) -> None:
+    def __init__(
+        self, path: Path, max_pixels: int, reading: Reading = AS_IT_IS, threads: int = DECODER_THREADS
+    ) -> None:
+        """With more than one of the `threads` the first damage is raised as `Damaged`."""
         check_file(path)
+        self._threads = threads
         self.path, self.max_pixels, self.reading, self.log = path, max_pixels, reading, FFmpegLog()
         self.gap_s: float | None = None
         """When the first packet begins that its transport marks as incomplete: usual where recordings were joined."""
         self.damaged_s: list[float] = []
         """When frames are shown that the decoder had to conceal, or left out, in a file that is used all the same."""
+        self.is_mended = False
+        """Whether anything was damaged, also where it does not matter."""
         self.ends_early = False
         self._slots: deque[int] = deque(maxlen=_MOST_SLOTS)  # of the packets that wait for their frames
         self._first_slot: int | None = None
@@ -58,7 +71,7 @@ class Source:
         self.container = open_container(path, max_pixels)
         self.stream = self._pick()
         self.crop = self._crop()
-        self.has_alpha = self.stream.metadata.get("alpha_mode", "0") == "1"
+        self.has_alpha = any(k.lower() == "alpha_mode" and v == "1" for k, v in self.stream.metadata.items())
         self._decoder = self._alpha_decoder() or self.stream
 
     def __enter__(self) -> Self:
@@ -141,7 +154,7 @@ class Source:
         A clock of MPEG-TS begins anywhere, with whichever of pictures and sound is first. Others mean what they say,
         but that nothing is shown before 0.
         """
-        if self.container.format.name != "mpegts":
+        if self.container.format.name not in _BEGIN_ANYWHERE:
             return min(first, 0)
         sounds = [s for s in self.container.streams.audio if s.start_time is not None]
         starts = [first * tick(self.stream), *(s.start_time * tick(s) for s in sounds if s.start_time is not None)]
@@ -169,16 +182,12 @@ class Source:
         context = stream.codec_context
         name = context.codec.name if context is not None else "an unknown codec"
         if name not in formats.VIDEO_CODECS:
-            known = ", ".join(sorted(set(formats.VIDEO_CODECS.values())))
-            raise Refusal(
-                f"{self.path} is coded in {name}, which is not decoded; {known} are. Convert it first: "
-                f"ffmpeg -i {shlex.quote(self.path.name)} -c:v libx264 -crf 12 -c:a copy converted.mkv."
-            )
+            raise Refusal(f"{self.path} is coded in {name}, which is not decoded; {conversion(self.path)}.")
         self._check_size(stream.width, stream.height)
         # The limit of the open call does not reach this second decoder.
         room = self.max_pixels + _ALIGNED * (stream.width + stream.height + _ALIGNED)
         context.options = {"max_pixels": str(room)}
-        context.thread_type, context.thread_count = "AUTO", DECODER_THREADS
+        context.thread_type, context.thread_count = "AUTO", self._threads
         return stream
 
     def _frames(self) -> Iterator[VideoFrame]:
@@ -192,8 +201,9 @@ class Source:
                         self._slots.append(packet.dts)
                     if packet.is_corrupt and self.gap_s is None:
                         self.gap_s = time_s
-                    if _BROKEN.search(self.log.text()) and self._matters(time_s):
-                        raise self._damaged(time_s)
+                    if _BROKEN.search(self.log.text()):
+                        self.log.forget(_BROKEN)
+                        self._bear(time_s)
                     yield from self._decoded(cast("Packet[VideoStream]", packet), time_s)
                     if self._is_long_past(time_s):
                         yield from self._decoded(None, time_s)
@@ -212,10 +222,10 @@ class Source:
         except av.FFmpegError:
             if "specified max pixel count" in self.log.text():
                 raise self._too_large("more pixels") from None
-            if packet is not None and self._matters(time_s):
-                if self.container.format.name not in _LOSSY_TRANSPORTS:
-                    raise self._damaged(time_s) from None
+            if packet is not None:
                 self._bear(time_s)
+                if packet.dts is not None and self._slots:
+                    self._slots.pop()
             return []
 
     def _matters(self, time_s: float) -> bool:
@@ -229,9 +239,12 @@ class Source:
 
     def _bear(self, time_s: float) -> None:
         """Remembers a damaged frame, or refuses it."""
+        if self._threads > 1:
+            raise Damaged(str(self._damaged(time_s)))
+        self.is_mended = True
         if not self._matters(time_s):
             return
-        if self.reading.strict or self.container.format.name not in _LOSSY_TRANSPORTS:
+        if self.reading.strict:
             raise self._damaged(time_s)
         self.damaged_s.append(time_s)
 
@@ -289,7 +302,24 @@ def open_container(path: Path, max_pixels: int) -> InputContainer:
     except av.EOFError:
         raise Refusal(f"{path} has 0 frames of video.") from None
     except (av.FFmpegError, ValueError):
-        raise Refusal(f"{path} is not a video that can be read; {formats.READS} files are.") from None
+        raise Refusal(_unreadable(path)) from None
+
+
+def conversion(path: Path) -> str:
+    """What to do about a file of a kind that is not read."""
+    into = shlex.quote(f"{path.stem}-h264.mkv")
+    return f"convert it first: ffmpeg -i {shlex.quote(path.name)} -c:v libx264 -crf 12 -c:a copy {into}"
+
+
+def _unreadable(path: Path) -> str:
+    if is_cut_off(path):
+        return CUT_OFF.format(path)
+    with path.open("rb") as file:
+        head = file.read(16)
+    kind = next((title for magic, title in _FOREIGN.items() if head.startswith(magic)), None)
+    if kind is not None:
+        return f"{path} is {kind}, which is not read; {conversion(path)}."
+    return f"{path} is not a video that can be read; {formats.READS} files are."
 
 
 def check_file(path: Path) -> None:
@@ -324,11 +354,16 @@ def is_cover(stream: Stream) -> bool:
     return bool(stream.disposition & Disposition.attached_pic)
 
 
+def is_rgb(frame: VideoFrame) -> bool:
+    """Whether its samples, or the entries of its palette, are RGB."""
+    return frame.format.is_rgb or frame.format.name == "pal8"
+
+
 def rgb(
     frame: VideoFrame, color: ColorTags, rotation: int, flipped: bool, crop: tuple[int, int, int, int] = (0, 0, 0, 0)
 ) -> NDArray[np.uint8]:
     """The frame as shown, over black where it is transparent: uint8 [H, W, 3]."""
-    if not frame.format.is_rgb:
+    if not is_rgb(frame):
         frame.colorspace = color.matrix
         frame.color_range = 2 if color.full else 1
     picture = frame.reformat(format="rgb24", interpolation=formats.TO_RGB, threads=1).to_ndarray()

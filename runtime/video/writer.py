@@ -57,6 +57,7 @@ class VideoWriter:
         rate = plan.frame_rate(clock, fps, source, self.path)
         self._ticks, self.notes = plan.fit_clock(clock, rate, self._format, self.path)
         self.notes += plan.pixel_notes(width, height, source)
+        self.notes += plan.shape_notes(source, encoder, self._format)
         self._num_frames = None if clock is None else len(clock.pts)
         plan.check_space(self.path, width * height * (self._num_frames or 1))
         request = {

@@ -8,7 +8,7 @@ from typing import Any
 import av
 import numpy as np
 
-from fairy.runtime.video import VideoWriter, probe
+from fairy.runtime.video import VideoWriter, formats, probe
 
 SOUNDS = {
     "aac": "aac",
@@ -132,9 +132,40 @@ def outcomes(writer: VideoWriter, source: Path) -> dict[int, str]:
     return told
 
 
+def tables(source: Path, writers: dict[str, VideoWriter]) -> str:
+    """The tables of docs/files.md: what is decoded, and what becomes of every stream in every container."""
+    codecs = ", ".join(sorted(set(formats.VIDEO_CODECS.values())))
+    rows = [f"Decoded: {codecs}, webp.", "", "| stream | " + " | ".join(f".{c}" for c in writers) + " |"]
+    rows.append("|---" * (len(writers) + 1) + "|")
+    told = {container: outcomes(writer, source) for container, writer in writers.items()}
+    for index, (kind, codec, _) in list(streams_of(source).items())[1:]:
+        name = {"attachment": "font", "cover": "cover art"}.get(kind, f"{kind}: {codec}")
+        rows.append(f"| {name} | " + " | ".join(told[container][index] for container in writers) + " |")
+    return "\n".join(rows) + "\n"
+
+
 def _type(stream: Any) -> str:
     return "cover" if stream.disposition & av.stream.Disposition.attached_pic else str(stream.type)
 
 
 def _codec(stream: Any) -> str:
     return str(stream.codec_context.codec.canonical_name) if stream.codec_context else "unknown codec"
+
+
+def main() -> None:
+    """Writes the tables into docs/files.md: `python -m tests.video.matrix` from the top of the checkout."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        source = everything(Path(name) / "all.mkv")
+        writers = {container: copy_into(source, Path(name) / f"o.{container}") for container in CONTAINERS}
+        page = PAGE.read_text()
+        before, rest = page.split(BEGIN)
+        PAGE.write_text(before + BEGIN + tables(source, writers) + END + rest.split(END)[1])
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "files.md"
+BEGIN, END = "<!-- tables: python -m tests.video.matrix -->\n", "<!-- end of tables -->\n"
+
+if __name__ == "__main__":
+    main()

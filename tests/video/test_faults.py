@@ -104,8 +104,8 @@ def refused(**_: object) -> None:
 
 
 def test_a_hung_encoder_is_ended_at_its_deadline(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "DEADLINE_S", 0.5)
     writer = VideoWriter(tmp_path / "o.mp4", **SIZE, fps=25)
+    monkeypatch.setattr(worker, "DEADLINE_S", 0.5)
     os.kill(writer.pid, 19)
     started = time.monotonic()
     with pytest.raises(MachineError, match=r"Writing .* made no progress for 0.5 s"):

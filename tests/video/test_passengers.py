@@ -20,9 +20,19 @@ def everything(tmp_path_factory):
     return matrix.everything(tmp_path_factory.mktemp("all") / "all.mkv")
 
 
+@pytest.fixture(scope="module")
+def copies(everything):
+    return {name: matrix.copy_into(everything, everything.with_name(f"o.{name}")) for name in matrix.CONTAINERS}
+
+
+def test_the_page_about_files_says_what_is_done(everything, copies):
+    tables = matrix.PAGE.read_text().split(matrix.BEGIN)[1].split(matrix.END)[0]
+    assert tables == matrix.tables(everything, copies), "python -m tests.video.matrix writes it anew"
+
+
 @pytest.mark.parametrize("container", matrix.CONTAINERS)
-def test_every_kind_of_stream_reads_back_as_itself_or_as_what_the_notes_say(everything, tmp_path, container):
-    writer = matrix.copy_into(everything, tmp_path / f"o.{container}")
+def test_every_kind_of_stream_reads_back_as_itself_or_as_what_the_notes_say(everything, copies, container):
+    writer = copies[container]
     source, back = matrix.streams_of(everything), matrix.streams_of(writer.path)
     told = matrix.outcomes(writer, everything)
     kept = [index for index in source if index > 0 and told[index] != "left out"]
@@ -191,10 +201,9 @@ def test_chapters_are_cut_with_the_video(make, copy_video, tmp_path, to, span, c
         assert abs(got[1] - want[1]) <= 1
 
 
-def test_covers_are_no_second_video(everything, tmp_path):
+def test_covers_are_no_second_video(everything, copies):
     assert probe(everything).other[-1] == "cover"
-    writer = matrix.copy_into(everything, tmp_path / "o.mov")
-    assert "Cover art stream 17 (png) cannot be kept in QuickTime and is left out." in writer.notes
+    assert "Cover art stream 17 (png) cannot be kept in QuickTime and is left out." in copies["mov"].notes
 
 
 def test_the_default_one_of_two_videos_is_edited(make, tmp_path):
