@@ -140,6 +140,13 @@ def _children_of_rehearsals() -> set[str]:
     return found
 
 
+def _assert_no_child_is_left() -> None:
+    end = time.monotonic() + 20  # a process that was told to end takes its time on a busy machine
+    while _children_of_rehearsals():
+        assert time.monotonic() < end, _children_of_rehearsals()
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_real_processes_take_what_was_simulated() -> None:
     """Sleeping workers over gloo and a file. Other programs make them late; nothing makes them much too early."""
@@ -152,14 +159,14 @@ def test_real_processes_take_what_was_simulated() -> None:
         assert 0.98 * row.planned_ms <= row.simulated_ms
     assert rows[0].planned_ms == pytest.approx(10 + 39 * 25 + 2 * 50 + 12 * (1 + 2 * 55))
     assert rows[0].planned_ms > 1.8 * rows[1].planned_ms > 3 * rows[2].planned_ms
-    assert not _children_of_rehearsals()
+    _assert_no_child_is_left()
 
 
 @pytest.mark.slow
 def test_a_rehearsal_that_passes_its_deadline_ends_all_its_processes() -> None:
     with pytest.raises(MachineError, match="not done after 2 s"):
         rehearse(replace(SLEEPS, frames_step_ms=60_000), workers=(2,), deadline_s=2)
-    assert not _children_of_rehearsals()
+    _assert_no_child_is_left()
 
 
 def test_too_many_workers_are_not_rehearsed() -> None:

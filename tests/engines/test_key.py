@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairy.engines.engine import BuildOptions, Shapes
+from fairy.engines.store import key as keys
 from fairy.engines.store.key import EngineKey, request_digest, source_fingerprint, weights_digest
-from fairy.engines.store.store import key as keys
 from fairy.export.checkpoint import load_checkpoint
 from fairy.export.graphs import SelfAttention, text_encoder_spec, unet_spec, vae_decoder_spec, vae_encoder_spec
 from tests.conftest import ROOT

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from fairy.engines import store as stores
 from fairy.engines.engine import BuildOptions, Shapes
+from fairy.engines.store import store as stores
 from fairy.engines.store.key import EngineKey, canonical_digest, request_digest
 from fairy.engines.store.manifest import MANIFEST, Provenance
 from fairy.engines.store.store import Broken, EngineStore, StoredEngine, store_root

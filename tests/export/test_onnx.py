@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fairy.export import onnx as exporter
 from fairy.export.bases.stable_diffusion import UNetGraph, build_graph, graph_specs
 from fairy.export.checkpoint import Checkpoint
+from fairy.export.onnx import export as exporter
 from fairy.export.onnx.attention import DOMAIN
 from fairy.export.onnx.export import export_model, export_onnx
 from fairy.export.onnx.files import MODEL, data_file

@@ -8,8 +8,9 @@ import torch
 
 from fairy.engines.backends import check_also
 from fairy.kernels.errors import InputError
-from fairy.runtime import Editor, EditParams, cli
+from fairy.runtime import Editor, EditParams
 from fairy.runtime.bank.float8 import _Packed
+from fairy.runtime.cli import main as cli
 from tests.conftest import make_unet, write_checkpoint
 from tests.runtime.conftest import make_frames
 

@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 
-from fairy.runtime import cli
+from fairy.runtime.cli import main as cli
 from fairy.runtime.denoise.networks import Networks
 from fairy.runtime.video import probe
 from tests.runtime.conftest import make_frames, write_clip

@@ -17,7 +17,8 @@ from fairy.engines import backends
 from fairy.engines.backends import EDIT_GRAPHS
 from fairy.export.checkpoint import load_checkpoint
 from fairy.kernels.errors import MachineError
-from fairy.runtime import cli, embedded_model
+from fairy.runtime import embedded_model
+from fairy.runtime.cli import main as cli
 from fairy.runtime.cli.build import _parse_memory, _parse_range
 from tests.engines.fake_builder import FakeBuilder
 from tests.runtime.conftest import make_frames, write_clip

@@ -19,8 +19,8 @@ from fairy.runtime import (
     InputError,
     NumericalError,
     Progress,
-    networks,
 )
+from fairy.runtime.denoise import networks
 from fairy.runtime.video import VideoWriter, probe, read_frames
 from tests.conftest import SCHEDULER, write_checkpoint
 from tests.runtime.conftest import make_frames, write_clip

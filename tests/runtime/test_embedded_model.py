@@ -89,7 +89,7 @@ def _likeness(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.slow
 def test_the_command_line_needs_no_model_to_be_named(tmp_path: Path, clip: Path) -> None:
-    from fairy.runtime import cli
+    from fairy.runtime.cli import main as cli
 
     out = tmp_path / "out.mp4"
     assert cli.run(["edit", str(clip), "make it sepia", "-o", str(out), "--steps", "2", "--quiet"]) == 0

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from fairy.kernels.errors import Cancelled, InputError
-from fairy.runtime import EditParams, cli
+from fairy.runtime import EditParams
+from fairy.runtime.cli import main as cli
 from fairy.runtime.fleet import (
     ClipResult,
     EditorSetup,

@@ -18,7 +18,8 @@ from fairy.export.graphs import GraphSpec
 from fairy.export.steps import ALL_STEPS, STEPS
 from fairy.kernels.errors import InputError
 from fairy.kernels.guidance_step import guidance_step_reference
-from fairy.runtime import Editor, EditParams, cli, embedded_model
+from fairy.runtime import Editor, EditParams, embedded_model
+from fairy.runtime.cli import main as cli
 from fairy.runtime.denoise.guidance import branch_image, guide, make_guidance
 from fairy.runtime.denoise.networks import Networks
 from fairy.runtime.denoise.prediction import Ahead, Pictures, first_step, step_coefficients

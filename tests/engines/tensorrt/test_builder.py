@@ -12,8 +12,8 @@ import torch
 from scenarios import GRAPH, RANGES, SHAPES, compute
 from scripted import ScriptedTensorRT
 
-from fairy.engines.tensorrt import builder as tensorrt
 from fairy.engines.engine import BuildOptions, EngineSpec
+from fairy.engines.tensorrt import builder as tensorrt
 from fairy.engines.tensorrt.builder import PLAN, TensorRTBuilder
 from fairy.export.onnx.attention import PLUGIN_ATTRIBUTES
 from fairy.kernels.errors import Cancelled, InputError, MachineError
