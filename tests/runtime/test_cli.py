@@ -163,10 +163,10 @@ def _hdr(folder: Path) -> Path:
 
 
 def _odd_codec(folder: Path) -> Path:
-    path = folder / "in.mkv"
+    path = folder / "in.avi"
     with av.open(str(path), "w") as container:
-        video = container.add_stream("ffv1", rate=25)
-        video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        video = container.add_stream("magicyuv", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 32, "gbrp"
         for picture in make_frames(2, 32, 32):
             container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(video.encode())
@@ -192,7 +192,7 @@ def _empty_folder(folder: Path) -> Path:
         (_truncated(".mkv"), "cut off|damaged"),
         (_no_frames, "0 frames"),
         (_hdr, "high dynamic range"),
-        (_odd_codec, "ffv1"),
+        (_odd_codec, "magicyuv, which is not decoded; convert it first: ffmpeg"),
         (_empty_folder, "no (image|picture)"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
