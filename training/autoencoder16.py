@@ -130,7 +130,7 @@ def similarity(first_BCHW: torch.Tensor, second_BCHW: torch.Tensor) -> torch.Ten
 def autoencoder_loss(
     model: AutoencoderKL, x_BCHW: torch.Tensor, kl_weight: float, generator: torch.Generator, guide: float
 ) -> torch.Tensor:
-    """How far pictures [B, 3, H, W] in [-1, 1] are from what their sampled latents give, and the latents' divergence."""
+    """How far pictures [B, 3, H, W] in [-1, 1] are from what sampled latents give, and the latents' divergence."""
     posterior = model.encode(x_BCHW).latent_dist
     restored_BCHW = model.decode(posterior.sample(generator)).sample.float()
     loss = restoration_loss(restored_BCHW, x_BCHW)
@@ -153,7 +153,7 @@ def decoder_loss(model: AutoencoderKL, x_BCHW: torch.Tensor, generator: torch.Ge
 def train(
     stage: str, plan: Plan, out: Path, compute: Compute, *, seed: int, deadline: float, start: Path | None = None
 ) -> Trainee:
-    """Trains until the plan's steps are done or ``deadline`` (time.monotonic) has passed; goes on from DIR's checkpoint.
+    """Trains until the steps are done or ``deadline`` (time.monotonic) has passed; goes on from the checkpoint in DIR.
 
     Args:
         start: first weights, where there is no checkpoint yet; the decoder's stage takes the autoencoder's by itself.
