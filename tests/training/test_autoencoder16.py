@@ -1,12 +1,14 @@
 """The autoencoder with 16 channels: its losses, its cost, and that its stages go on from their checkpoints."""
 
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from skimage.metrics import structural_similarity
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,7 +32,7 @@ CPU = Compute()
 TINY = Plan(steps=4, crops=((32, 2), (48, 1)), pictures=2, guided_steps=2)
 
 
-def decoder_flops(model: torch.nn.Module, channels: int) -> int:
+def decoder_flops(model: AutoencoderKL, channels: int) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.decode(torch.zeros(1, channels, 16, 16))
     return int(counter.get_total_flops())
@@ -78,7 +80,7 @@ def test_stages_go_on_where_they_stopped_and_the_decoders_keeps_the_latents(tmp_
     train("autoencoder", TINY, whole, CPU, seed=3, deadline=math.inf)
     with pytest.MonkeyPatch.context() as patch:  # the time is up after two steps
         clock = iter([0.0, 0.0, math.inf])
-        patch.setattr(autoencoder16.time, "monotonic", lambda: next(clock))
+        patch.setattr(time, "monotonic", lambda: next(clock))
         train("autoencoder", TINY, broken, CPU, seed=3, deadline=1.0)
     train("autoencoder", TINY, broken, CPU, seed=3, deadline=math.inf)
     first, second = (load_file(folder / "autoencoder.safetensors") for folder in (whole, broken))
