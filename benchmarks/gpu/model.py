@@ -19,7 +19,10 @@ _FULL_TEXT: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072, "nu
 
 
 def write_model(folder: Path, size: Size, device: torch.device, dtype: torch.dtype) -> Path:
-    """Write a model whose UNet and autoencoder have a size's layout; the tokenizer is the embedded model's."""
+    """Write a model whose UNet and autoencoder have a size's layout; the tokenizer is the embedded model's.
+
+    The same weights every time on one kind of device, so that edits of different processes can be compared.
+    """
     from transformers import CLIPTextConfig, CLIPTextModel
 
     networks = make_networks(size, device, dtype)
@@ -32,7 +35,9 @@ def write_model(folder: Path, size: Size, device: torch.device, dtype: torch.dty
     text = _SMALL_TEXT if size.unet else _FULL_TEXT
     heads = text["hidden_size"] // 64 if text["hidden_size"] > 64 else 4
     config = CLIPTextConfig(**text, num_attention_heads=heads, max_position_embeddings=size.tokens)
-    CLIPTextModel(config).to(dtype).save_pretrained(folder / "text_encoder")
+    with torch.random.fork_rng([]):
+        torch.manual_seed(1)
+        CLIPTextModel(config).to(dtype).save_pretrained(folder / "text_encoder")
     (folder / "scheduler").mkdir()
     scheduler = {**SCHEDULER, "_class_name": "EulerAncestralDiscreteScheduler"}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from fairy.benchmarks.gpu.model import write_model
 from fairy.benchmarks.gpu.plan import CALLS, FIGURES, LENT_S, Part, parts, total_s
 from fairy.benchmarks.gpu.results import MARKS, commit, make_gains, measured_steps, read_out, summary
 from fairy.benchmarks.gpu.results import main as results_main
 from fairy.benchmarks.gpu.run import ROOT, main, run_all, run_part
+from fairy.benchmarks.ladder.networks import SMALL
 from fairy.benchmarks.records import FORMAT, Quality, make_record, read_records, write_records
 from fairy.benchmarks.timing import Timing
 from fairy.kernels.gains import gain, parse_gains
@@ -220,3 +222,14 @@ def test_the_page_has_a_place_for_what_is_measured() -> None:
 def test_a_folder_without_results_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert results_main([str(tmp_path)]) == 2
     assert "holds no results of a run on a GPU" in capsys.readouterr().err
+
+
+def test_the_random_model_is_the_same_every_time(tmp_path: Path) -> None:
+    size = replace(SMALL, height=64, width=64)
+    written = []
+    for name in ("one", "two"):
+        torch.manual_seed(len(written))  # whatever was drawn before
+        folder = write_model(tmp_path / name, size, CPU, torch.float32)
+        written.append({p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()})
+    assert len(written[0]) > 5
+    assert written[0] == written[1]
