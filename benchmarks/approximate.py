@@ -131,7 +131,7 @@ def run(
     """
     for name, value, least in (("clips", clips, 1), ("frames", frames, 2), ("size", size, 32), ("repeats", repeats, 1)):
         if value < least:
-            raise InputError(f"--{name} {value} is not possible; give at least {least}.")
+            raise InputError("is not possible", name=name, value=value, remedy=f"give at least {least}")
     make_clip = _clip_maker()
     place = resolve_device(device)
     options: dict[str, Any] = {"device": place, "dtype": dtype, "backend": backend, "threads": threads}

@@ -81,7 +81,9 @@ class Request:
         for name, least in (("frames", 2), ("repeats", 1), ("long_side", 8), ("steps", 1), ("anchors", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise InputError(f"{name} = {value} is not possible; give a whole number from {least} up.")
+                raise InputError(
+                    "is not possible", name=name, value=value, remedy=f"give a whole number from {least} up"
+                )
         if self.video is not None and self.prompt is None:
             raise InputError("A video of your own needs an instruction; give one with --prompt.")
 

@@ -44,9 +44,13 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("share", "amount_ms", "max_spread"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} = {getattr(self, name)!r} is not possible; give a number from 0 up.")
+                raise InputError(
+                    "is not possible", name=name, value=getattr(self, name), remedy="give a number from 0 up"
+                )
         if self.min_runs < 1:
-            raise InputError(f"min_runs = {self.min_runs!r} is not possible; give a whole number from 1 up.")
+            raise InputError(
+                "is not possible", name="min_runs", value=self.min_runs, remedy="give a whole number from 1 up"
+            )
 
 
 @dataclass(frozen=True, slots=True)

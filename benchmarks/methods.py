@@ -114,11 +114,13 @@ def raft_flows(source: Frames) -> tuple[Flow, ...]:
     try:
         from torchvision.models.optical_flow import Raft_Large_Weights, raft_large
     except ImportError as error:
-        raise InputError("flow = 'raft' needs torchvision; install it, or choose the true flow.") from error
+        remedy = "install it, or choose the true flow"
+        raise InputError("needs torchvision", name="flow", value="raft", remedy=remedy) from error
     weights = Raft_Large_Weights.C_T_SKHT_V2
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if not file.is_file():
-        raise InputError(f"flow = 'raft' needs {weights.url} as {file}; fetch it, or choose the true flow.")
+        problem, remedy = f"needs {weights.url} as {file}", "fetch it, or choose the true flow"
+        raise InputError(problem, name="flow", value="raft", remedy=remedy)
     if min(source.shape[1:3]) < 128 or any(side % 8 for side in source.shape[1:3]):
         raise InputError(f"RAFT wants sides of at least 128 pixels, multiples of 8, not {list(source.shape[1:3])}.")
     network, prepare = raft_large(weights=weights).eval(), weights.transforms()

@@ -42,11 +42,15 @@ class Quality:
 
     def __post_init__(self) -> None:
         if self.better not in ("lower", "higher"):
-            raise InputError(f"better = {self.better!r} is not known; a figure of quality is better lower or higher.")
+            raise InputError(
+                "is not known", name="better", value=self.better, remedy="a figure of quality is better lower or higher"
+            )
         if not math.isfinite(self.value):
             raise InputError(f"A figure of quality is {self.value!r}: what was measured did not work.")
         if not 0 <= self.tolerance < math.inf:
-            raise InputError(f"tolerance = {self.tolerance!r} is not possible; give a number from 0 up.")
+            raise InputError(
+                "is not possible", name="tolerance", value=self.tolerance, remedy="give a number from 0 up"
+            )
 
 
 @dataclass(frozen=True, slots=True)

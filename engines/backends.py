@@ -12,6 +12,7 @@ import torch
 
 from fairy.engines.eager import EagerBackend
 from fairy.engines.engine import Backend, Builder
+from fairy.engines.names import BACKENDS, BUILDABLE, BUILDERS
 from fairy.engines.store.key import full_environment
 from fairy.engines.store.store import EngineStore
 from fairy.engines.stored import NotBuilt, StoredBackend
@@ -21,16 +22,9 @@ from fairy.export.steps import FP8_LINEARS, NO_STEPS, Steps, check_steps, choose
 from fairy.kernels.errors import FairyError, InputError, MachineError
 
 _LOG = logging.getLogger(__name__)
-_HOMES = {
-    "onnxruntime": ("fairy.engines.onnxruntime", "OnnxRuntimeBuilder"),
-    "tensorrt": ("fairy.engines.tensorrt.builder", "TensorRTBuilder"),
-    "compiled": ("fairy.engines.compiled", "CompiledBuilder"),
-}
 # What "auto" looks for in the store, best first. It ends with the network as PyTorch runs it: recorded on a GPU.
 _PREFERRED = {"cuda": ("tensorrt", "compiled"), "cpu": ("onnxruntime",)}
 
-BUILDABLE = tuple(_HOMES)
-BACKENDS = ("eager", "cuda-graphs", *BUILDABLE)
 _WITH_STEPS = ("compiled", "cuda-graphs")
 EDIT_GRAPHS = ("text_encoder", "vae_encoder", "vae_decoder", "unet_anchor", "unet_frame")
 
@@ -43,9 +37,9 @@ def make_builder(name: str) -> Builder:
     Raises:
         InputError: nothing is built for that name. MachineError: a package that it needs is not installed.
     """
-    if name not in _HOMES:
+    if name not in BUILDERS:
         raise InputError(f"Engines of backend {name!r} are not built; choose one of {', '.join(BUILDABLE)}.")
-    module, builder = _HOMES[name]
+    module, builder = BUILDERS[name]
     try:
         made: Builder = getattr(import_module(module), builder)()
     except ModuleNotFoundError as error:

@@ -53,10 +53,13 @@ class Shapes:
         for name in ("height", "width", "frames"):
             low, best, high = getattr(self, name)
             if not 1 <= low <= best <= high:
-                raise InputError(f"{name} = {low}:{best}:{high} is not a range MIN:OPT:MAX of whole numbers from 1 up.")
+                problem = "is not a range MIN:OPT:MAX of whole numbers from 1 up"
+                raise InputError(problem, name=name, value=f"{low}:{best}:{high}")
         for name in ("anchors", "groups", "tokens"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)} is not possible; it must be at least 1.")
+                raise InputError(
+                    "is not possible", name=name, value=getattr(self, name), remedy="it must be at least 1"
+                )
 
     def ranges(
         self, graph: GraphSpec, vae_factor: int
@@ -80,7 +83,12 @@ class Shapes:
         levels = max((layer.level for layer in graph.layers), default=0)
         for name, pixels in (("height", self.height[end]), ("width", self.width[end])):
             if pixels % (vae_factor << levels):
-                raise InputError(f"{name} = {pixels} is not possible; it must be a multiple of {vae_factor << levels}.")
+                raise InputError(
+                    "is not possible",
+                    name=name,
+                    value=pixels,
+                    remedy=f"it must be a multiple of {vae_factor << levels}",
+                )
         height, width = self.height[end] // vae_factor, self.width[end] // vae_factor
         anchors = self.anchors if end else 1
         frames = self.frames[end] if graph.layers else 1

@@ -13,8 +13,8 @@ Symbolic dimensions
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from fairy.kernels.anchor_attention import MAX_SEGMENTS
 from fairy.kernels.errors import InputError
+from fairy.kernels.limits import MAX_SEGMENTS
 
 OwnTokens = Literal["frame", "batch", "none"]
 Segment = Literal["shared", "frame"]
@@ -215,7 +215,9 @@ def self_attention_layers(unet: Any) -> tuple[SelfAttention, ...]:
 
 def _chosen(layer: SelfAttention, choice: str) -> bool:
     if choice not in LAYER_CHOICES:
-        raise InputError(f"layers = {choice!r} is not known; choose one of {', '.join(LAYER_CHOICES)}.")
+        raise InputError(
+            "is not known", name="layers", value=choice, remedy=f"choose one of {', '.join(LAYER_CHOICES)}"
+        )
     return choice == "all" or layer.name.startswith("up_blocks.")
 
 

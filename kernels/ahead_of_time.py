@@ -242,7 +242,9 @@ def _check(variant: Variant) -> None:
     )
     for name, value, offered in offers:
         if value not in offered:
-            raise InputError(f"{name} = {value!r} is not offered; choose one of {', '.join(map(str, offered))}.")
+            raise InputError(
+                "is not offered", name=name, value=value, remedy=f"choose one of {', '.join(map(str, offered))}"
+            )
 
 
 def _constants(variant: Variant, blocks: Blocks) -> dict[str, float]:

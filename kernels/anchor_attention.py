@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairy.kernels.errors import InputError
+from fairy.kernels.limits import MAX_SEGMENTS
 
-MAX_SEGMENTS = 4
 MAX_KERNEL_DIM = 256  # of a head; beyond it the kernel's blocks do not fit
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 HAS_TRITON = find_spec("triton") is not None
@@ -184,7 +184,7 @@ def _check(
     if q.dim() != 4:
         raise InputError(f"q must be [groups, frames, tokens, heads·dim], but has {q.dim()} dimensions.")
     if heads < 1 or q.shape[3] % heads:
-        raise InputError(f"heads = {heads} does not divide the {q.shape[3]} channels of q.")
+        raise InputError(f"does not divide the {q.shape[3]} channels of q", name="heads", value=heads)
     if (k is None) != (v is None):
         raise InputError("k and v must be given together, or both be None.")
     if len(context_k) != len(context_v) or len(context_k) > MAX_SEGMENTS:

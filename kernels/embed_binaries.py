@@ -52,7 +52,9 @@ def compile_all(choice: Choice, jobs: int = 1) -> list["Binary"]:
     types_by_name = {name: dtype for dtype, name in DTYPES.items()}
     for name in choice.dtypes:
         if name not in types_by_name:
-            raise InputError(f"dtype = {name!r} is not offered; choose one of {', '.join(types_by_name)}.")
+            raise InputError(
+                "is not offered", name="dtype", value=name, remedy=f"choose one of {', '.join(types_by_name)}"
+            )
     kinds = [(dim, types_by_name[name]) for dim in choice.head_dims for name in choice.dtypes]
     variants = [Variant(dim, dtype, target) for target in choice.targets for dim, dtype in kinds]
     if not variants:

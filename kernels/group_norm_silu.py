@@ -324,7 +324,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> None:
     if x.dim() != 4:
         raise InputError(f"x must be [N, C, H, W], but has {x.dim()} dimensions.")
     if groups < 1 or x.shape[1] % groups:
-        raise InputError(f"groups = {groups} does not divide the {x.shape[1]} channels of x.")
+        raise InputError(f"does not divide the {x.shape[1]} channels of x", name="groups", value=groups)
     if weight.shape != (x.shape[1],) or bias.shape != weight.shape:
         raise InputError(
             f"weight {list(weight.shape)} and bias {list(bias.shape)} must have one value for each of the "

@@ -7,9 +7,9 @@ import torch
 
 from fairy.kernels.errors import InputError
 from fairy.kernels.gains import best_micro_batch
+from fairy.runtime.setup import PRECISIONS
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-MAX_WORKERS = 64
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in PRECISIONS}
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -41,20 +41,15 @@ def worker_devices(device: torch.device, gpus: int, workers: int) -> tuple[torch
     Raises:
         InputError: a number is not possible, or does not suit the device.
     """
-    for name, number in (("gpus", gpus), ("workers", workers)):
-        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= MAX_WORKERS:
-            raise InputError(f"{name} = {number!r} is not possible; it must be a whole number from 1 to {MAX_WORKERS}.")
     if workers > 1 and device.type == "cuda":
-        raise InputError(f"workers = {workers} is for the CPU; choose the number of GPUs (gpus), or device cpu.")
+        remedy = "choose the number of GPUs (gpus), or device cpu"
+        raise InputError("is for the CPU", name="workers", value=workers, remedy=remedy)
     if gpus > 1 and device.type != "cuda":
-        raise InputError(
-            f"gpus = {gpus} is not possible on the device {device}; choose workers, or a machine with GPUs."
-        )
+        problem, remedy = f"is not possible on the device {device}", "choose workers, or a machine with GPUs"
+        raise InputError(problem, name="gpus", value=gpus, remedy=remedy)
     if gpus > 1 and (device.index is not None or gpus > torch.cuda.device_count()):
-        raise InputError(
-            f"gpus = {gpus} is not possible on the device {device}: this machine has {torch.cuda.device_count()} GPUs; "
-            "choose at most that many, and the device cuda."
-        )
+        problem = f"is not possible on the device {device}: this machine has {torch.cuda.device_count()} GPUs"
+        raise InputError(problem, name="gpus", value=gpus, remedy="choose at most that many, and the device cuda")
     if gpus > 1:
         return tuple(torch.device("cuda", i) for i in range(gpus))
     return (device,) * workers
@@ -67,14 +62,10 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if dtype == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     if str(dtype) not in DTYPES:
-        raise InputError(f"dtype {str(dtype)!r} is not served; choose auto, {', '.join(DTYPES)}.")
+        raise InputError(
+            "is not known", name="dtype", value=str(dtype), remedy=f"choose one of auto, {', '.join(DTYPES)}"
+        )
     return DTYPES[str(dtype)]
-
-
-def check_threads(threads: object) -> None:
-    """Raise InputError unless this is a possible number of CPU threads."""
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
-        raise InputError(f"threads = {threads!r} is not possible; it must be a whole number from 1 to 1024.")
 
 
 @contextmanager

@@ -27,7 +27,6 @@ from fairy.export.steps import FP8_LINEARS
 from fairy.kernels.errors import FairyError, InputError
 from fairy.runtime.denoise.networks import Networks
 from fairy.runtime.device import (
-    check_threads,
     cpu_threads,
     measured_micro_batch,
     resolve_device,
@@ -39,7 +38,7 @@ from fairy.runtime.files import check_names, check_outputs, only_writer_of, user
 from fairy.runtime.inputs.frames import Frames, VideoInput
 from fairy.runtime.inputs.reads import read_frames_of
 from fairy.runtime.methods import find_method
-from fairy.runtime.methods.options import check_processes, check_resume
+from fairy.runtime.methods.fits import check_processes, check_resume
 from fairy.runtime.models import embedded_model
 from fairy.runtime.overlap import Behind, ahead
 from fairy.runtime.plan.batches import default_micro_batch
@@ -59,6 +58,7 @@ from fairy.runtime.record.result import (
     side_by_side,
     side_by_side_width,
 )
+from fairy.runtime.setup import EditorSetup
 from fairy.runtime.workers.pool import PoolOptions, WorkerPool
 
 OnProgress = Callable[[Progress], object]
@@ -145,15 +145,16 @@ class Editor:
         Raises:
             InputError: the model cannot be loaded, or an option is not possible on this machine.
         """
-        check_names(model=model, store=store, decoder=decoder, cache_dir=cache_dir)
+        check_names(cache_dir=cache_dir)
+        names = {"device": str(device), "dtype": str(torch_dtype or dtype).removeprefix("torch."), "backend": backend}
+        numbers = {"gpus": gpus, "workers": workers, "threads": threads}
+        more = {"store": store, "without": without, "bank": bank, "decoder": decoder, "linears": linears}
+        setup = EditorSetup(model, variant, **names, **numbers, **more)  # type: ignore[arg-type]  # it checks them all
         chosen_device = resolve_device(device)
-        chosen_dtype = resolve_dtype(dtype if torch_dtype is None else torch_dtype, chosen_device)
+        chosen_dtype = resolve_dtype(setup.dtype, chosen_device)
         devices = worker_devices(chosen_device, gpus, workers)
-        also = _steps_asked_for(linears)
-        check_backend(backend, chosen_device, without, also)
-        check_threads(threads)
-        if bank not in ("device", "host"):
-            raise InputError(f"bank = {bank!r} is not known; choose device or host.")
+        also = () if linears is None else (FP8_LINEARS,)
+        check_backend(backend, chosen_device, setup.without, also)
         checkpoint = load_checkpoint(
             embedded_model() if model is None else model,
             dtype=chosen_dtype,
@@ -415,12 +416,6 @@ class Editor:
                 yield
             finally:
                 self._owner = None
-
-
-def _steps_asked_for(linears: str | None) -> tuple[str, ...]:
-    if linears not in (None, "float8"):
-        raise InputError(f"linears = {linears!r} is not known; give float8, or leave it out.")
-    return () if linears is None else (FP8_LINEARS,)
 
 
 def _preview_path(preview: str | Path | None, video: VideoInput) -> Path | None:

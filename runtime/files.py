@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from fairy.kernels.errors import InputError, MachineError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PICTURES = (".png", ".jpg", ".jpeg")
 _SHORT_NAME_BYTES = 100
@@ -45,7 +46,7 @@ def check_names(**given: object) -> None:
     """Raise InputError for what is neither text, a path nor None."""
     for name, value in given.items():
         if not isinstance(value, str | Path | None):
-            raise InputError(f"{name} = {value!r} is not possible; give a name or a path.")
+            raise InputError("is not possible", name=name, value=value, remedy="give a name or a path")
 
 
 def check_outputs(outputs: Mapping[str, Path | None], *inputs: Path | None) -> None:
@@ -156,7 +157,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def write_picture(path: Path, picture: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+def write_picture(path: Path, picture: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
     """Write uint8 [H, W, 3] as a PNG or JPEG file, whole or not at all."""
     from PIL import Image
 

@@ -62,7 +62,9 @@ class Climb:
     def __post_init__(self) -> None:
         check_steps(self.without)
         if self.repeats < 1:
-            raise InputError(f"repeats = {self.repeats} is not possible; give a whole number from 1 up.")
+            raise InputError(
+                "is not possible", name="repeats", value=self.repeats, remedy="give a whole number from 1 up"
+            )
 
 
 def make_rungs(case: Case, climb: Climb) -> list[Rung]:

@@ -91,7 +91,9 @@ def _numbers(name: str, text: str | None, default: tuple[int, ...]) -> tuple[int
     if text is None:
         return default
     if not re.fullmatch(r"0*[1-9]\d{0,6}(,0*[1-9]\d{0,6})*", text):
-        raise InputError(f"{name} = {text} is no list of whole numbers from 1 up; write for example 1,2,4.")
+        raise InputError(
+            "is no list of whole numbers from 1 up", name=name, value=text, remedy="write for example 1,2,4"
+        )
     return tuple(sorted({int(part) for part in text.split(",")}))
 
 
@@ -100,7 +102,9 @@ def _memory(gigabytes: float | None) -> int | None:
     if gigabytes is None:
         return None
     if not 0 < gigabytes <= 1e6:
-        raise InputError(f"memory_gb = {gigabytes:g} is not possible; it must be a number above 0 and at most 1e6.")
+        raise InputError(
+            "is not possible", name="memory_gb", value=gigabytes, remedy="it must be a number above 0 and at most 1e6"
+        )
     return round(gigabytes * 1e9)
 
 
@@ -114,10 +118,10 @@ def _links(texts: Sequence[str]) -> tuple[Link, ...]:
         except ValueError:
             rate = None
         if rate is None or not name.strip():
-            raise InputError(f"link = {text} is not NAME=GB/s; write for example InfiniBand=40.")
+            raise InputError("is not NAME=GB/s", name="link", value=text, remedy="write for example InfiniBand=40")
         links.append(Link(name.strip(), rate))
         if not 1e-6 <= rate <= 1e6:
-            raise InputError(f"link = {text} is no link; give from 0.000001 to 1000000 GB/s.")
+            raise InputError("is no link", name="link", value=text, remedy="give from 0.000001 to 1000000 GB/s")
     if len({link.name for link in links}) < len(links):
-        raise InputError(f"link = {', '.join(texts)} names one link twice; give each its own name.")
+        raise InputError("names one link twice", name="link", value=", ".join(texts), remedy="give each its own name")
     return tuple(links) or LINKS

@@ -73,7 +73,9 @@ def computed_costs(tflop_per_s: float) -> StageCosts:
     Nothing of them is measured; the controller is taken to be idle and working memory is left out.
     """
     if not 0 < tflop_per_s < 1e6:
-        raise InputError(f"tflops = {tflop_per_s:g} is not a rate; give 10¹² operations a second, such as 400.")
+        raise InputError(
+            "is not a rate", name="tflops", value=tflop_per_s, remedy="give 10¹² operations a second, such as 400"
+        )
     return StageCosts(
         name=f"SD 1.5, 512×384, at {tflop_per_s:g} TFLOP/s",
         measured=False,

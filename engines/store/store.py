@@ -8,6 +8,7 @@ Engines are executable code. Only what this user put here is looked at; every fi
 before anything is loaded. Whatever is wrong with an entry makes it a miss, with one line in the log.
 """
 
+import atexit
 import errno
 import logging
 import os
@@ -281,9 +282,11 @@ class EngineStore:
     def _building(self, digest: str) -> Iterator[Path]:
         folder = self.root / "building" / f"{digest}.{secrets.token_hex(6)}"
         folder.mkdir(mode=0o700)
+        remove = atexit.register(partial(shutil.rmtree, folder, ignore_errors=True))  # the process may end in here
         try:
             yield folder
         finally:
+            atexit.unregister(remove)
             if folder.exists():
                 self._remove(folder)
 

@@ -182,9 +182,11 @@ def _chosen(specs: dict[str, GraphSpec], names: Sequence[str] | None) -> list[Gr
 
 def _check_options(body: str, precision: str) -> None:
     if body not in BODIES:
-        raise InputError(f"body = {body!r} is not known; choose one of {', '.join(BODIES)}.")
+        raise InputError("is not known", name="body", value=body, remedy=f"choose one of {', '.join(BODIES)}")
     if precision not in PRECISIONS:
-        raise InputError(f"precision = {precision!r} is not known; choose one of {', '.join(PRECISIONS)}.")
+        raise InputError(
+            "is not known", name="precision", value=precision, remedy=f"choose one of {', '.join(PRECISIONS)}"
+        )
     if body == "onnxruntime" and precision == "bfloat16":
         raise InputError("onnxruntime does not compute this network in bfloat16; choose float32 or float16.")
     try:

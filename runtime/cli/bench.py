@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fairy.kernels.errors import InputError
-from fairy.runtime.cli import options as cli_options
+from fairy.runtime.cli.shared import BackendName, Device, Dtype, Threads
 
 bench = typer.Typer(
     help="Edit a clip on this machine and say how fast and how good; or one of the commands.", rich_markup_mode=None
@@ -23,14 +23,14 @@ def clip(
     prompt: Annotated[str | None, typer.Option(help="The instruction [make it sepia].")] = None,
     frames: Annotated[int | None, typer.Option(help="How many frames [6 on a CPU, 120 on a GPU].")] = None,
     long_side: Annotated[int | None, typer.Option(help="Pixels of the long side [256 on a CPU, 512 on a GPU].")] = None,
-    steps: cli_options.Steps = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps [the model's, else 10].")] = None,
     anchors: Annotated[int | None, typer.Option(help="Anchor frames [3].")] = None,
     seed: Annotated[int, typer.Option(help="Seed of all noise.")] = 0,
     repeats: Annotated[int, typer.Option(help="Measured edits of each way.")] = 5,
-    device: cli_options.Device = "auto",
-    dtype: cli_options.Dtype = "auto",
-    backend: cli_options.BackendName = "auto",
-    threads: cli_options.Threads = 1,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: BackendName = "auto",
+    threads: Threads = 1,
     out: Annotated[Path, typer.Option(help="The folder for record.json and page.html.")] = Path("fairy-bench"),
 ) -> None:
     """Edit a clip several times on this machine: one table and one page of speed, memory, energy and quality."""
@@ -61,9 +61,9 @@ def scaling(
         float | None, typer.Option(help="Instead: compute those of SD 1.5, 512×384, at this rate in 10¹² a second.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="The model to measure [the embedded one].")] = None,
-    device: cli_options.Device = "auto",
-    dtype: cli_options.Dtype = "auto",
-    backend: cli_options.BackendName = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: BackendName = "auto",
     long_side: Annotated[int | None, typer.Option(help="Pixels of the long side [the model's].", min=8)] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.", min=1, max=1000)] = 10,
     frames: Annotated[str | None, typer.Option(help="Lengths [120,1000,10000,100000].")] = None,
@@ -149,8 +149,8 @@ def ladder(
     ] = None,
     repeats: Annotated[int, typer.Option(help="Measured passes of every rung.")] = 5,
     micro_batch: Annotated[int | None, typer.Option(help="Frames denoised at once [15, small 3].", min=1)] = None,
-    device: cli_options.Device = "auto",
-    dtype: cli_options.Dtype = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads of the computation.", min=1)] = 1,
     out: Annotated[Path | None, typer.Option(help="A folder for records and table, or a .json file.")] = None,
 ) -> None:
@@ -170,9 +170,9 @@ def approximate(
     size: Annotated[int, typer.Option(help="Side of the square frames, pixels.")] = 192,
     repeats: Annotated[int, typer.Option(help="Edits of every clip in every way; the fastest counts.")] = 1,
     decoder: Annotated[str, typer.Option(help="tiny (the model's own), or an AutoencoderTiny.")] = "tiny",
-    device: cli_options.Device = "auto",
-    dtype: cli_options.Dtype = "auto",
-    backend: cli_options.BackendName = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: BackendName = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads of the computation.", min=1)] = 1,
     out: Annotated[Path | None, typer.Option(help="A folder for results.json and results.md.")] = None,
 ) -> None:

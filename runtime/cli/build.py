@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from fairy.kernels.errors import Cancelled, InputError
+from fairy.kernels.errors import InputError
+from fairy.runtime.cli.ending import ending_at_once
 from fairy.runtime.cli.engines import Decoder, Json, Store, facts_of, line_of, load_model, size_text
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def _parse_range(name: str, text: str) -> tuple[int, int, int]:
     if len(numbers) == 1:
         numbers *= 3
     if len(numbers) != 3:
-        raise InputError(f"--{name} {text!r} is neither a number (384) nor a range MIN:OPT:MAX (256:384:512).")
+        raise InputError("is neither a number (384) nor a range MIN:OPT:MAX (256:384:512)", name=name, value=text)
     return numbers[0], numbers[1], numbers[2]
 
 
@@ -250,7 +251,5 @@ def _progress_bar(quiet: bool, what: str) -> Iterator[Callable[[str, int, int], 
             bar.update(tasks[phase], completed=done, total=total or None)
             return True
 
-        try:
+        with ending_at_once(f"The {what} was interrupted; what was finished before stays."):
             yield on_progress
-        except KeyboardInterrupt as error:
-            raise Cancelled(f"The {what} was interrupted; what was finished before stays.") from error

@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,80 +12,44 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fairy.kernels.errors import Cancelled, InputError
-from fairy.runtime.cli import options as cli_options
+from fairy.runtime.cli.shared import Quiet, silence_libraries
+from fairy.runtime.cli.table import chosen, with_options
 from fairy.runtime.files import check_can_write, user_path
+from fairy.runtime.fleet.fleet_options import FleetOptions
+from fairy.runtime.fleet.items import items_of_folder
+from fairy.runtime.options import options_of
+from fairy.runtime.plan.params import EditParams
+from fairy.runtime.plan.request import FileRequest
+from fairy.runtime.setup import EditorSetup
+from fairy.runtime.workers.torchrun import torchrun_world
 
 if TYPE_CHECKING:
     from fairy.runtime.fleet import ClipResult, FleetReport, WorkItem
-    from fairy.runtime.plan.params import EditParams
 
-_EXAMPLE = 'an object such as {"layers": "decoder"}'
+_NOT_HERE = ("gpus", "workers", "compare", "preview", "report", "fps")
 
 
+@with_options(FleetOptions, EditorSetup, EditParams, FileRequest, skip=_NOT_HERE)
 def edit_many(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that holds the clips.")],
     prompt: Annotated[str, typer.Argument(metavar="INSTRUCTION", help='What to do, e.g. "make it snow".')],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder for the results; made where it is missing.")],
-    ray: Annotated[
-        str | None, typer.Option(help="local, auto or HOST:PORT of a Ray cluster [one after another, here].")
-    ] = None,
-    editors: Annotated[int | None, typer.Option(help="At most so many at once [what there is room for].")] = None,
-    gpus_per_editor: Annotated[int | None, typer.Option(help="GPUs of each; 0 = the CPU [1 where there are].")] = None,
-    item_timeout: Annotated[float, typer.Option(help="Seconds after which a clip is given up.")] = 86_400.0,
-    start_timeout: Annotated[float, typer.Option(help="Seconds to wait for the first editor.")] = 600.0,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave out clips that are in OUT.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on within clips that were interrupted.")] = False,
     ending: Annotated[str | None, typer.Option(help="Container of the results, e.g. .mp4 [the clip's].")] = None,
     params: Annotated[Path | None, typer.Option(help="A JSON file with more parameters; options win.")] = None,
-    model: cli_options.Model = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What the results should not be.")] = None,
-    anchors: cli_options.Anchors = None,
-    steps: cli_options.Steps = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of all noise [0].")] = None,
-    guidance_scale: cli_options.GuidanceScale = None,
-    image_guidance_scale: cli_options.ImageGuidanceScale = None,
-    sampler: cli_options.Sampler = None,
-    method: Annotated[str | None, typer.Option(help="fairy, pix2video or per_frame [fairy].")] = None,
-    shots: Annotated[str | None, typer.Option(help="off, auto (finds cuts; each shot has anchors) [off].")] = None,
-    long_side: cli_options.LongSide = None,
-    crf: cli_options.Crf = 18,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: cli_options.Dtype = "auto",
-    backend: cli_options.BackendName = "auto",
-    store: cli_options.Store = None,
-    decoder: cli_options.Decoder = None,
-    threads: Annotated[int, typer.Option(help="CPU threads of each editor.")] = 1,
     report: Annotated[Path | None, typer.Option(help="Write a JSON report of all clips.")] = None,
-    quiet: cli_options.Quiet = False,
+    quiet: Quiet = False,
+    **given: Any,
 ) -> None:
     """Edit every clip of a folder; one that cannot be edited does not stop the others."""
-    from fairy.runtime.fleet import EditorSetup, FleetOptions, items_of_folder
-    from fairy.runtime.fleet import edit_many as edit_items
-    from fairy.runtime.workers.torchrun import torchrun_world
-
     if quiet:
-        cli_options.silence_libraries()
+        silence_libraries()
     if torchrun_world() is not None:
         raise InputError("torchrun would edit the whole folder in each of its processes; start edit-many without it.")
-    given = {
-        "negative_prompt": negative_prompt,
-        "anchors": cli_options.parse_anchors(anchors),
-        "num_inference_steps": steps,
-        "seed": seed,
-        "guidance_scale": guidance_scale,
-        "image_guidance_scale": image_guidance_scale,
-        "sampler": sampler,
-        "method": method,
-        "shots": None if shots is None else cli_options.parse_shots(shots),
-        "long_side": long_side,
-    }
-    items = items_of_folder(folder, out, _params(prompt, params, given), ending=ending, crf=crf)
-    setup = EditorSetup(
-        model, device=device, dtype=dtype, backend=backend, store=store, threads=threads, decoder=decoder
-    )
-    options = FleetOptions(
-        ray, editors, gpus_per_editor, item_timeout_s=item_timeout, start_timeout_s=start_timeout, resume=resume
-    )
+    asked = ({} if params is None else _read_params(params)) | chosen(EditParams, given)
+    items = items_of_folder(folder, out, EditParams(prompt, **asked), ending=ending, **chosen(FileRequest, given))
+    setup = EditorSetup(**chosen(EditorSetup, given))
+    options = FleetOptions(**chosen(FleetOptions, given))
     if report is not None:
         _check_report(user_path(report), items)
         inputs = [item.video for item in items] + ([] if params is None else [user_path(params)])
@@ -95,6 +58,8 @@ def edit_many(
     try:
         # Ray prints what it thinks of lost nodes; stdout is for the table.
         with redirect_stdout(sys.stderr), _progress_bar(quiet, len(items)) as on_result:
+            from fairy.runtime.fleet import edit_many as edit_items
+
             done = edit_items(items, setup, options, skip_existing=skip_existing, on_result=on_result)
     except KeyboardInterrupt:
         raise Cancelled(f"Interrupted; finished clips are in {out}; go on with --skip-existing --resume.") from None
@@ -105,18 +70,8 @@ def edit_many(
         raise typer.Exit(done.exit_code)
 
 
-def _params(prompt: str, path: Path | None, given: dict[str, Any]) -> "EditParams":
-    """What is asked for: the options that were given, else the file's values, else the defaults."""
-    from fairy.runtime.plan.params import EditParams
-
-    values: dict[str, Any] = {}
-    if path is not None:
-        values = _read_params(path, {field.name for field in fields(EditParams)} - {"prompt"})
-    values |= {name: value for name, value in given.items() if value is not None}
-    return EditParams(prompt, **values)
-
-
-def _read_params(path: Path, known: set[str]) -> dict[str, Any]:
+def _read_params(path: Path) -> dict[str, Any]:
+    known = options_of(EditParams)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -6,7 +6,6 @@ machine failed; 130 interrupted. A user's mistake never shows a traceback.
 
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -24,7 +23,9 @@ from fairy.runtime.cli.bench import bench
 from fairy.runtime.cli.build import build, export
 from fairy.runtime.cli.edit import edit
 from fairy.runtime.cli.edit_many import edit_many
+from fairy.runtime.cli.ending import BY_SIGNAL, end_at_once
 from fairy.runtime.cli.engines import engines
+from fairy.runtime.cli.table import spelled
 
 app = typer.Typer(
     help="Edit a whole video from one written instruction, consistently.",
@@ -119,7 +120,13 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a file's name may hold bytes that are no text
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code: Any = run(sys.argv[1:])
+    except SystemExit as end:
+        code = end.code
+    if isinstance(code, int) and code >= BY_SIGNAL:
+        end_at_once(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -131,8 +138,10 @@ def run(arguments: list[str]) -> int:
         if code == 130:  # the parser turns Ctrl-C into this
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
+    except InputError as error:
+        return _fail(error.sentence(spelled), error.exit_code)
     except FairyError as error:
-        return _fail(_as_option(str(error)), error.exit_code)
+        return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("Interrupted; no video was written.", 130)
     except MemoryError:
@@ -148,7 +157,7 @@ def _unexpected(error: Exception, arguments: list[str]) -> int:
         return _fail("Interrupted; no video was written.", 130)
     message = getattr(error, "format_message", None)  # the parser's own errors: unknown or missing options
     if message is not None:
-        sentence = _naming_the_value(str(message()).strip().replace("\n", " "), arguments)
+        sentence = f"{_typed(error, arguments)}{str(message()).strip()}".replace("\n", " ")
         return _fail(f"{sentence.rstrip('.')}; see `fairy --help`." if sentence else "See `fairy --help`.", 2)
     if type(error).__name__ in ("OutOfMemoryError", "AcceleratorError"):
         return _fail(
@@ -161,24 +170,13 @@ def _unexpected(error: Exception, arguments: list[str]) -> int:
     return _fail(f"Internal error ({type(error).__name__}: {error}); set FAIRY_DEBUG=1 to see where, and report it.", 1)
 
 
-def _naming_the_value(sentence: str, arguments: list[str]) -> str:
-    """The parser says which option has a wrong value but not always which value; find it among the arguments."""
+def _typed(error: Exception, arguments: list[str]) -> str:
+    """What was typed for the option that the parser refuses; the parser itself does not always say it."""
+    names = getattr(getattr(error, "param", None), "opts", ())
     words = [
         part for argument in arguments for part in (argument.split("=", 1) if argument[:2] == "--" else [argument])
     ]
-    for option, value in pairwise(words):
-        if option.startswith("-") and f"'{option}'" in sentence and value not in sentence:
-            return sentence.replace("Invalid value for", f"Invalid value {value!r} for")
-    return sentence
-
-
-def _as_option(sentence: str) -> str:
-    """Speak of the option that was typed where the library speaks of its parameter: "crf = 99" is "--crf 99" here."""
-    match = re.match(r"(\w+) = ", sentence)
-    if match is None:
-        return sentence
-    name = {"num_inference_steps": "steps"}.get(match[1], match[1].replace("_", "-"))
-    return f"--{name} {sentence[match.end() :]}"
+    return next((f"{name} {value!r}: " for name, value in pairwise(words) if name in names), "")
 
 
 def _fail(sentence: str, code: int) -> int:

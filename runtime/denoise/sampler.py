@@ -17,16 +17,9 @@ import torch
 from torch import Tensor
 
 from fairy.kernels.errors import InputError
+from fairy.runtime.denoise.names import SAMPLERS, SCHEDULERS
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-
-_SCHEDULERS = {
-    "euler_ancestral": "EulerAncestralDiscreteScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "ddim": "DDIMScheduler",
-    "lcm": "LCMScheduler",
-}
-SAMPLERS = tuple(_SCHEDULERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +55,7 @@ def make_schedule(sampler: str, scheduler_config: Mapping[str, Any], num_inferen
         InputError: unknown sampler, prediction type or number of steps, or an option that changes the step rule
             (thresholding) and is not offered.
     """
-    if sampler not in _SCHEDULERS:
+    if sampler not in SCHEDULERS:
         raise InputError(f"Sampler {sampler!r} is not known; choose one of {', '.join(SAMPLERS)}.")
     scheduler = _scheduler(sampler, scheduler_config)
     prediction_type = str(scheduler.config.prediction_type)
@@ -206,7 +199,7 @@ def _scheduler(sampler: str, config: Mapping[str, Any]) -> Any:
             "choose a checkpoint with a discrete noise schedule."
         )
     try:
-        return getattr(diffusers, _SCHEDULERS[sampler]).from_config(dict(config))
+        return getattr(diffusers, SCHEDULERS[sampler]).from_config(dict(config))
     except (NotImplementedError, ValueError, TypeError) as error:
         raise InputError(f"The checkpoint's scheduler configuration is not possible: {error}.") from error
 

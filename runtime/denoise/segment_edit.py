@@ -19,7 +19,7 @@ from fairy.runtime.denoise.task_context import BankReader, BankWriter, NoContext
 from fairy.runtime.denoise.unit_rule import unit_rule
 from fairy.runtime.inputs.beginnings import Beginnings
 from fairy.runtime.inputs.frames import Frames
-from fairy.runtime.methods.options import runs_in_parts, update_of
+from fairy.runtime.methods.fits import runs_in_parts, update_of
 from fairy.runtime.plan.job import Job
 from fairy.runtime.plan.order import Unit
 from fairy.runtime.plan.segments import Segment
@@ -179,8 +179,7 @@ class SegmentEdit:
         def noise(unit: Unit) -> Tensor:
             return self._networks.noise(job, unit.step, [self.segment.start + unit.frame])[0]
 
-        c, h, w = job.latent_shape
-        update = update_of(job.params, c * h * w)
+        update = update_of(job.params)
         return context, unit_rule(job.schedule, job.guidance, job.method, update, context, noise)
 
     def _commit(self, task: Task, x_Fchw: Tensor, context: TaskContext, precision: torch.dtype) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fairy.kernels.errors import Cancelled, InputError
+from fairy.runtime.fleet.fleet_options import FleetOptions, with_gpus
 from fairy.runtime.fleet.items import WorkItem, check_distinct
 from fairy.runtime.fleet.results import ClipResult, FleetReport, check_items, edit_item
-from fairy.runtime.fleet.setup import EditorSetup, FleetOptions, with_gpus
+from fairy.runtime.setup import EditorSetup
 
 OnResult = Callable[[ClipResult], object]
 

@@ -28,10 +28,8 @@ def caption(picture: np.ndarray[Any, np.dtype[np.uint8]], model: str | Path = CA
         processor = BlipProcessor.from_pretrained(model, local_files_only=True)
         network = BlipForConditionalGeneration.from_pretrained(model, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"source_prompt = 'auto' needs {model} on this machine; run `hf download {model}`, or describe the video "
-            "in words."
-        ) from error
+        problem, remedy = f"needs {model} on this machine", f"run `hf download {model}`, or describe the video in words"
+        raise InputError(problem, name="source_prompt", value="auto", remedy=remedy) from error
     inputs = processor(images=picture, return_tensors="pt")
     tokens = network.eval().generate(**inputs, max_new_tokens=_MOST_TOKENS, do_sample=False)
     text: str = processor.decode(tokens[0], skip_special_tokens=True)

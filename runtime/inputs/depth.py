@@ -34,13 +34,14 @@ class DepthFolder:
         """Raises InputError where there is no folder, or not one map for every frame."""
         path = user_path(folder)
         if not path.is_dir():
-            raise InputError(f"depth = {str(folder)!r} is not a folder; give one with a depth map for every frame.")
+            raise InputError(
+                "is not a folder", name="depth", value=str(folder), remedy="give one with a depth map for every frame"
+            )
         files = pictures_of(path, _SUFFIXES)
         if len(files) != num_frames:
-            raise InputError(
-                f"depth = {str(folder)!r} has {len(files)} depth maps ({' or '.join(_SUFFIXES)}) for {num_frames} "
-                "frames; it must have one for every frame that is edited."
-            )
+            problem = f"has {len(files)} depth maps ({' or '.join(_SUFFIXES)}) for {num_frames} frames"
+            remedy = "it must have one for every frame that is edited"
+            raise InputError(problem, name="depth", value=str(folder), remedy=remedy)
         return cls(files, max_pixels)
 
     def read(self, frame: int) -> Tensor:

@@ -14,7 +14,7 @@ def find_method(method: str | Method) -> Method:
     if isinstance(method, Method):
         return method
     if not isinstance(method, str) or method not in METHODS:
-        raise InputError(f"method = {method!r} is not known; choose one of {', '.join(METHODS)}.")
+        raise InputError("is not known", name="method", value=method, remedy=f"choose one of {', '.join(METHODS)}")
     return METHODS[method]
 
 

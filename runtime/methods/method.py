@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from fairy.kernels.errors import InputError
 from fairy.runtime.plan.order import Order, Unit
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ContextRule = Callable[[int, tuple[int, ...]], tuple[int, ...]]
 """(frame, anchors) to S(i): the frames whose keys and values frame i reads, in the order of their segments."""
@@ -39,13 +40,13 @@ class Stepped:
     """
 
     unit: Unit
-    latents: Tensor
+    latents: "Tensor"
     scale: float
-    original: Tensor
-    originals: Mapping[int, Tensor]
+    original: "Tensor"
+    originals: Mapping[int, "Tensor"]
 
 
-AfterStep = Callable[[Stepped, Update], Tensor]
+AfterStep = Callable[[Stepped, Update], "Tensor"]
 """From a unit after its step to the latents [c, h, w] that its next step begins with."""
 
 

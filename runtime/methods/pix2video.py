@@ -9,9 +9,12 @@ x0_{i−1})²) with x0 taken as a constant of the network, which needs no differ
 `numel` is that of one latent at 512×512, 4·64·64, at every size, so that δ means the same pull everywhere.
 """
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from fairy.runtime.methods.method import Method, Stepped, Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DELTA = 100.0
 REFERENCE_NUMEL = 4 * 64 * 64
@@ -27,7 +30,7 @@ def update_weight(delta: float, numel: int | None = None) -> float:
     return 2.0 * delta / (numel or REFERENCE_NUMEL)
 
 
-def pull_to_previous(stepped: Stepped, update: Update) -> Tensor:
+def pull_to_previous(stepped: Stepped, update: Update) -> "Tensor":
     """The guided update: latents [c, h, w] moved towards the previous frame's prediction, in the first steps."""
     previous = stepped.originals.get(stepped.unit.frame - 1)
     if previous is None or stepped.unit.step >= update.steps:

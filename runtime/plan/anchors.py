@@ -26,5 +26,5 @@ def choose_anchors(anchors: int | tuple[int, ...] | list[int] | None, num_frames
     if outside:
         raise InputError(f"Anchor {outside[0]} is not a frame of the video; its frames are 0 to {num_frames - 1}.")
     if len(set(chosen)) != len(chosen):
-        raise InputError(f"anchors = {list(chosen)} names a frame twice; name every anchor once.")
+        raise InputError("names a frame twice", name="anchors", value=list(chosen), remedy="name every anchor once")
     return chosen

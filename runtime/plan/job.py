@@ -19,8 +19,8 @@ from fairy.runtime.denoise.sampler import Schedule, make_schedule
 from fairy.runtime.inputs.frames import Source, VideoInput, open_source
 from fairy.runtime.inputs.inversion import INVERTIBLE
 from fairy.runtime.methods import Method, find_method
+from fairy.runtime.methods.fits import check_model, runs_in_parts
 from fairy.runtime.methods.graphs import graphs_by_name
-from fairy.runtime.methods.options import check_model, runs_in_parts
 from fairy.runtime.plan.batches import Part
 from fairy.runtime.plan.geometry import Geometry, make_geometry
 from fairy.runtime.plan.order import UNITS_AT_ONCE, Order
@@ -228,10 +228,9 @@ def _guidance(params: EditParams) -> Guidance:
     """The guidance of resolved parameters."""
     guidance = make_guidance(float(params.guidance_scale or 0), float(params.image_guidance_scale or 0))
     if params.guidance_end < 1.0 and guidance.branches[0] != 0:
-        raise InputError(
-            f"guidance_end = {params.guidance_end:g} leaves the instruction's branch, which guidance_scale = 0 leaves "
-            "out; choose a larger guidance_scale."
-        )
+        problem = "leaves the instruction's branch, which guidance_scale = 0 leaves out"
+        end, remedy = params.guidance_end, "choose a larger guidance_scale"
+        raise InputError(problem, name="guidance_end", value=end, remedy=remedy)
     return guidance
 
 

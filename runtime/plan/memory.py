@@ -10,7 +10,7 @@ from fairy.export.graphs import GraphSpec
 from fairy.kernels.errors import InputError
 from fairy.runtime.bank.anchors import tokens_at
 from fairy.runtime.bank.host import HOST_BANK_STEPS
-from fairy.runtime.methods.options import runs_in_parts
+from fairy.runtime.methods.fits import runs_in_parts
 from fairy.runtime.plan.job import Job
 from fairy.runtime.plan.placement import StageCosts, check_fits, memory_per_worker
 from fairy.runtime.plan.unit_memory import check_bank, most_units, unit_bytes
@@ -30,9 +30,8 @@ def check_memory(
     """
     eight_bit = job.params.bank_dtype == "float8"
     if bank_on_host and eight_bit:
-        raise InputError(
-            'bank_dtype = "float8" keeps the anchors on the device, but bank = "host" asks for the host; choose one.'
-        )
+        problem = "keeps the anchors on the device, but bank = 'host' asks for the host"
+        raise InputError(problem, name="bank_dtype", value="float8", remedy="choose one")
     there = _memory_of_a_worker(checkpoint, device, workers)
     if there is None:
         return

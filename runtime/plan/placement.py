@@ -64,11 +64,13 @@ class StageCosts:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name.endswith(("_ms", "_bytes")) and not (_is_number(value) and 0 <= value < math.inf):
-                raise InputError(f"{field.name} = {value!r} is not a cost; give a number from 0 up.")
+                raise InputError("is not a cost", name=field.name, value=value, remedy="give a number from 0 up")
         for name, least in (("long_side", 1), ("anchors", 0), ("micro_batch", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(f"{name} = {value!r} is not possible; costs need a whole number from {least} up.")
+                raise InputError(
+                    "is not possible", name=name, value=value, remedy=f"costs need a whole number from {least} up"
+                )
 
     @classmethod
     def from_json(cls, plain: Any) -> "StageCosts":
@@ -145,7 +147,9 @@ class Workload:
         if outside:
             raise InputError(f"Anchor {outside[0]} is not a frame; the frames are 0 to {self.num_frames - 1}.")
         if len(set(self.anchors)) != len(self.anchors):
-            raise InputError(f"anchors = {list(self.anchors)} names a frame twice; name every anchor once.")
+            raise InputError(
+                "names a frame twice", name="anchors", value=list(self.anchors), remedy="name every anchor once"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +223,9 @@ def plan_placement(
             batches, or there is no worker.
     """
     if num_workers < 1:
-        raise InputError(f"num_workers = {num_workers} is not possible; at least 1 worker must do the job.")
+        raise InputError(
+            "is not possible", name="num_workers", value=num_workers, remedy="at least 1 worker must do the job"
+        )
     num_anchors = len(workload.anchors)
     batch = default_micro_batch(num_anchors) if micro_batch is None else micro_batch
     _check_costs(costs, num_anchors, batch)

@@ -3,19 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from fairy.kernels.errors import InputError
 from fairy.runtime.files import check_outputs, user_path
+from fairy.runtime.options import Name, Rate, Whole, option, options_of
 from fairy.runtime.video.formats import output_format
-from fairy.runtime.video.info import exact_rate
 
 DEFAULT_CRF = 18
 
-
-SLOWEST_FPS = Fraction(1, 1000)  # containers have no room for much slower clocks
+_SLOWEST_FPS = Fraction(1, 1000)  # containers have no room for much slower clocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +22,18 @@ class FileRequest:
 
     Attributes:
         video: a video file or a folder of images.
-        out: the edited video; compare: source and result side by side; preview: the edited anchors as one picture;
-            report: JSON.
-        fps: frames per second, where the input has no clock; crf: quality of the encoder, 0 (best) to 51.
+        out: the edited video; its ending says the container.
     """
 
     video: Path
     out: Path
-    compare: Path | None
-    preview: Path | None
-    report: Path | None
-    fps: Fraction | None
-    crf: int
+    fps: Fraction | None = option(None, Rate(_SLOWEST_FPS, 1000), "Frames a second of a folder of images")
+    crf: int = option(DEFAULT_CRF, Whole(0, 51), "Quality of written videos, 0 (best) to 51")
+    compare: Path | None = option(None, Name("a video file"), "Also write source and result side by side")
+    preview: Path | None = option(
+        None, Name("a .png or .jpg file"), "Write the edited anchors as one picture before the rest"
+    )
+    report: Path | None = option(None, Name("a .json file"), "Write a JSON report of the job")
 
     @classmethod
     def checked(
@@ -58,7 +56,7 @@ class FileRequest:
         """
         source, target = user_path(video), user_path(out)
         beside, anchors, told = (None if path is None else user_path(path) for path in (compare, preview, report))
-        request = cls(source, target, beside, anchors, told, check_fps(fps), check_crf(crf))
+        request = cls(source, target, check_fps(fps), check_crf(crf), beside, anchors, told)
         if not source.exists():
             raise InputError(f"{video} does not exist; check the path.")
         outputs = {"out": target, "compare": beside, "preview": anchors, "report": told}
@@ -72,19 +70,13 @@ class FileRequest:
 
 def check_fps(fps: Any) -> Fraction | None:
     """Frames per second as an exact fraction. Raises InputError unless it is from 0.001 to 1000."""
-    if fps is None:
-        return None
-    if isinstance(fps, bool) or not isinstance(fps, Real) or not SLOWEST_FPS <= fps <= 1000:
-        told = str(fps) if isinstance(fps, Fraction) else repr(fps)
-        raise InputError(f"fps = {told} is not possible; it must be a number from 0.001 to 1000.")
-    return exact_rate(fps if isinstance(fps, Fraction) else float(fps))
+    rate: Fraction | None = options_of(FileRequest)["fps"].check("fps", fps)
+    return rate
 
 
 def check_crf(crf: Any) -> int:
     """The encoder's constant rate factor. Raises InputError unless it is a whole number from 0 to 51."""
-    if isinstance(crf, bool) or not isinstance(crf, int) or not 0 <= crf <= 51:
-        raise InputError(f"crf = {crf!r} is not possible; it must be a whole number from 0 (best) to 51.")
-    return crf
+    return int(options_of(FileRequest)["crf"].check("crf", crf))
 
 
 def check_clock(*, has_clock: bool, fps: Fraction | None) -> None:
@@ -92,4 +84,5 @@ def check_clock(*, has_clock: bool, fps: Fraction | None) -> None:
     if not has_clock and fps is None:
         raise InputError("A folder of images or an array has no clock; say how many frames a second (fps, --fps).")
     if has_clock and fps is not None:
-        raise InputError(f"fps = {float(fps):g} cannot be used: the video has its own time stamps, which are kept.")
+        problem = "cannot be used: the video has its own time stamps, which are kept"
+        raise InputError(problem, name="fps", value=float(fps))

@@ -50,7 +50,8 @@ def plan_segments(params: EditParams, num_frames: int, micro_batch: int | None) 
     for name, frames in (("shots", cuts), ("prompts", prompts)):
         outside = [frame for frame in frames if not 0 <= frame < num_frames]
         if outside:
-            raise InputError(f"{name}: {outside[0]} is not a frame of the video; its frames are 0 to {num_frames - 1}.")
+            remedy = f"its frames are 0 to {num_frames - 1}"
+            raise InputError(f"{outside[0]} is not a frame of the video", name=name, remedy=remedy)
     starts = sorted({0, *cuts, *prompts})
     stops = [*starts[1:], num_frames]
     anchors = _anchors_of(params, list(zip(starts, stops, strict=True)))
@@ -99,10 +100,9 @@ def _anchors(
     by_segment = [tuple(a for a in chosen if start <= a < stop) for start, stop in ranges]
     for (start, stop), found in zip(ranges, by_segment, strict=True):
         if chosen and not found:
-            raise InputError(
-                f"anchors = {list(chosen)} has none in the segment of frames {start} to {stop - 1}; name at least one "
-                "in every shot and for every instruction, or give a number."
-            )
+            problem = f"has none in the segment of frames {start} to {stop - 1}"
+            remedy = "name at least one in every shot and for every instruction, or give a number"
+            raise InputError(problem, name="anchors", value=list(chosen), remedy=remedy)
     return by_segment
 
 

@@ -47,10 +47,8 @@ def _detector() -> tuple[Any, Any]:
         from scenedetect import FrameTimecode
         from scenedetect.detectors import AdaptiveDetector
     except ImportError as error:
-        raise InputError(
-            'shots = "auto" needs PySceneDetect; pip install "fairy-runtime[shots]", or name the first frame of every '
-            "shot."
-        ) from error
+        remedy = 'pip install "fairy-runtime[shots]", or name the first frame of every shot'
+        raise InputError("needs PySceneDetect", name="shots", value="auto", remedy=remedy) from error
     return AdaptiveDetector(min_scene_len=_SHORTEST), FrameTimecode
 
 

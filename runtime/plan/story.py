@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fairy.kernels.errors import InputError
+from fairy.runtime.options import seconds_of
 
 Schedule = tuple[tuple[int | float, str], ...]
 
@@ -72,14 +73,6 @@ def first_instruction(prompt: str | None, schedule: Schedule | None) -> str:
         return found[0]
     remedy = "add an entry for frame 0, or give one" if schedule else 'say what to do, for example "make it snow"'
     raise InputError(f"The video begins without an instruction; {remedy}.")
-
-
-def seconds_of(text: str) -> float:
-    """Seconds, from seconds or [H:]MM:SS. Raises ValueError."""
-    seconds = 0.0
-    for part in text.split(":"):
-        seconds = seconds * 60 + float(part)
-    return seconds
 
 
 def _entry(path: Path, number: int, entry: Any) -> tuple[int | float, str]:

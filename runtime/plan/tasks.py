@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fairy.runtime.methods.fits import runs_in_parts
 from fairy.runtime.methods.graphs import graph_name
 from fairy.runtime.methods.method import Method
-from fairy.runtime.methods.options import runs_in_parts
 from fairy.runtime.plan.job import Job
 from fairy.runtime.plan.order import Order, alike, ready_units
 from fairy.runtime.plan.segments import Segment

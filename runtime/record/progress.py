@@ -37,7 +37,7 @@ class Monitor:
 
     def __post_init__(self) -> None:
         if self.cancel is not None and not hasattr(self.cancel, "is_set"):
-            raise InputError(f"cancel = {self.cancel!r} is not possible; give a threading.Event.")
+            raise InputError("is not possible", name="cancel", value=self.cancel, remedy="give a threading.Event")
 
     def tell(self, stage: Stage, done: int, total: int) -> None:
         """Report progress, after looking whether the job shall stop. Raises Cancelled."""

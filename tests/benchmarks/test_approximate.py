@@ -78,7 +78,7 @@ def test_figures_are_those_of_the_edits(tmp_path: Path) -> None:
 def test_what_cannot_be_measured_is_refused(name: str, value: int) -> None:
     result = CliRunner().invoke(app, ["bench", "approximate", f"--{name}", str(value)])
     assert isinstance(result.exception, InputError) or result.exit_code == 2
-    with pytest.raises(InputError, match=f"--{name} {value} is not possible"):
+    with pytest.raises(InputError, match=f"{name} = {value} is not possible"):
         next(approximate.run(**{**SMALL, name: value}))
 
 

@@ -249,9 +249,9 @@ def test_costs_from_a_file_are_used(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--frames", "120,0"], "--frames 120,0 is no list"),
-        (["--workers", "x"], "--workers x is no list"),
-        (["--link", "fast"], "--link fast is not NAME=GB/s"),
+        (["--frames", "120,0"], "--frames '120,0' is no list"),
+        (["--workers", "x"], "--workers 'x' is no list"),
+        (["--link", "fast"], "--link 'fast' is not NAME=GB/s"),
         (["--link", "a=0"], "a at 0.0 GB/s"),
         (["--link", "a=1", "--link", "a=2"], "names one link twice"),
         (["--tflops", "-1"], "--tflops -1 is not a rate"),

@@ -84,8 +84,8 @@ def test_the_best_shape_is_the_one_that_was_asked_for(checkpoint_folder: Path) -
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"height": (64, 32, 128)}, "height = 64:32:128 is not a range"),
-        ({"frames": (0, 1, 2)}, "frames = 0:1:2 is not a range"),
+        ({"height": (64, 32, 128)}, "height = '64:32:128' is not a range"),
+        ({"frames": (0, 1, 2)}, "frames = '0:1:2' is not a range"),
         ({"anchors": 0}, "anchors = 0 is not possible"),
     ],
 )

@@ -144,7 +144,7 @@ def test_workers_compute_linears_in_8_bit_alike(checkpoint_folder: Path) -> None
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"linears": "int8"}, "linears = 'int8' is not known; give float8, or leave it out"),
+        ({"linears": "int8"}, "linears = 'int8' is not known; choose one of float8"),
         ({"linears": "float8", "backend": "eager"}, "Backend 'eager' has no linear layers in 8 bit; choose one of"),
         ({"linears": "float8"}, "Backend 'auto' has no linear layers in 8 bit; choose one of compiled, cuda-graphs"),
         ({"linears": "float8", "backend": "onnxruntime"}, "Backend 'onnxruntime' has no linear layers in 8 bit"),

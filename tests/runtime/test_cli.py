@@ -84,7 +84,7 @@ def test_the_progress_bar_goes_to_stderr(checkpoint_folder: Path, clip: Path, tm
         (["--noise", "loud"], "'loud'"),
         (["--layers", "none"], "'none'"),
         (["--size", "huge"], "'huge'"),
-        (["--backend", "fastest"], "'fastest' is not available"),
+        (["--backend", "fastest"], "--backend 'fastest' is not known"),
         (["--gpus", "2"], "--gpus 2"),
         (["--device", "cuda:9"], "cuda:9"),
         (["--dtype", "int4"], "'int4'"),

@@ -148,13 +148,13 @@ def test_what_is_left_out_comes_from_the_model(run) -> None:
         (["--backend", "eager"], "Backend 'eager' has no engines to build; choose one of onnxruntime"),
         (["--backend", "onnxruntime", "--height", "64"], "onnxruntime serve every shape"),
         (["--backend", "tensorrt", "--height", "a:b"], "--height 'a:b' is neither a number (384) nor a range"),
-        (["--backend", "tensorrt", "--frames", "3:2:1"], "--frames 3:2:1 is not a range MIN:OPT:MAX"),
+        (["--backend", "tensorrt", "--frames", "3:2:1"], "--frames '3:2:1' is not a range MIN:OPT:MAX"),
         (["--backend", "tensorrt", "--anchors", "-1"], "--anchors -1 is not possible"),
         (["--memPoolSize", "lots"], "--memPoolSize 'lots' is not a size"),
-        (["--builderOptimizationLevel", "9"], "9"),
+        (["--builderOptimizationLevel", "9"], "--builderOptimizationLevel '9'"),
         (["--graphs", "unets"], "There is no graph named 'unets'"),
         (["--layers", "some"], "--layers 'some' is not known"),
-        (["--precision", "fp12"], "'fp12' is not served"),
+        (["--precision", "fp12"], "'fp12' is not known"),
     ],
 )
 def test_mistakes_are_one_sentence(run, arguments: list[str], words: str) -> None:

@@ -423,11 +423,11 @@ def test_preview_without_anchors_is_refused(editor: Editor, frames: np.ndarray, 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"backend": "fastest"}, "'fastest' is not available"),
+        ({"backend": "fastest"}, "backend = 'fastest' is not known"),
         ({"gpus": 2}, "gpus = 2"),
         ({"device": "tpu"}, "'tpu'"),
         ({"device": "cuda:77"}, "cuda:77"),
-        ({"dtype": "int8"}, "'int8' is not served"),
+        ({"dtype": "int8"}, "dtype = 'int8' is not known"),
         ({"threads": 0}, "threads = 0"),
     ],
 )

@@ -62,7 +62,7 @@ def test_a_bank_that_is_too_large_for_a_card_names_the_remedy(editor: Editor, mo
 
 
 def test_where_to_keep_it_must_be_known(checkpoint_folder: Path) -> None:
-    with pytest.raises(InputError, match="bank = 'disk' is not known; choose device or host"):
+    with pytest.raises(InputError, match="bank = 'disk' is not known; choose one of device, host"):
         Editor.from_pretrained(checkpoint_folder, bank="disk")
 
 

@@ -1,0 +1,338 @@
+"""Everything a user can choose, said once: each option at its field, with its type, range, default, help and users.
+
+    crf: int = option(18, Whole(0, 51), "Quality of written videos, 0 (best) to 51")
+
+The classes whose fields are made so are the table: `EditParams` (what an edit does), `EditorSetup` (what computes it),
+`FileRequest` (what is written) and `FleetOptions` (who does many). Their checks, the command lines (`cli/table.py`) and
+docs/options.md come from it, so a new option is one field.
+"""
+
+import dataclasses
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Protocol
+
+from fairy.kernels.errors import InputError
+
+_LONGEST_NUMBER = 40  # characters
+
+
+class Kind(Protocol):
+    """A type of value: what it may be, and how it is written as text."""
+
+    @property
+    def metavar(self) -> str:
+        """What the help of a command line calls the value; "" where the option has none."""
+
+    def takes(self) -> str:
+        """The range or the choices, in words."""
+
+    def check(self, name: str, value: Any) -> Any:
+        """The value as the library keeps it. Raises InputError."""
+
+    def parse(self, name: str, text: str) -> Any:
+        """The value that was typed. Raises InputError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Any text."""
+
+    metavar: str = "TEXT"
+
+    def takes(self) -> str:
+        """Text."""
+        return "text"
+
+    def check(self, name: str, value: Any) -> str:
+        """The text, if it is Unicode."""
+        if not isinstance(value, str):
+            raise InputError(f"must be text, not {value!r}", name=name)
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InputError("is not valid Unicode text", name=name, value=value, remedy="type it again") from error
+        return value
+
+    def parse(self, name: str, text: str) -> str:
+        """The text."""
+        return self.check(name, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """On or off."""
+
+    metavar: str = ""
+
+    def takes(self) -> str:
+        """On or off."""
+        return "on or off"
+
+    def check(self, name: str, value: Any) -> bool:
+        """True or False, nothing that only looks like it."""
+        if not isinstance(value, bool):
+            raise InputError(f"must be True or False, not {value!r}", name=name)
+        return value
+
+    def parse(self, name: str, text: str) -> bool:
+        """A flag that was typed is on."""
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A whole number from `low` to `high`."""
+
+    low: int
+    high: int
+    metavar: str = "INTEGER"
+
+    def takes(self) -> str:
+        """The range."""
+        return f"{self.low} to {self.high}"
+
+    def check(self, name: str, value: Any) -> int:
+        """A plain int; NumPy's are taken too."""
+        if isinstance(value, Integral) and not isinstance(value, bool):
+            number = operator.index(value)
+            if self.low <= number <= self.high:
+                return number
+        raise InputError("is not possible", name=name, value=value, remedy=f"it must be a whole number {self._bounds}")
+
+    def parse(self, name: str, text: str) -> int:
+        """Digits."""
+        try:
+            number: int | str = int(text) if len(text) <= _LONGEST_NUMBER else text
+        except ValueError:
+            number = text
+        return self.check(name, number)
+
+    @property
+    def _bounds(self) -> str:
+        return f"from {self.low} to {self.high}"
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A real number from `low` to `high`; `above`: it must be more than `low`."""
+
+    low: float
+    high: float
+    above: bool = False
+    metavar: str = "FLOAT"
+
+    def takes(self) -> str:
+        """The range."""
+        if self.high == math.inf:
+            return f"above {self.low:g}" if self.above else f"{self.low:g} or more"
+        return f"{self.low:g} to {self.high:g}"
+
+    def check(self, name: str, value: Any) -> float:
+        """A plain float; NumPy's are taken too."""
+        if isinstance(value, Real) and not isinstance(value, bool):
+            try:
+                number = float(value)
+            except OverflowError:  # a whole number that no float holds
+                number = math.inf
+            above = number > self.low if self.above else number >= self.low
+            if above and number <= self.high and math.isfinite(number):
+                return number
+        raise InputError("is not possible", name=name, value=value, remedy=f"it must be a number {self._bounds}")
+
+    def parse(self, name: str, text: str) -> float:
+        """A decimal number."""
+        try:
+            number: float | str = float(text)
+        except ValueError:
+            number = text
+        return self.check(name, number)
+
+    @property
+    def _bounds(self) -> str:
+        if self.high == math.inf:
+            return f"above {self.low:g}" if self.above else f"at least {self.low:g}"
+        return f"from {self.low:g} to {self.high:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Time(Number):
+    """Seconds of a video; as text also [H:]MM:SS."""
+
+    metavar: str = "TIME"
+
+    def takes(self) -> str:
+        """How it is written."""
+        return "seconds, or [H:]MM:SS"
+
+    def parse(self, name: str, text: str) -> float:
+        """Seconds, from seconds or [H:]MM:SS."""
+        try:
+            seconds = seconds_of(text)
+        except ValueError as error:
+            remedy = "give seconds (12.5) or [H:]MM:SS (1:02.5)"
+            raise InputError("is not a time", name=name, value=text, remedy=remedy) from error
+        return self.check(name, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Frames a second, as an exact fraction."""
+
+    low: Fraction
+    high: int
+    metavar: str = "RATE"
+
+    def takes(self) -> str:
+        """The range."""
+        return f"{float(self.low):g} to {self.high}, or a fraction such as 30000/1001"
+
+    def check(self, name: str, value: Any) -> Fraction:
+        """The exact fraction; a float of a usual rate is taken for what it means (29.97 = 30000/1001)."""
+        from fairy.runtime.video.info import exact_rate
+
+        if isinstance(value, bool) or not isinstance(value, Real) or not self.low <= value <= self.high:
+            remedy = f"it must be a number from {float(self.low):g} to {self.high}"
+            raise InputError("is not possible", name=name, value=value, remedy=remedy)
+        return exact_rate(value if isinstance(value, Fraction) else float(value))
+
+    def parse(self, name: str, text: str) -> Fraction:
+        """A number or a fraction."""
+        try:
+            if len(text) > _LONGEST_NUMBER or "e" in text.lower():  # 1e99999999 would be computed
+                raise ValueError(text)
+            rate = Fraction(text)
+        except (ValueError, ZeroDivisionError) as error:
+            remedy = "give a number (25) or a fraction (30000/1001)"
+            raise InputError("is not a rate", name=name, value=text, remedy=remedy) from error
+        return self.check(name, rate)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of a few words."""
+
+    choices: tuple[str, ...]
+    metavar: str = "TEXT"
+
+    def takes(self) -> str:
+        """The words."""
+        return ", ".join(self.choices)
+
+    def check(self, name: str, value: Any) -> str:
+        """One of the words."""
+        if isinstance(value, str) and value in self.choices:
+            return value
+        raise InputError("is not known", name=name, value=value, remedy=f"choose one of {self.takes()}")
+
+    def parse(self, name: str, text: str) -> str:
+        """One of the words."""
+        return self.check(name, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A file, a folder, or the name of something: text or a path; `what` says it in words."""
+
+    what: str
+    metavar: str = "PATH"
+
+    def takes(self) -> str:
+        """What is named."""
+        return self.what
+
+    def check(self, name: str, value: Any) -> Any:
+        """Text or a path."""
+        if isinstance(value, str | Path):
+            return value
+        raise InputError("is not possible", name=name, value=value, remedy=f"give {self.what}")
+
+    def parse(self, name: str, text: str) -> str:
+        """The text."""
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Several words; on a command line the option is repeated."""
+
+    metavar: str = "TEXT"
+
+    def takes(self) -> str:
+        """Words."""
+        return "names; may be repeated"
+
+    def check(self, name: str, value: Any) -> tuple[str, ...]:
+        """A tuple of words."""
+        if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
+            raise InputError(f"must be a list of names, not {value!r}", name=name)
+        return tuple(value)
+
+    def parse(self, name: str, text: str) -> str:
+        """One of them."""
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One thing that a user can choose.
+
+    Attributes:
+        kind: its type, range and choices.
+        help: a sentence without its full stop.
+        usual: what it is where nothing is said, if that is not simply its default.
+        flag: what the command line calls it, without "--", where that is not its name.
+        fits: who knows it: "bank" (methods with a bank of chosen anchors), "parts" (methods whose parts are
+            independent), "update" (methods with a guided update), "depth" (models that see depth); None = all.
+        default: its default; None also stands for what `usual` says.
+    """
+
+    kind: Kind
+    help: str
+    usual: str = ""
+    flag: str | None = None
+    fits: str | None = None
+    default: Any = None
+
+    def check(self, name: str, value: Any) -> Any:
+        """The value as the library keeps it; None where that is the default. Raises InputError."""
+        return None if value is None and self.default is None else self.kind.check(name, value)
+
+    @property
+    def ends_in(self) -> str:
+        """What happens where nothing is said."""
+        if self.usual or self.default in (None, "", False, ()):
+            return self.usual
+        return str(self.default)
+
+
+def option(
+    default: Any, kind: Kind, help: str, *, usual: str = "", flag: str | None = None, fits: str | None = None
+) -> Any:
+    """The field of a dataclass that stands in the table; see `Option`."""
+    entry = Option(kind, help, usual, flag, fits, default)
+    return dataclasses.field(default=default, metadata={"option": entry})
+
+
+def options_of(table: type) -> Mapping[str, Option]:
+    """The options of a class by name, in the order of its fields."""
+    return {f.name: f.metadata["option"] for f in dataclasses.fields(table) if "option" in f.metadata}
+
+
+def check_options(table: Any) -> None:
+    """Check every option of a (frozen) object and keep what was meant. Raises InputError for the first wrong one."""
+    for name, entry in options_of(type(table)).items():
+        object.__setattr__(table, name, entry.check(name, getattr(table, name)))
+
+
+def seconds_of(text: str) -> float:
+    """Seconds, from seconds or [H:]MM:SS. Raises ValueError."""
+    seconds = 0.0
+    for part in text.split(":"):
+        seconds = seconds * 60 + float(part)
+    return seconds

@@ -1,0 +1,100 @@
+"""What an editor is made with: the model, where and in which precision it runs, and who computes."""
+
+import re
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fairy.engines.names import BACKENDS
+from fairy.kernels.errors import InputError
+from fairy.runtime.files import user_path
+from fairy.runtime.options import Choice, Name, Names, Text, Whole, check_options, option
+
+if TYPE_CHECKING:
+    from fairy.runtime.editor import Editor
+
+PRECISIONS = ("float32", "float16", "bfloat16")
+MAX_WORKERS = 64
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where something runs."""
+
+    metavar: str = "TEXT"
+
+    def takes(self) -> str:
+        """The names."""
+        return "auto, cpu, cuda or cuda:N"
+
+    def check(self, name: str, value: Any) -> str:
+        """A name of that form; whether the machine has it is asked later."""
+        if isinstance(value, str) and _DEVICE.fullmatch(value):
+            return value
+        raise InputError(f"Device {value!r} is not known; choose {self.takes()}.")
+
+    def parse(self, name: str, text: str) -> str:
+        """The name."""
+        return self.check(name, text)
+
+
+@dataclass(frozen=True, slots=True)
+class EditorSetup:
+    """The arguments of `Editor.from_pretrained`, checked as far as that is possible without a model or a GPU.
+
+    Raises:
+        InputError: a value is of the wrong type, unknown or impossible.
+    """
+
+    model: str | Path | None = option(
+        None, Name("a folder in diffusers' format or a hub id", "TEXT"), "The model", usual="the embedded model"
+    )
+    variant: str | None = option(
+        None, Text(), "Which of the model's weights, e.g. fp16", usual="those without one, else what is there"
+    )
+    device: str = option("auto", Device(), "Where it runs; auto is CUDA where there is one")
+    dtype: str = option("auto", Choice(("auto", *PRECISIONS)), "Precision; auto is float16 on CUDA, else float32")
+    backend: str = option("auto", Choice(("auto", *BACKENDS)), "What computes; auto is the best that is ready")
+    store: str | Path | None = option(None, Name("a folder"), "The store of engines", usual="$FAIRY_STORE, or a cache")
+    without: tuple[str, ...] = option(
+        (), Names(), "A step of the backends compiled and cuda-graphs to leave out, see docs/options.md"
+    )
+    bank: str = option(
+        "device", Choice(("device", "host")), "Where the anchors' keys and values are kept; host is for small cards"
+    )
+    decoder: str | Path | None = option(
+        None,
+        Name("tiny (the model's own), a folder or a hub id", "TEXT"),
+        "Approximate: decode by an AutoencoderTiny",
+    )
+    linears: str | None = option(
+        None, Choice(("float8",)), "Approximate: compute the UNet's large linear layers in 8 bit"
+    )
+    gpus: int = option(1, Whole(1, MAX_WORKERS), "How many GPUs share the job")
+    workers: int = option(1, Whole(1, MAX_WORKERS), "How many processes share the job on the CPU")
+    threads: int = option(1, Whole(1, 1024), "CPU threads of each process; other numbers round differently")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def absolute(self) -> "EditorSetup":
+        """The same with folders and a store that another process finds too, whatever its folder is."""
+        model, decoder = (_absolute_folder(name) for name in (self.model, self.decoder))
+        store = None if self.store is None else user_path(self.store)
+        return replace(self, model=model, decoder=decoder, store=store)
+
+    def open(self) -> "Editor":
+        """Load the model. Raises InputError as `Editor.from_pretrained` does."""
+        from fairy.runtime.editor import Editor
+
+        return Editor.from_pretrained(**{field.name: getattr(self, field.name) for field in fields(self)})
+
+
+def _absolute_folder(name: str | Path | None) -> str | None:
+    """The path of a folder; a hub id, or a decoder's name, stays as it is."""
+    if name is None:
+        return None
+    if name == "tiny" or not user_path(name).is_dir():
+        return str(name)
+    return str(user_path(name))
