@@ -4,6 +4,7 @@
 # make lint    style and types                            make quality    measure the edits, 20 minutes
 # make bench   time the ops and engines         make wheels     fetch what the TensorRT tests need
 # make soak    edit a film of 20 000 frames and watch the memory; FRAMES=100000 for a longer one
+# make reference  write the tables of options and steps in docs/ anew
 # make clean   remove what these commands made
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ INSTRUCTION ?= turn it into a thermal image
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-fast nightly lint format typecheck quality bench soak wheels gpu-wheels gpu-rehearsal clean
+.PHONY: setup demo test test-fast nightly lint reference format typecheck quality bench soak wheels gpu-wheels gpu-rehearsal clean
 
 setup: $(STAMP)
 
@@ -64,6 +65,9 @@ typecheck: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: setup
+	$(BIN)/python -m fairy.runtime.cli.reference docs
 
 quality: setup
 	$(BIN)/python -m benchmarks.quality --out benchmarks/results/quality

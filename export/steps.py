@@ -146,7 +146,8 @@ def check_steps(names: Iterable[str]) -> tuple[str, ...]:
     asked = (names,) if isinstance(names, str) else tuple(names)
     unknown = [name for name in asked if name not in ALL_STEPS]
     if unknown:
-        raise InputError(f"There is no step {unknown[0]!r}; choose from {', '.join(step.name for step in STEPS)}.")
+        known = ", ".join(step.name for step in STEPS)
+        raise InputError("is no step", name="without", value=unknown[0], remedy=f"choose from {known}")
     return in_order(asked)
 
 

@@ -19,6 +19,12 @@ from typing import Any, Protocol
 
 from fairy.kernels.errors import InputError
 
+FITS = {
+    "bank": "methods with a bank of chosen anchors",
+    "parts": "methods whose frames do not wait for each other",
+    "update": "methods with a guided update",
+    "depth": "models that see depth",
+}
 _LONGEST_NUMBER = 40  # characters
 
 
@@ -287,8 +293,7 @@ class Option:
         help: a sentence without its full stop.
         usual: what it is where nothing is said, if that is not simply its default.
         flag: what the command line calls it, without "--", where that is not its name.
-        fits: who knows it: "bank" (methods with a bank of chosen anchors), "parts" (methods whose parts are
-            independent), "update" (methods with a guided update), "depth" (models that see depth); None = all.
+        fits: who knows it, one of `FITS`; None = all.
         default: its default; None also stands for what `usual` says.
     """
 
@@ -306,9 +311,14 @@ class Option:
     @property
     def ends_in(self) -> str:
         """What happens where nothing is said."""
-        if self.usual or self.default in (None, "", False, ()):
+        if self.usual or self.default is None or self.default is False or self.default in ("", ()):
             return self.usual
         return str(self.default)
+
+    @property
+    def sentence(self) -> str:
+        """What it is for, and for whom."""
+        return f"{self.help}; for {FITS[self.fits]} alone" if self.fits else self.help
 
 
 def option(

@@ -55,7 +55,7 @@ def help_of(option: Option) -> str:
     """One line of help: what it is for, what it takes, and what happens without it."""
     takes = "" if isinstance(option.kind, _SELF_EXPLAINING) else f": {option.kind.takes()}"
     usual = f" [{option.ends_in}]" if option.ends_in else ""
-    return f"{option.help}{takes}{usual}."
+    return f"{option.sentence}{takes}{usual}."
 
 
 def spelled(name: str) -> str:

@@ -194,21 +194,21 @@ class EditParams:
     )
     method: str | Method = option("fairy", MethodName(), "The editing method, see docs/methods.md")
     order: Order | None = option(
-        None, Choice(ORDERS), "pix2video: wavefront, or step-major for less memory", usual="the method's"
+        None, Choice(ORDERS), "In which order pix2video computes; step-major needs less memory", usual="the method's"
     )
     delta: float | None = option(
-        None, Number(0.0, 1e6), "pix2video: pull to the previous frame, 0 = off", usual="100", fits="update"
+        None, Number(0.0, 1e6), "Pull to the previous frame, 0 = off", usual="100", fits="update"
     )
     update_steps: int | None = option(
-        None, Whole(0, 1000), "pix2video: how many steps from the first pull", usual="half of them", fits="update"
+        None, Whole(0, 1000), "How many steps from the first pull", usual="half of them", fits="update"
     )
     source_prompt: str | None = option(
-        None, Text(), "Models that see depth: what the video shows, or auto to caption its first frame", fits="depth"
+        None, Text(), "What the video shows, or auto to caption its first frame", fits="depth"
     )
     depth: str | Path | None = option(
         None,
         Name("a folder"),
-        "Models that see depth: a folder of maps",
+        "A folder with a depth map for every frame",
         usual="estimated",
         fits="depth",
     )
@@ -220,13 +220,13 @@ class EditParams:
     )
     upscale: bool = option(False, Flag(), "Scale a smaller video up to the long side")
     size: Literal["scaled", "source"] = option(
-        "scaled", Choice(("scaled", "source")), "scaled, or source: scale the result back"
+        "scaled", Choice(("scaled", "source")), "Size of the result; source scales it back"
     )
     start: float | None = option(None, Time(0.0, math.inf), "Edit from here")
     end: float | None = option(None, Time(0.0, math.inf), "Edit up to here")
     deinterlace: bool = option(False, Flag(), "Make whole pictures of the fields of interlaced video first")
     hdr: Literal["refuse", "tonemap"] = option(
-        "refuse", Choice(("refuse", "tonemap")), "High dynamic range: refuse, or tonemap to BT.709"
+        "refuse", Choice(("refuse", "tonemap")), "What becomes of high dynamic range; tonemap makes BT.709 of it"
     )
     strict: bool = option(False, Flag(), "Refuse a video with damaged frames instead of concealing them")
     shots: Literal["off", "auto"] | tuple[int, ...] | list[int] = option(

@@ -117,7 +117,7 @@ def test_a_bank_in_8_bit_needs_less_and_stays_on_the_device(
     monkeypatch.setattr(memory_module, "free_bytes", lambda device: 50 * step // 4 + step - 1)
     with pytest.raises(InputError, match="needs at least"):
         check_memory(checkpoint, eight, torch.device("cpu"))
-    with pytest.raises(InputError, match=r'bank_dtype = "float8" keeps .* choose one\.$'):
+    with pytest.raises(InputError, match=r"bank_dtype = 'float8' keeps .* choose one\.$"):
         check_memory(checkpoint, eight, torch.device("cpu"), bank_on_host=True)
 
 

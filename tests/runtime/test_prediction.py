@@ -235,7 +235,7 @@ def test_workers_give_the_same_bytes_and_name_the_same_steps() -> None:
 
 
 def test_wrong_steps_are_refused_in_a_sentence() -> None:
-    with pytest.raises(InputError, match="There is no step 'qkv'; choose from one-batch, .*fused-qkv"):
+    with pytest.raises(InputError, match="without = 'qkv' is no step; choose from one-batch, .*fused-qkv"):
         Editor.from_pretrained(device="cpu", backend="compiled", without=("qkv",))
     with pytest.raises(InputError, match="Backend 'eager' has no steps to leave out; choose one of compiled"):
         Editor.from_pretrained(device="cpu", backend="eager", without=("fused-qkv",))
@@ -249,4 +249,4 @@ def test_the_command_line_leaves_steps_out(clip: Path, tmp_path: Path, capsys: p
     assert json.loads(report.read_text())["steps"] == [name for name in ON_CPU if name != "one-batch"]
     capsys.readouterr()
     assert cli.run([*words, "--without", "speed"]) == 2
-    assert capsys.readouterr().err.startswith("error: There is no step 'speed'; choose from one-batch, ")
+    assert capsys.readouterr().err.startswith("error: --without 'speed' is no step; choose from one-batch, ")
