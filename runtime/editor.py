@@ -1,9 +1,9 @@
 """One edit, from entry to kernel, top to bottom.
 
-A job opens the video, encodes the text, encodes the anchors and denoises them together, which fills the anchor bank,
+An edit opens the video, encodes the text, encodes the anchors and denoises them together, which fills the anchor bank,
 and then takes the other frames in micro-batches: read, encode, denoise against the bank, decode, hand out.
-`Editor._run` and `InProcess.edit` (or `workers/dispatch.py`) are that sentence in code; `job.py` decides,
-`networks.py` computes, `result.py` writes.
+`Editor._parts` and `InProcess.edit` (or `workers/dispatch.py`) are that sentence in code; `run.py` decides,
+`denoise/` computes, `record/` tells.
 """
 
 import threading
@@ -43,12 +43,13 @@ from fairy.runtime.models import embedded_model
 from fairy.runtime.overlap import Behind, ahead
 from fairy.runtime.plan.batches import default_micro_batch
 from fairy.runtime.plan.identity import identity_of
-from fairy.runtime.plan.job import Job, plan_job, report_job
 from fairy.runtime.plan.memory import check_memory
 from fairy.runtime.plan.params import EditParams
+from fairy.runtime.plan.plan import Plan, plan_edit
 from fairy.runtime.plan.request import DEFAULT_CRF, FileRequest
 from fairy.runtime.record.journal import Journal, folders_of_other_containers, journal_folder
 from fairy.runtime.record.progress import Monitor, Progress
+from fairy.runtime.record.report import report_of
 from fairy.runtime.record.result import (
     EditPart,
     EditReport,
@@ -58,6 +59,7 @@ from fairy.runtime.record.result import (
     side_by_side,
     side_by_side_width,
 )
+from fairy.runtime.record.run import Run
 from fairy.runtime.setup import EditorSetup
 from fairy.runtime.workers.pool import PoolOptions, WorkerPool
 
@@ -206,12 +208,12 @@ class Editor:
         Raises:
             InputError, MachineError, NumericalError, Cancelled: each says in a sentence what to do.
         """
-        with self._one_job():
-            job = self._open(video, params, Monitor(on_progress, cancel), latents, _preview_path(preview, video))
-            frames = np.empty((job.source.num_frames, *job.result_size, 3), np.uint8)
-            for part, _ in self._run(job, _preview_path(preview, video)):
+        with self._one_edit():
+            run = self._open(video, params, Monitor(on_progress, cancel), latents, _preview_path(preview, video))
+            frames = np.empty((run.plan.source.num_frames, *run.plan.result_size, 3), np.uint8)
+            for part, _ in self._parts(run, _preview_path(preview, video)):
                 frames[part.start : part.start + len(part.frames)] = part.frames
-            return EditResult(frames, self._report(job), job.source)
+            return EditResult(frames, self._report(run), run.plan.source)
 
     def stream(
         self,
@@ -235,9 +237,9 @@ class Editor:
     def _stream(
         self, video: VideoInput, params: EditParams, monitor: Monitor, latents: Tensor | None, preview: Path | None
     ) -> Generator[EditPart, None, None]:
-        with self._one_job():
-            job = self._open(video, params, monitor, latents, preview)
-            for part, _ in self._run(job, preview):
+        with self._one_edit():
+            run = self._open(video, params, monitor, latents, preview)
+            for part, _ in self._parts(run, preview):
                 yield part
                 self._owner = threading.get_ident()  # whoever took the last part drives the job now
 
@@ -273,31 +275,37 @@ class Editor:
         """
         request = FileRequest.checked(video, out, compare=compare, preview=preview, report=report, fps=fps, crf=crf)
         check_resume(params, resume)
-        with self._one_job(), only_writer_of(request.out, request.compare, request.preview, request.report):
-            job = self._open(request.video, params, Monitor(on_progress, cancel), latents, request.preview)
+        with self._one_edit(), only_writer_of(request.out, request.compare, request.preview, request.report):
+            run = self._open(request.video, params, Monitor(on_progress, cancel), latents, request.preview)
             others = folders_of_other_containers(request.out)
-            job.journal = Journal(
-                journal_folder(request.out), self._identity(job), spare_bytes=job.likely_bytes, others=others
+            journal = Journal(
+                journal_folder(request.out), self._identity(run.plan), spare_bytes=run.plan.likely_bytes, others=others
             )
-            with job.journal.kept_unless_done():
-                self._write(job, request, resume=resume)
-            done = self._report(job)
+            run = replace(run, journal=journal)
+            with journal.kept_unless_done():
+                self._write(run, request, resume=resume)
+            done = self._report(run)
         if request.report is not None:
             done.save(request.report)
         return done
 
-    def _identity(self, job: Job) -> dict[str, object]:
+    def _identity(self, plan: Plan) -> dict[str, object]:
         networks, name = self._networks, self._networks.backend.name
         engines = [] if self._store is None or name == "eager" else [e.digest for e in self._store.engines()]
         engines += networks.backend.steps
         told = {"backend": name, "engines": engines, "device": networks.device, "threads": self._threads}
-        return identity_of(job, checkpoint=networks.checkpoint, **told)  # type: ignore[arg-type]
+        return identity_of(plan, checkpoint=networks.checkpoint, **told)  # type: ignore[arg-type]
 
-    def _write(self, job: Job, request: FileRequest, *, resume: bool) -> None:
-        """Run a job into its files. They get their names when all is done, the edited video first."""
-        height, width = job.result_size
+    def _write(self, run: Run, request: FileRequest, *, resume: bool) -> None:
+        """Edit into files. They get their names when all is done, the edited video first."""
+        height, width = run.plan.result_size
         make = partial(
-            open_writer, source=job.source, height=height, fps=request.fps, crf=request.crf, cancel=job.monitor.cancel
+            open_writer,
+            source=run.plan.source,
+            height=height,
+            fps=request.fps,
+            crf=request.crf,
+            cancel=run.monitor.cancel,
         )
         with ExitStack() as stack:
             beside = None
@@ -307,19 +315,19 @@ class Editor:
 
             def write(item: tuple[EditPart, list[Frames]]) -> None:
                 part, pictures = item
-                with job.monitor.timed("write"):
+                with run.monitor.timed("write"):
                     writer.write(part.frames)
                     if beside is not None:
-                        beside.write(side_by_side(self._networks.source_like_result(job, pictures), part.frames))
+                        beside.write(side_by_side(self._networks.source_like_result(run, pictures), part.frames))
 
-            if job.journal is not None:
-                job.journal.begin(resume=resume)
-            with Behind(write, _QUEUED) as behind, closing(self._run(job, request.preview)) as parts:
+            if run.journal is not None:
+                run.journal.begin(resume=resume)
+            with Behind(write, _QUEUED) as behind, closing(self._parts(run, request.preview)) as parts:
                 for item in parts:
                     behind.put(item)
-            with job.monitor.timed("write"):
+            with run.monitor.timed("write"):
                 stack.close()
-            job.notes += writer.notes
+            run.tally.notes += writer.notes
 
     def warm_up(self, height: int, width: int, params: EditParams | None = None) -> None:
         """Run a one-step edit of gray frames of this size, so that the first real one pays for no first use."""
@@ -357,7 +365,7 @@ class Editor:
 
     def _open(
         self, video: VideoInput, params: EditParams, monitor: Monitor, latents: Tensor | None, preview: Path | None
-    ) -> Job:
+    ) -> Run:
         """Look at the input and decide everything that follows; whatever is impossible is refused here."""
         if not isinstance(params, EditParams):
             raise InputError(f"params must be EditParams, not {type(params).__name__}.")
@@ -368,17 +376,17 @@ class Editor:
         self._executor.take_usage()  # of a job that failed
         networks, workers = self._networks, self._executor.workers
         batch = measured_micro_batch(networks.device)
-        job = plan_job(
+        plan = plan_edit(
             networks.checkpoint, video, params, monitor, latents=latents, precision=self._dtype, usual_batch=batch
         )
-        check_memory(networks.checkpoint, job, networks.device, bank_on_host=networks.bank_on_host, workers=workers)
-        return job
+        check_memory(networks.checkpoint, plan, networks.device, bank_on_host=networks.bank_on_host, workers=workers)
+        return Run.of(plan, monitor)
 
-    def _run(self, job: Job, preview: Path | None) -> Generator[tuple[EditPart, list[Frames]], None, None]:
+    def _parts(self, run: Run, preview: Path | None) -> Generator[tuple[EditPart, list[Frames]], None, None]:
         """The edit itself. Yields parts in order, each with its source frames as they were read."""
         previews: list[list[Frames]] = []
-        with closing(ahead(read_frames_of(job), _QUEUED)) as reads, closing(self._executor.edit(job, reads)) as edits:
-            for segment in job.segments:
+        with closing(ahead(read_frames_of(run), _QUEUED)) as reads, closing(self._executor.edit(run, reads)) as edits:
+            for segment in run.plan.segments:
                 _, anchor_frames = next(edits)
                 if preview is not None:
                     previews.append([anchor_frames[a] for a in segment.anchors])
@@ -386,15 +394,15 @@ class Editor:
                 for part, (pictures, edited) in zip(segment.parts, edits, strict=False):
                     edited = {**anchor_frames, **edited}
                     frames = np.stack([edited[i] for i in range(part.start, part.stop)])
-                    job.sha256.update(frames.tobytes())
-                    job.note_first_frame()
-                    clock = job.source.clock
+                    run.tally.sha256.update(frames.tobytes())
+                    run.note_first_frame()
+                    clock = run.plan.source.clock
                     pts = None if clock is None else tuple(map(int, clock.pts[part.start : part.stop]))
                     yield EditPart(part.start, frames, pts), pictures
 
-    def _report(self, job: Job) -> EditReport:
-        return report_job(
-            job,
+    def _report(self, run: Run) -> EditReport:
+        return report_of(
+            run,
             checkpoint=self._networks.checkpoint,
             backend=self._networks.backend.name,
             usage=self._executor.take_usage(),
@@ -404,7 +412,7 @@ class Editor:
         )
 
     @contextmanager
-    def _one_job(self) -> Iterator[None]:
+    def _one_edit(self) -> Iterator[None]:
         me = threading.get_ident()
         if self._owner == me:
             raise FairyError("This Editor is in the middle of a stream in the same thread; finish or close that first.")

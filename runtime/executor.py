@@ -13,9 +13,9 @@ from fairy.runtime.denoise.segment_edit import SegmentEdit
 from fairy.runtime.device import cpu_threads
 from fairy.runtime.inputs.frames import Frames
 from fairy.runtime.plan.batches import Part
-from fairy.runtime.plan.job import Job
 from fairy.runtime.plan.segments import Segment
 from fairy.runtime.plan.tasks import tasks_of
+from fairy.runtime.record.run import Run
 
 Edited = tuple[list[Frames], dict[int, Frames]]
 """Source frames as they were read, and those of them that were edited, by frame number."""
@@ -29,7 +29,7 @@ class Executor(Protocol):
         """How many processes compute."""
         ...
 
-    def edit(self, job: Job, reads: Iterator[list[Frames]]) -> Generator[Edited, None, None]:
+    def edit(self, run: Run, reads: Iterator[list[Frames]]) -> Generator[Edited, None, None]:
         """Both phases of a job.
 
         Args:
@@ -58,18 +58,18 @@ class InProcess:
         self._networks = networks
         self._threads = threads
 
-    def edit(self, job: Job, reads: Iterator[list[Frames]]) -> Generator[Edited, None, None]:
+    def edit(self, run: Run, reads: Iterator[list[Frames]]) -> Generator[Edited, None, None]:
         """Task after task, in the order of the method; see `Executor`."""
         carried: CarriedAnchor | None = None
         number = 0
-        for segment in job.segments:
-            edit = self._begin(job, segment, carried)
+        for segment in run.plan.segments:
+            edit = self._begin(run, segment, carried)
             pictures = next(reads)
             with cpu_threads(self._threads):
                 edit.begin(segment.anchors, pictures)
-            leaving = Leaving(job, segment, pictures)
+            leaving = Leaving(run, segment, pictures)
             yield from leaving.ready({})
-            for task in tasks_of(job, segment, carried=carried is not None):
+            for task in tasks_of(run.plan, segment, carried=carried is not None):
                 while edit.lacks(task.frames):
                     part, pictures = segment.parts[leaving.read], next(reads)
                     with cpu_threads(self._threads):
@@ -80,20 +80,20 @@ class InProcess:
                     if not edit.has(task.frames):
                         edit.compute(task)
                         if task.role == "frames":
-                            save_latents(job, number - 1, edit.latents(task.frames))
+                            save_latents(run, number - 1, edit.latents(task.frames))
                     done = edit.take(task.frames)
                 yield from leaving.ready(done)
             for _ in segment.parts[leaving.read :]:  # all of their frames are anchors
                 leaving.wait(next(reads))
                 number += 1
             yield from leaving.ready({})
-            if job.params.continue_look and edit.bank is not None:
+            if run.plan.params.continue_look and edit.bank is not None:
                 carried = edit.bank.last_anchor()
             del edit  # its bank, before the next one is made
 
-    def _begin(self, job: Job, segment: Segment, carried: CarriedAnchor | None) -> SegmentEdit:
+    def _begin(self, run: Run, segment: Segment, carried: CarriedAnchor | None) -> SegmentEdit:
         with cpu_threads(self._threads):
-            return SegmentEdit(self._networks, job, segment, carried)
+            return SegmentEdit(self._networks, run, segment, carried)
 
     def take_usage(self) -> Usage:
         """What the backend ran."""
@@ -107,9 +107,9 @@ class InProcess:
 class Leaving:
     """The order in which a segment's frames leave: its anchors, then its parts, each when all of it is done."""
 
-    def __init__(self, job: Job, segment: Segment, anchors: list[Frames]) -> None:
+    def __init__(self, run: Run, segment: Segment, anchors: list[Frames]) -> None:
         """`anchors`: their source frames."""
-        self._job, self._segment, self._anchors = job, segment, anchors
+        self._run, self._segment, self._anchors = run, segment, anchors
         self._pictures: deque[list[Frames]] = deque()
         self._done: dict[int, Frames] = {}
         self._told = False
@@ -129,7 +129,7 @@ class Leaving:
         self._done |= done
         if not self._told and all(frame in self._done for frame in self._segment.anchors):
             self._told = True
-            self._job.segments_done += 1
+            self._run.count.segments += 1
             yield self._anchors, {frame: self._done.pop(frame) for frame in self._segment.anchors}
         while self._told and self._pictures:
             frames = self._segment.parts[self._left].frames
@@ -141,7 +141,7 @@ class Leaving:
 
 def begin_part(edit: SegmentEdit, number: int, part: Part, pictures: list[Frames]) -> None:
     """Take the frames of a part in, or what an interrupted edit had made of them."""
-    latents = load_latents(edit.job, number)
+    latents = load_latents(edit.run, number)
     if latents is not None:
         edit.restore(part.frames, latents)
     else:
@@ -153,19 +153,19 @@ def frames_of(part: Part, pictures: list[Frames]) -> list[Frames]:
     return [pictures[i - part.start] for i in part.frames]
 
 
-def load_latents(job: Job, number: int) -> Tensor | None:
+def load_latents(run: Run, number: int) -> Tensor | None:
     """The latents of a part that an interrupted edit had finished, if there are any; progress is told."""
-    latents = None if job.journal is None else job.journal.load(number)
-    part = job.parts[number]
+    latents = None if run.journal is None else run.journal.load(number)
+    part = run.plan.parts[number]
     if latents is None or not part.frames:
         return None
-    if tuple(latents.shape) != (len(part.frames), *job.latent_shape):
+    if tuple(latents.shape) != (len(part.frames), *run.plan.latent_shape):
         return None
-    job.tell_resumed()
+    run.tell_resumed()
     return latents
 
 
-def save_latents(job: Job, number: int, latents: Tensor) -> None:
+def save_latents(run: Run, number: int, latents: Tensor) -> None:
     """Keep the latents of a finished part in the job's journal, where it has one."""
-    if job.journal is not None and len(latents):
-        job.journal.save(number, latents)
+    if run.journal is not None and len(latents):
+        run.journal.save(number, latents)

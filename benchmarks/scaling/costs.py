@@ -26,12 +26,13 @@ from fairy.runtime.device import resolve_device, resolve_dtype
 from fairy.runtime.files import write_atomically
 from fairy.runtime.models import embedded_model
 from fairy.runtime.plan.batches import default_micro_batch
-from fairy.runtime.plan.job import Job, plan_job
 from fairy.runtime.plan.memory import weights_bytes
 from fairy.runtime.plan.params import EditParams
 from fairy.runtime.plan.placement import StageCosts
+from fairy.runtime.plan.plan import plan_edit
 from fairy.runtime.plan.tasks import Task, anchor_task, frame_task
 from fairy.runtime.record.progress import Monitor
+from fairy.runtime.record.run import Run
 
 ANCHORS = 3
 _STEPS = 1  # of the measured batches
@@ -130,7 +131,7 @@ class _Bench:
     """One small job of `ANCHORS` anchors and a micro-batch, with what its stages take."""
 
     networks: Networks
-    job: Job
+    run: Run
     pictures: list[np.ndarray[Any, np.dtype[np.uint8]]]
     edit: SegmentEdit
     image_latents: Tensor
@@ -145,33 +146,35 @@ class _Bench:
         params = EditParams("make it snow", num_inference_steps=_STEPS, anchors=ANCHORS, long_side=side)
         shape = (ANCHORS + batch, max(side * 3 // 4, 1), side, 3)
         frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        job = plan_job(networks.checkpoint, frames, params, Monitor(), latents=None, precision=precision)
-        pictures, edit = list(frames), SegmentEdit(networks, job, job.segments[0])
-        image_latents = networks.encode(job, pictures[: ANCHORS + batch])
-        noise = networks.initial_noise(job, (0,)).expand(len(image_latents), -1, -1, -1)
-        made = cls(networks, job, pictures, edit, image_latents, noise, noise, 0)
-        return replace(made, latents=made._anchors(), bank_bytes=job.bank_bytes)
+        monitor = Monitor()
+        plan = plan_edit(networks.checkpoint, frames, params, monitor, latents=None, precision=precision)
+        run = Run.of(plan, monitor)
+        pictures, edit = list(frames), SegmentEdit(networks, run, run.plan.segments[0])
+        image_latents = networks.encode(run, pictures[: ANCHORS + batch])
+        noise = edit.noise.initial((0,)).expand(len(image_latents), -1, -1, -1)
+        made = cls(networks, run, pictures, edit, image_latents, noise, noise, 0)
+        return replace(made, latents=made._anchors(), bank_bytes=run.tally.bank_bytes)
 
     def costs(self, backend: str, model: str) -> StageCosts:
         """Time and weigh every stage."""
-        job, networks = self.job, self.networks
-        width, height = job.result_size[1], job.result_size[0]
-        precision = str(job.precision).removeprefix("torch.")
+        run, networks = self.run, self.networks
+        width, height = run.plan.result_size[1], run.plan.result_size[0]
+        precision = str(run.pace.precision).removeprefix("torch.")
         found = machine(networks.device)
-        unet_bytes = self._working_bytes(self._frames) / job.micro_batch
+        unet_bytes = self._working_bytes(self._frames) / run.plan.micro_batch
         return StageCosts(
             name=f"{model}, {width}×{height}, {backend} {precision} on {found.get('gpu', found['cpu'])}",
             measured=True,
             precision=precision,
             long_side=max(width, height),
             anchors=ANCHORS,
-            micro_batch=job.micro_batch,
-            text_ms=self._ms(lambda: networks.encode_text(job, job.params.prompt)),
+            micro_batch=run.plan.micro_batch,
+            text_ms=self._ms(lambda: networks.encode_text(run, run.plan.params.prompt)),
             encode_ms=self._ms(self._encode),
             decode_ms=self._ms(self._decode),
             anchors_step_ms=self._ms(self._anchors) / _STEPS,
             frames_step_ms=self._ms(self._frames) / _STEPS,
-            handout_ms=measure_handout_ms(job.micro_batch * width * height * 3),
+            handout_ms=measure_handout_ms(run.plan.micro_batch * width * height * 3),
             weights_bytes=weights_bytes(networks.checkpoint),
             bank_step_bytes=self.bank_bytes // _STEPS,
             unet_frame_bytes=round(unet_bytes),
@@ -179,16 +182,16 @@ class _Bench:
         )
 
     def _encode(self) -> object:
-        return self.networks.encode(self.job, self.pictures[:1])
+        return self.networks.encode(self.run, self.pictures[:1])
 
     def _decode(self) -> object:
-        return self.networks.decode(self.job, self.latents[:1])
+        return self.networks.decode(self.run, self.latents[:1])
 
     def _anchors(self) -> Tensor:
-        return self._computed(anchor_task(self.job.segments[0], _STEPS))
+        return self._computed(anchor_task(self.run.plan.segments[0], _STEPS))
 
     def _frames(self) -> object:
-        return self._computed(frame_task(self.job.segments[0].parts[0].frames, _STEPS, anchors=True))
+        return self._computed(frame_task(self.run.plan.segments[0].parts[0].frames, _STEPS, anchors=True))
 
     def _computed(self, task: Task) -> Tensor:
         frames, count = task.frames, len(task.frames)

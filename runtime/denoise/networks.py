@@ -18,10 +18,9 @@ from fairy.runtime.bank.anchors import AnchorBank, CarriedAnchor, StepBank
 from fairy.runtime.bank.float8 import Float8Bank
 from fairy.runtime.bank.host import HostBank
 from fairy.runtime.denoise.guidance import branch_text
-from fairy.runtime.denoise.noise import INITIAL, draw_noise
 from fairy.runtime.inputs.frames import Frames
 from fairy.runtime.plan.geometry import pad_by_reflection, scale_frames
-from fairy.runtime.plan.job import Job
+from fairy.runtime.record.run import Run
 
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "Failed to allocate memory")  # torch, CUDA, ONNX Runtime
 
@@ -37,19 +36,19 @@ class Networks:
         self.device = device
         self.bank_on_host = bank_on_host
 
-    def encode_text(self, job: Job, prompt: str) -> Tensor:
+    def encode_text(self, run: Run, prompt: str) -> Tensor:
         """Text features of every guidance branch for an instruction: [branches, tokens, channels]."""
-        texts = {"instruction": prompt, "negative prompt": job.params.negative_prompt}
-        wanted, unwanted = self.text_features(job, texts)
-        return branch_text(job.guidance, wanted, unwanted)
+        texts = {"instruction": prompt, "negative prompt": run.plan.params.negative_prompt}
+        wanted, unwanted = self.text_features(run, texts)
+        return branch_text(run.plan.guidance, wanted, unwanted)
 
-    def text_features(self, job: Job, texts: Mapping[str, str]) -> Tensor:
+    def text_features(self, run: Run, texts: Mapping[str, str]) -> Tensor:
         """Features of texts, by what the report calls them: [texts, tokens, channels]."""
         tokenizer = self.checkpoint.tokenizer
         length = tokenizer.model_max_length
         for name, text in texts.items():
             if len(tokenizer(text, verbose=False).input_ids) > length:
-                job.notes.append(f"The {name} is longer than the model's {length} tokens; its end was not used.")
+                run.tally.notes.append(f"The {name} is longer than the model's {length} tokens; its end was not used.")
         ids = tokenizer(
             list(texts.values()),
             padding="max_length",
@@ -58,95 +57,80 @@ class Networks:
             return_tensors="pt",
         ).input_ids
 
-        def run(precision: torch.dtype) -> Tensor:
-            return self.engine(job, "text_encoder", precision)({"input_ids": ids.to(self.device)})["text"]
+        def attempt(precision: torch.dtype) -> Tensor:
+            return self.engine(run, "text_encoder", precision)({"input_ids": ids.to(self.device)})["text"]
 
-        with job.monitor.timed("text"):
-            return finite(job, run, "The text features")
+        with run.monitor.timed("text"):
+            return finite(run, attempt, "The text features")
 
-    def encode(self, job: Job, pictures: Sequence[Frames]) -> Tensor:
+    def encode(self, run: Run, pictures: Sequence[Frames]) -> Tensor:
         """Frames [H, W, 3] to image latents [n, c, h, w]; one at a time, so that a batch's shape never varies."""
 
         def encode_one(image: Tensor) -> Tensor:
-            job.monitor.check()
+            run.monitor.check()
 
-            def run(precision: torch.dtype) -> Tensor:
-                return self.engine(job, "vae_encoder", precision)({"image": image.to(precision)})["image_latents"]
+            def attempt(precision: torch.dtype) -> Tensor:
+                return self.engine(run, "vae_encoder", precision)({"image": image.to(precision)})["image_latents"]
 
-            return finite(job, run, "The image latents")
+            return finite(run, attempt, "The image latents")
 
-        with job.monitor.timed("encode"):
-            return torch.cat([encode_one(self._network_input(job, picture)) for picture in pictures])
+        with run.monitor.timed("encode"):
+            return torch.cat([encode_one(self._network_input(run, picture)) for picture in pictures])
 
-    def decode(self, job: Job, latents: Tensor) -> list[Frames]:
+    def decode(self, run: Run, latents: Tensor) -> list[Frames]:
         """Latents [n, c, h, w] to frames [height, width, 3] at the size of the result, one at a time."""
 
         def decode_one(latent: Tensor) -> Frames:
-            job.monitor.check()
+            run.monitor.check()
 
-            def run(precision: torch.dtype) -> Tensor:
-                return self.engine(job, "vae_decoder", precision)({"latents": latent.to(precision)})["image"]
+            def attempt(precision: torch.dtype) -> Tensor:
+                return self.engine(run, "vae_decoder", precision)({"latents": latent.to(precision)})["image"]
 
-            return _picture(job, finite(job, run, "A decoded frame"))
+            return _picture(run, finite(run, attempt, "A decoded frame"))
 
-        with job.monitor.timed("decode"):
+        with run.monitor.timed("decode"):
             return [decode_one(latents[i : i + 1]) for i in range(len(latents))]
 
-    def source_like_result(self, job: Job, pictures: Sequence[Frames]) -> Frames:
+    def source_like_result(self, run: Run, pictures: Sequence[Frames]) -> Frames:
         """Source frames at the size of the result: uint8 [n, height, width, 3]."""
-        if job.result_size == job.geometry.source:
+        if run.plan.result_size == run.plan.geometry.source:
             return np.stack(pictures)
-        scaled = torch.cat([scale_frames(self._tensor(picture), job.result_size) for picture in pictures])
+        scaled = torch.cat([scale_frames(self._tensor(picture), run.plan.result_size) for picture in pictures])
         return _to_numpy(scaled)
 
-    def engine(self, job: Job, graph: str, precision: torch.dtype) -> Engine:
+    def engine(self, run: Run, graph: str, precision: torch.dtype) -> Engine:
         """The engine of one of the job's graphs."""
-        return self.backend.engine(job.graphs[graph], precision)
+        return self.backend.engine(run.plan.graphs[graph], precision)
 
-    def new_bank(self, job: Job, num_anchors: int, precision: torch.dtype, carried: CarriedAnchor | None) -> StepBank:
+    def new_bank(self, run: Run, num_anchors: int, precision: torch.dtype, carried: CarriedAnchor | None) -> StepBank:
         """A bank for so many anchors at the job's steps and branches; empty but for what is carried."""
 
         def bank(steps: int, device: torch.device, carried: CarriedAnchor | None, pinned: bool = False) -> AnchorBank:
             return AnchorBank.allocate(
-                job.graphs["unet_anchor"],
+                run.plan.graphs["unet_anchor"],
                 num_inference_steps=steps,
-                branches=job.guidance.groups,
+                branches=run.plan.guidance.groups,
                 num_anchors=num_anchors,
-                latent_size=job.latent_shape[1:],
+                latent_size=run.plan.latent_shape[1:],
                 dtype=precision,
                 device=device,
                 carried=carried,
                 pinned=pinned,
             )
 
-        steps = len(job.schedule)
+        steps = len(run.plan.schedule)
         first = None if carried is None else carried.first_step()
-        if job.params.bank_dtype == "float8":
+        if run.plan.params.bank_dtype == "float8":
             return Float8Bank(bank(1, self.device, first), steps, carried)
         if not self.bank_on_host:
             return bank(steps, self.device, carried)
         home = bank(steps, torch.device("cpu"), carried, pinned=self.device.type == "cuda")
         return HostBank.around(home, bank(1, self.device, first), bank(1, self.device, first), self.device)
 
-    def initial_noise(self, job: Job, frames: Sequence[int]) -> Tensor:
-        """Unit noise the latents start as: float32 [1 or frames, c, h, w]."""
-        if job.initial is None:
-            return self.noise(job, INITIAL, frames)
-        return (job.initial[list(frames)] if len(job.initial) > 1 else job.initial).to(self.device)
-
-    def noise(self, job: Job, step: int, frames: Sequence[int]) -> Tensor:
-        """Unit noise of one step: float32 [1 or frames, c, h, w]."""
-        if job.params.noise == "per-frame":
-            return draw_noise(job.params.seed, step, frames, job.latent_shape, per_frame=True).to(self.device)
-        if step not in job.shared_noise:
-            drawn = draw_noise(job.params.seed, step, frames, job.latent_shape, per_frame=False)
-            job.shared_noise[step] = drawn.to(self.device)
-        return job.shared_noise[step]
-
-    def _network_input(self, job: Job, picture: Frames) -> Tensor:
+    def _network_input(self, run: Run, picture: Frames) -> Tensor:
         """A frame [H, W, 3] as the VAE takes it: float32 [1, 3, padded height, padded width] in −1…1."""
-        scaled = scale_frames(self._tensor(picture), job.geometry.scaled)
-        return pad_by_reflection(scaled / 127.5 - 1.0, job.geometry.padded)
+        scaled = scale_frames(self._tensor(picture), run.plan.geometry.scaled)
+        return pad_by_reflection(scaled / 127.5 - 1.0, run.plan.geometry.padded)
 
     def _tensor(self, picture: Frames) -> Tensor:
         """A frame [H, W, 3] as float32 [1, 3, H, W] in 0…255 on the device."""
@@ -156,40 +140,40 @@ class Networks:
         return levels_HWC.to(self.device, non_blocking=True).permute(2, 0, 1).float().unsqueeze(0)
 
 
-def finite(job: Job, run: Callable[[torch.dtype], Tensor], what: str) -> Tensor:
+def finite(run: Run, attempt: Callable[[torch.dtype], Tensor], what: str) -> Tensor:
     """The result in the job's precision or, where that is not finite, in float32."""
-    for precision in precisions(job, what):
-        result = run(precision)
+    for precision in precisions(run, what):
+        result = attempt(precision)
         if bool(torch.isfinite(result).all()):
             break
     return result
 
 
-def precisions(job: Job, what: str) -> Iterator[torch.dtype]:
+def precisions(run: Run, what: str) -> Iterator[torch.dtype]:
     """The precisions to compute something in until it is finite: the job's, then float32, which the report says.
 
     Raises NumericalError where that did not suffice.
     """
-    yield job.precision
-    if job.precision != torch.float32:
-        name = str(job.precision).removeprefix("torch.")
-        job.fallbacks.append(f"{what} became NaN or infinite in {name} and were computed again in float32.")
+    yield run.pace.precision
+    if run.pace.precision != torch.float32:
+        name = str(run.pace.precision).removeprefix("torch.")
+        run.tally.fallbacks.append(f"{what} became NaN or infinite in {name} and were computed again in float32.")
         yield torch.float32
     raise NumericalError(
-        f"{what} became NaN or infinite in float32 with the guidance scales {job.params.guidance_scale:g} and "
-        f"{job.params.image_guidance_scale:g}; choose smaller ones, or check the model's weights."
+        f"{what} became NaN or infinite in float32 with the guidance scales {run.plan.params.guidance_scale:g} and "
+        f"{run.plan.params.image_guidance_scale:g}; choose smaller ones, or check the model's weights."
     )
 
 
-def halve_batch(job: Job, error: Exception) -> None:
+def halve_batch(run: Run, error: Exception) -> None:
     """Let the job go on with half as many frames at once, where the error says that the memory did not suffice."""
     told = str(error)  # of engines, whose own errors have no type for it
     full = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in told for sign in _OUT_OF_MEMORY)
-    if not full or job.frames_at_once == 1:
+    if not full or run.pace.frames_at_once == 1:
         raise error
-    before, job.frames_at_once = job.frames_at_once, (job.frames_at_once + 1) // 2
-    job.fallbacks.append(
-        f"The memory did not suffice for {before} frames at once; {job.frames_at_once} were computed at once from "
+    before, run.pace.frames_at_once = run.pace.frames_at_once, (run.pace.frames_at_once + 1) // 2
+    run.tally.fallbacks.append(
+        f"The memory did not suffice for {before} frames at once; {run.pace.frames_at_once} were computed at once from "
         "then on, which may differ in rounding."
     )
     traceback.clear_frames(error.__traceback__)  # they hold the tensors of the batch that failed
@@ -197,11 +181,11 @@ def halve_batch(job: Job, error: Exception) -> None:
         torch.cuda.empty_cache()
 
 
-def _picture(job: Job, image: Tensor) -> Frames:
+def _picture(run: Run, image: Tensor) -> Frames:
     """The VAE's picture [1, 3, H, W] around −1…1 as a frame uint8 [height, width, 3] of the result."""
-    height, width = job.geometry.scaled
+    height, width = run.plan.geometry.scaled
     levels = (image[..., :height, :width].float() / 2 + 0.5).clamp(0.0, 1.0) * 255.0
-    frame: Frames = _to_numpy(scale_frames(levels, job.result_size))[0]
+    frame: Frames = _to_numpy(scale_frames(levels, run.plan.result_size))[0]
     return frame
 
 

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-INITIAL = -1  # the step whose noise the job starts from
+from fairy.runtime.plan.plan import Plan
+
+INITIAL = -1  # the step whose noise an edit starts from
 
 
 def draw_noise(seed: int, step: int, frames: Sequence[int], shape: tuple[int, int, int], *, per_frame: bool) -> Tensor:
@@ -27,6 +29,30 @@ def draw_noise(seed: int, step: int, frames: Sequence[int], shape: tuple[int, in
     if per_frame:
         return torch.stack([_sample(f"{seed}/{step}/{frame}", shape) for frame in frames])
     return _sample(f"{seed}/{step}", shape).unsqueeze(0)
+
+
+class PlanNoise:
+    """All noise of a plan, on the device that computes it; what all frames share is drawn once."""
+
+    def __init__(self, plan: Plan, device: torch.device) -> None:
+        self._plan, self._device = plan, device
+        self._shared: dict[int, Tensor] = {}
+
+    def initial(self, frames: Sequence[int]) -> Tensor:
+        """Unit noise the latents start as: float32 [1 or frames, c, h, w]."""
+        given = self._plan.initial
+        if given is None:
+            return self.at(INITIAL, frames)
+        return (given[list(frames)] if len(given) > 1 else given).to(self._device)
+
+    def at(self, step: int, frames: Sequence[int]) -> Tensor:
+        """Unit noise of one step: float32 [1 or frames, c, h, w]."""
+        params, shape = self._plan.params, self._plan.latent_shape
+        if params.noise == "per-frame":
+            return draw_noise(params.seed, step, frames, shape, per_frame=True).to(self._device)
+        if step not in self._shared:
+            self._shared[step] = draw_noise(params.seed, step, frames, shape, per_frame=False).to(self._device)
+        return self._shared[step]
 
 
 def _sample(key: str, shape: tuple[int, int, int]) -> Tensor:

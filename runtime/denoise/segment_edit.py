@@ -15,15 +15,16 @@ from fairy.runtime.bank.anchors import CarriedAnchor, Context, StepBank
 from fairy.runtime.bank.units import SourceBank
 from fairy.runtime.denoise.denoiser import Denoiser, Rule
 from fairy.runtime.denoise.networks import Networks, halve_batch, precisions
+from fairy.runtime.denoise.noise import PlanNoise
 from fairy.runtime.denoise.task_context import BankReader, BankWriter, NoContext, OnBank, TaskContext, UnitContext
 from fairy.runtime.denoise.unit_rule import unit_rule
 from fairy.runtime.inputs.beginnings import Beginnings
 from fairy.runtime.inputs.frames import Frames
 from fairy.runtime.methods.fits import runs_in_parts, update_of
-from fairy.runtime.plan.job import Job
 from fairy.runtime.plan.order import Unit
 from fairy.runtime.plan.segments import Segment
 from fairy.runtime.plan.tasks import Task
+from fairy.runtime.record.run import Run
 
 
 def _nobody(bank: StepBank, step: int) -> None:
@@ -44,7 +45,7 @@ class SegmentEdit:
     def __init__(
         self,
         networks: Networks,
-        job: Job,
+        run: Run,
         segment: Segment,
         carried: CarriedAnchor | None = None,
         *,
@@ -55,23 +56,26 @@ class SegmentEdit:
         Args:
             carried: an anchor of the segment before, which the anchors and all others read as well.
         """
-        job.precision = job.asked_precision
-        self.job, self.segment, self.carried = job, segment, carried
+        run.pace.precision = run.plan.precision
+        self.run, self.segment, self.carried = run, segment, carried
         self.bank: Context | None = None
         self._networks = networks
         self._denoiser = Denoiser(
-            job.schedule,
-            job.guidance,
-            networks.encode_text(job, segment.prompt) if text is None else text,
-            lambda graph, precision: networks.engine(job, graph, precision),
-            job.guided_steps,
+            run.plan.schedule,
+            run.plan.guidance,
+            networks.encode_text(run, segment.prompt) if text is None else text,
+            lambda graph, precision: networks.engine(run, graph, precision),
+            run.plan.guided_steps,
             networks.backend.steps,
-            alike=job.params.noise == "shared" and (job.initial is None or len(job.initial) == 1),
+            alike=run.plan.params.noise == "shared" and (run.plan.initial is None or len(run.plan.initial) == 1),
         )
-        self._beginnings = Beginnings(networks, job)
+        self.noise = PlanNoise(run.plan, networks.device)
+        self._beginnings = Beginnings(networks, run, self.noise)
         self._frames: dict[int, _Frame] = {}
         self._done: dict[int, Tensor] = {}
-        sources = [] if runs_in_parts(job.method) else job.method.all_sources(segment.stop - segment.start, (0,))
+        sources = (
+            [] if runs_in_parts(run.plan.method) else run.plan.method.all_sources(segment.stop - segment.start, (0,))
+        )
         self._left = SourceBank(sources)
 
     @torch.inference_mode()
@@ -83,7 +87,7 @@ class SegmentEdit:
 
     def begin_with(self, frames: Sequence[int], latents: Tensor, beside: Tensor) -> None:
         """Take frames in that begin with unit noise [n, c, h, w] and have `beside` [n, c', h, w] beside them."""
-        scaled = latents * self.job.schedule.init_noise_sigma
+        scaled = latents * self.run.plan.schedule.init_noise_sigma
         for place, frame in enumerate(frames):
             self._frames[frame] = _Frame(scaled[place], beside[place])
 
@@ -116,7 +120,7 @@ class SegmentEdit:
         if not done:
             return {}
         latents = torch.stack([self._done.pop(frame) for frame in done])
-        return dict(zip(done, self._networks.decode(self.job, latents), strict=True))
+        return dict(zip(done, self._networks.decode(self.run, latents), strict=True))
 
     @torch.inference_mode()
     def compute(self, task: Task, on_bank: OnBank = _nobody) -> None:
@@ -125,29 +129,29 @@ class SegmentEdit:
         Where the memory does not suffice, the rest of the job goes on with half as many frames at once, and the report
         says so. `on_bank` hears of every step of a bank; one that comes after another replaces it.
         """
-        job, rest = self.job, cast(Task | None, task)
-        with job.monitor.timed("anchors" if task.role == "anchors" else "frames"):
+        run, rest = self.run, cast(Task | None, task)
+        with run.monitor.timed("anchors" if task.role == "anchors" else "frames"):
             while rest is not None:
-                piece, others = rest.split(job.frames_at_once)
+                piece, others = rest.split(run.pace.frames_at_once)
                 try:
                     self._compute(piece, on_bank)
                 except (RuntimeError, MemoryError) as error:
                     if task.role == "anchors":
                         raise
-                    halve_batch(job, error)
+                    halve_batch(run, error)
                 else:
                     rest = others
         if task.role == "frames":
-            job.batches_done += 1
+            run.count.batches += 1
 
     def _compute(self, task: Task, on_bank: OnBank) -> None:
         """One piece of a task, in the job's precision or, where that is not finite, in float32."""
-        job, what = self.job, f"Frames {task.frames[0]} to {task.frames[-1]}"
-        job.monitor.check()
+        run, what = self.run, f"Frames {task.frames[0]} to {task.frames[-1]}"
+        run.monitor.check()
         frames, calls = task.filled(task.frames), list(task.steps())
         latents_Fchw = torch.stack([self._frames[f].latents for f in frames])
         beside_Fchw = torch.stack([self._frames[f].beside for f in frames])
-        for precision in precisions(job, "The anchors" if task.role == "anchors" else what):
+        for precision in precisions(run, "The anchors" if task.role == "anchors" else what):
             context, rule = self._context(task, precision, on_bank)
             x_Fchw = self._denoiser.run(
                 task.graph,
@@ -155,7 +159,7 @@ class SegmentEdit:
                 latents_Fchw,
                 beside_Fchw.to(precision),
                 context,
-                noise=lambda k: self._networks.noise(job, k, frames),
+                noise=lambda k: self.noise.at(k, frames),
                 rule=rule,
                 tell=lambda call: self._tell_step(task, call),
             )
@@ -166,32 +170,32 @@ class SegmentEdit:
 
     def _context(self, task: Task, precision: torch.dtype, on_bank: OnBank) -> tuple[TaskContext, Rule | None]:
         """What a task reads and writes, and the rule of frames at steps of their own."""
-        job = self.job
+        run = self.run
         if task.role == "anchors":
             self.bank = None  # the one of a try that failed
-            bank = self._networks.new_bank(job, len(task.frames), precision, self.carried)
+            bank = self._networks.new_bank(run, len(task.frames), precision, self.carried)
             return BankWriter(bank, on_bank), None
         if task.role == "frames":
             return NoContext() if self.bank is None else BankReader(self.bank), None
         places = tuple(frame - self.segment.start for frame in task.frames)
-        context = UnitContext(self._left, places, job.graphs[task.graph])
+        context = UnitContext(self._left, places, run.plan.graphs[task.graph])
 
         def noise(unit: Unit) -> Tensor:
-            return self._networks.noise(job, unit.step, [self.segment.start + unit.frame])[0]
+            return self.noise.at(unit.step, [self.segment.start + unit.frame])[0]
 
-        update = update_of(job.params)
-        return context, unit_rule(job.schedule, job.guidance, job.method, update, context, noise)
+        update = update_of(run.plan.params)
+        return context, unit_rule(run.plan.schedule, run.plan.guidance, run.plan.method, update, context, noise)
 
     def _commit(self, task: Task, x_Fchw: Tensor, context: TaskContext, precision: torch.dtype) -> None:
         """Make a piece's results count: where 16 bit did not suffice for what others read, it will not again."""
-        job, last = self.job, len(self.job.schedule)
+        run, last = self.run, len(self.run.plan.schedule)
         if isinstance(context, BankWriter):
-            self.bank, job.precision = context.bank, precision
-            job.bank_bytes = max(job.bank_bytes, context.bank.num_bytes)
+            self.bank, run.pace.precision = context.bank, precision
+            run.tally.bank_bytes = max(run.tally.bank_bytes, context.bank.num_bytes)
         elif isinstance(context, UnitContext):
             context.commit()
-            job.precision = precision
-            job.bank_bytes = max(job.bank_bytes, self._left.most_bytes)
+            run.pace.precision = precision
+            run.tally.bank_bytes = max(run.tally.bank_bytes, self._left.most_bytes)
             self._tell_units(task)
         for place, (frame, first) in enumerate(zip(task.frames, task.first, strict=True)):
             if first + task.calls < last:
@@ -203,15 +207,15 @@ class SegmentEdit:
     def _tell_step(self, task: Task, call: int) -> None:
         """Report progress of anchors and of frames. Raises Cancelled."""
         if task.role != "units":
-            self.job.tell_step(task.role, call)
+            self.run.tell_step(task.role, call)
 
     def _tell_units(self, task: Task) -> None:
         """Report progress: of the first frame's steps, and of all units of the other frames. Raises Cancelled."""
-        job, steps, first = self.job, len(self.job.schedule), self.segment.start
+        run, steps, first = self.run, len(self.run.plan.schedule), self.segment.start
         for frame, k in zip(task.frames, task.first, strict=True):
             if frame == first:
-                job.tell_step("anchors", k)
-        job.steps_told += sum(1 for frame in task.frames if frame != first)
-        total = steps * (job.source.num_frames - len(job.segments))
+                run.tell_step("anchors", k)
+        run.count.steps += sum(1 for frame in task.frames if frame != first)
+        total = steps * (run.plan.source.num_frames - len(run.plan.segments))
         if total:
-            job.monitor.tell("frames", job.steps_told, total)
+            run.monitor.tell("frames", run.count.steps, total)

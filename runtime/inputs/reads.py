@@ -6,21 +6,21 @@ from itertools import islice
 
 from fairy.kernels.errors import MachineError
 from fairy.runtime.inputs.frames import Frames
-from fairy.runtime.plan.job import Job
+from fairy.runtime.record.run import Run
 
 
-def read_frames_of(job: Job) -> Generator[list[Frames], None, None]:
+def read_frames_of(run: Run) -> Generator[list[Frames], None, None]:
     """For every segment its anchors' frames, then those of its parts.
 
     Two readers, one ahead of the other, so that nothing is decoded more than twice, however many segments there are.
     """
-    with closing(job.source.read(job.anchors)) as ahead, closing(job.source.read()) as reader:
-        for segment in job.segments:
-            with job.monitor.timed("read"):
+    with closing(run.plan.source.read(run.plan.anchors)) as ahead, closing(run.plan.source.read()) as reader:
+        for segment in run.plan.segments:
+            with run.monitor.timed("read"):
                 pictures = _take(ahead, len(segment.anchors))
             yield pictures
             for part in segment.parts:
-                with job.monitor.timed("read"):
+                with run.monitor.timed("read"):
                     pictures = _take(reader, part.stop - part.start)
                 yield pictures
 

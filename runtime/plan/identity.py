@@ -1,4 +1,4 @@
-"""Everything that decides the latents of a job: what a journal is known by."""
+"""Everything that decides the latents of an edit: what a journal is known by."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,30 +8,30 @@ from typing import Any
 import torch
 
 from fairy.export.checkpoint import Checkpoint
-from fairy.runtime.plan.job import Job
+from fairy.runtime.plan.plan import Plan
 from fairy.runtime.record.result import installed_versions
 
 
 def identity_of(
-    job: Job, *, checkpoint: Checkpoint, backend: str, engines: Sequence[str], device: torch.device, threads: int
+    plan: Plan, *, checkpoint: Checkpoint, backend: str, engines: Sequence[str], device: torch.device, threads: int
 ) -> dict[str, Any]:
-    """Everything that decides the latents of a job, for a journal; a file is known by its size and time of change.
+    """Everything that decides the latents of an edit, for a journal; a file is known by its size and time of change.
 
     Args:
         engines: digests of the built engines that might run, and the compiled path's steps.
     """
-    video = job.source.video
-    path = video.path if video is not None else getattr(job.source, "path", None)
+    video = plan.source.video
+    path = video.path if video is not None else getattr(plan.source, "path", None)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
-    noise = None if job.initial is None else hashlib.sha256(job.initial.numpy().tobytes()).hexdigest()
+    noise = None if plan.initial is None else hashlib.sha256(plan.initial.numpy().tobytes()).hexdigest()
     return {
-        "source": {"files": _stamps(path), "first": job.source.first, "num_frames": job.source.num_frames},
-        "params": job.params.to_json() | {"anchors": job.anchors, "micro_batch": job.micro_batch},
+        "source": {"files": _stamps(path), "first": plan.source.first, "num_frames": plan.source.num_frames},
+        "params": plan.params.to_json() | {"anchors": plan.anchors, "micro_batch": plan.micro_batch},
         "initial noise": noise,
         "model": _stamps(checkpoint.folder),
         "decoder": _stamps(checkpoint.tiny_decoder_folder),
         "backend": {"name": backend, "engines": sorted(engines)},
-        "precision": str(job.asked_precision),
+        "precision": str(plan.precision),
         "device": {"type": device.type, "gpu": gpu, "threads": threads},
         "version": installed_versions(),
     }

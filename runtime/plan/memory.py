@@ -11,13 +11,13 @@ from fairy.kernels.errors import InputError
 from fairy.runtime.bank.anchors import tokens_at
 from fairy.runtime.bank.host import HOST_BANK_STEPS
 from fairy.runtime.methods.fits import runs_in_parts
-from fairy.runtime.plan.job import Job
 from fairy.runtime.plan.placement import StageCosts, check_fits, memory_per_worker
+from fairy.runtime.plan.plan import Plan
 from fairy.runtime.plan.unit_memory import check_bank, most_units, unit_bytes
 
 
 def check_memory(
-    checkpoint: Checkpoint, job: Job, device: torch.device, *, bank_on_host: bool = False, workers: int = 1
+    checkpoint: Checkpoint, plan: Plan, device: torch.device, *, bank_on_host: bool = False, workers: int = 1
 ) -> None:
     """Refuse a job whose weights and anchor bank alone are more than a worker on `device` can have.
 
@@ -28,20 +28,20 @@ def check_memory(
     Raises:
         InputError: says what it needs, what there is, and which changes would make it fit.
     """
-    eight_bit = job.params.bank_dtype == "float8"
+    eight_bit = plan.params.bank_dtype == "float8"
     if bank_on_host and eight_bit:
         problem = "keeps the anchors on the device, but bank = 'host' asks for the host"
         raise InputError(problem, name="bank_dtype", value="float8", remedy="choose one")
     there = _memory_of_a_worker(checkpoint, device, workers)
     if there is None:
         return
-    if not runs_in_parts(job.method):
-        check_bank(job.method, job.order, *_units(job), _pictures_bytes(job), there - weights_bytes(checkpoint))
+    if not runs_in_parts(plan.method):
+        check_bank(plan.method, plan.order, *_units(plan), _pictures_bytes(plan), there - weights_bytes(checkpoint))
         return
-    costs, steps = known_costs(checkpoint, job), len(job.schedule)
+    costs, steps = known_costs(checkpoint, plan), len(plan.schedule)
     if eight_bit:  # one step lies there in full precision besides
         there -= costs.bank_step_bytes
-        costs = replace(costs, bank_step_bytes=costs.bank_step_bytes // job.precision.itemsize)
+        costs = replace(costs, bank_step_bytes=costs.bank_step_bytes // plan.precision.itemsize)
     if device.type == "cpu":
         check_fits(costs, steps, there)
     elif bank_on_host:
@@ -66,46 +66,46 @@ def _memory_of_a_worker(checkpoint: Checkpoint, device: torch.device, workers: i
     return free // workers if workers > 1 else free + weights_bytes(checkpoint)
 
 
-def _units(job: Job) -> tuple[int, int]:
+def _units(plan: Plan) -> tuple[int, int]:
     """For a method that works unit by unit: how many units' keys and values are kept at most, and the bytes of one."""
-    method, steps = job.method, len(job.schedule)
-    most = max(most_units(method, job.order, s.stop - s.start, steps, job.micro_batch) for s in job.segments)
+    method, steps = plan.method, len(plan.schedule)
+    most = max(most_units(method, plan.order, s.stop - s.start, steps, plan.micro_batch) for s in plan.segments)
     each = max(
         unit_bytes(
             graph,
-            branches=job.guidance.groups,
-            latent_size=job.latent_shape[1:],
-            itemsize=job.precision.itemsize,
+            branches=plan.guidance.groups,
+            latent_size=plan.latent_shape[1:],
+            itemsize=plan.precision.itemsize,
         )
-        for graph in job.graphs.values()
+        for graph in plan.graphs.values()
     )
     return most, each
 
 
-def _pictures_bytes(job: Job) -> int:
+def _pictures_bytes(plan: Plan) -> int:
     """Source frames that wait in memory: all of a segment's where every frame is at work until the end."""
-    if job.order != "step-major":
+    if plan.order != "step-major":
         return 0
-    height, width = job.source.size
-    return 3 * height * width * max(s.stop - s.start for s in job.segments)
+    height, width = plan.source.size
+    return 3 * height * width * max(s.stop - s.start for s in plan.segments)
 
 
-def known_costs(checkpoint: Checkpoint, job: Job) -> StageCosts:
+def known_costs(checkpoint: Checkpoint, plan: Plan) -> StageCosts:
     """The memory of a job as far as it is known without running it; no times, no working memory."""
     return StageCosts(
         name=checkpoint.name,
         measured=False,
-        precision=str(job.precision).removeprefix("torch."),
-        long_side=max(job.geometry.scaled),
-        anchors=job.most_anchors,
-        micro_batch=job.micro_batch,
+        precision=str(plan.precision).removeprefix("torch."),
+        long_side=max(plan.geometry.scaled),
+        anchors=plan.most_anchors,
+        micro_batch=plan.micro_batch,
         weights_bytes=weights_bytes(checkpoint),
         bank_step_bytes=bank_step_bytes(
-            job.graphs["unet_anchor"],
-            branches=job.guidance.groups,
-            num_anchors=job.most_anchors,
-            latent_size=job.latent_shape[1:],
-            dtype=job.precision,
+            plan.graphs["unet_anchor"],
+            branches=plan.guidance.groups,
+            num_anchors=plan.most_anchors,
+            latent_size=plan.latent_shape[1:],
+            dtype=plan.precision,
         ),
         unet_frame_bytes=0,
         vae_bytes=0,

@@ -12,8 +12,8 @@ from typing import Literal
 from fairy.runtime.methods.fits import runs_in_parts
 from fairy.runtime.methods.graphs import graph_name
 from fairy.runtime.methods.method import Method
-from fairy.runtime.plan.job import Job
 from fairy.runtime.plan.order import Order, alike, ready_units
+from fairy.runtime.plan.plan import Plan
 from fairy.runtime.plan.segments import Segment
 
 Role = Literal["anchors", "frames", "units"]
@@ -60,11 +60,11 @@ class Task:
         return first, rest if rest.frames else None
 
 
-def tasks_of(job: Job, segment: Segment, *, carried: bool = False) -> Iterator[Task]:
+def tasks_of(plan: Plan, segment: Segment, *, carried: bool = False) -> Iterator[Task]:
     """The tasks of a segment, in the order of its method; `carried`: its anchors read one of the segment before."""
-    steps = len(job.schedule)
-    if not runs_in_parts(job.method):
-        yield from unit_tasks(job.method, job.order, segment, steps, job.micro_batch)
+    steps = len(plan.schedule)
+    if not runs_in_parts(plan.method):
+        yield from unit_tasks(plan.method, plan.order, segment, steps, plan.micro_batch)
         return
     if segment.anchors:
         yield anchor_task(segment, steps, carried=carried)

@@ -21,11 +21,11 @@ from fairy.export.steps import in_order
 from fairy.kernels.errors import MachineError
 from fairy.runtime.executor import Edited, frames_of, load_latents, save_latents
 from fairy.runtime.inputs.frames import Frames
-from fairy.runtime.plan.job import Job
+from fairy.runtime.record.run import Run
 from fairy.runtime.video.wire import Message
 from fairy.runtime.workers.process import Event, WorkerProcess
 from fairy.runtime.workers.protocol import (
-    describe_job,
+    describe_segment,
     error_of,
     pack_frames,
     pack_latents,
@@ -66,7 +66,7 @@ class Dispatch:
     def __init__(
         self,
         number: int,
-        job: Job,
+        run: Run,
         segment: int,
         workers: Sequence[tuple[WorkerProcess, str]],
         events: "queue.Queue[Event]",
@@ -84,9 +84,9 @@ class Dispatch:
             deadline_s: no worker that has something to do may be silent for longer.
             shares_bank: the first worker computes the anchors for all; else each does for itself.
         """
-        self._number, self._job, self._events = number, job, events
-        self._index, self._segment = segment, job.segments[segment]
-        self._first = sum(len(earlier.parts) for earlier in job.segments[:segment])
+        self._number, self._run, self._events = number, run, events
+        self._index, self._segment = segment, run.plan.segments[segment]
+        self._first = sum(len(earlier.parts) for earlier in run.plan.segments[:segment])
         self._members = [Member(worker, device) for worker, device in workers]
         self._meeting, self._deadline_s, self._shares_bank = meeting, deadline_s, shares_bank
         self._window = 2 * len(workers) + 2
@@ -117,7 +117,7 @@ class Dispatch:
     @property
     def _continues(self) -> bool:
         """Whether another segment will need what the workers' banks hold of this one."""
-        return self._job.params.continue_look and self._index + 1 < len(self._job.segments)
+        return self._run.plan.params.continue_look and self._index + 1 < len(self._run.plan.segments)
 
     def run(self, reads: Iterator[list[Frames]]) -> Generator[Edited, None, None]:
         """The segment's anchors, then its parts in order; see `Executor.edit`."""
@@ -133,8 +133,8 @@ class Dispatch:
             yield self._pictures.pop(part), self._edited.pop(part)
         while self._continues and any(m.tasks or (m.shares and not m.complete) for m in self._members):
             self._turn(reads)  # everybody will need the whole bank
-        self._job.segments_done += 1
-        self._job.batches_done += self._finished
+        self._run.count.segments += 1
+        self._run.count.batches += self._finished
 
     def stop(self) -> None:
         """Have every worker forget the segment, wherever it is."""
@@ -142,7 +142,7 @@ class Dispatch:
             self._post(member, {"do": "stop"})
 
     def _begin(self) -> None:
-        description, initial = describe_job(self._job, self._index)
+        description, initial = describe_segment(self._run.plan, self._index)
         for member in self._members:
             self._post(member, {"do": "job", **description}, initial)
         if not self._segment.anchors:
@@ -161,12 +161,12 @@ class Dispatch:
     def _group(self, member: Member, rank: int) -> Message:
         # A transfer's clock starts when its step is there; who is really late is lost by the controller's own deadline.
         facts = {"meeting": self._meeting, "rank": rank, "size": len(self._members)}
-        rest = {"steps": len(self._job.schedule), "timeout_s": 2 * self._deadline_s}
+        rest = {"steps": len(self._run.plan.schedule), "timeout_s": 2 * self._deadline_s}
         return {"group": facts | rest, "device": member.device}
 
     def _turn(self, reads: Iterator[list[Frames]]) -> None:
         """Hand out what can be handed out, then hear what one worker says, or look who is silent for too long."""
-        self._job.monitor.check()
+        self._run.monitor.check()
         self._hand_out(reads)
         try:
             event = self._events.get(timeout=_POLL_S)
@@ -197,7 +197,7 @@ class Dispatch:
                 self._edited[part] = {}
                 continue
             self._assign(member, part)
-            latents = load_latents(self._job, self._first + part) if part not in self._tries else None
+            latents = load_latents(self._run, self._first + part) if part not in self._tries else None
             if latents is not None:
                 self._resumed.add(part)
                 self._post(member, {"do": "decode", "part": part, "frames": frames}, pack_latents(latents))
@@ -259,18 +259,20 @@ class Dispatch:
         else:
             self._note(message)
             numbers = self._segment.parts[part].frames
-            edited, latents = unpack_edited(event.payload, len(numbers), self._job.result_size, self._job.latent_shape)
+            edited, latents = unpack_edited(
+                event.payload, len(numbers), self._run.plan.result_size, self._run.plan.latent_shape
+            )
             if part not in self._resumed:
-                save_latents(self._job, self._first + part, latents)
+                save_latents(self._run, self._first + part, latents)
                 self._finished += 1
             self._edited[part] = dict(zip(numbers, edited, strict=True))
             self._steps.pop(part, None)
 
     def _accept_anchors(self, message: Message, payload: bytearray) -> None:
         if self._anchors is None:
-            frames = unpack_frames(payload, self._job.result_size)
+            frames = unpack_frames(payload, self._run.plan.result_size)
             self._anchors = dict(zip(self._segment.anchors, frames, strict=True))
-            self._job.bank_bytes = max(self._job.bank_bytes, message["bank_bytes"])
+            self._run.tally.bank_bytes = max(self._run.tally.bank_bytes, message["bank_bytes"])
             self._release_held()
 
     def _release_held(self) -> None:
@@ -283,18 +285,18 @@ class Dispatch:
                 self._accept(member, event)
 
     def _hear_step(self, member: Member, message: Message) -> None:
-        job = self._job
+        run = self._run
         if message["stage"] == "anchors":
             self._anchor_steps = max(self._anchor_steps, message["done"])
-            before = job.segments_done * len(job.schedule)
-            job.monitor.tell("anchors", before + self._anchor_steps, len(job.segments) * len(job.schedule))
+            before = run.count.segments * len(run.plan.schedule)
+            run.monitor.tell("anchors", before + self._anchor_steps, len(run.plan.segments) * len(run.plan.schedule))
         elif member.tasks and isinstance(member.tasks[0], int):
             # A micro-batch that is done again does not make the progress run backwards.
             part = member.tasks[0]
             self._steps[part] = max(self._steps.get(part, 0), message["done"])
-            done = (job.batches_done + self._finished) * len(job.schedule) + sum(self._steps.values())
-            job.steps_told = max(job.steps_told, done)
-            job.monitor.tell("frames", job.steps_told, job.batches * len(job.schedule))
+            done = (run.count.batches + self._finished) * len(run.plan.schedule) + sum(self._steps.values())
+            run.count.steps = max(run.count.steps, done)
+            run.monitor.tell("frames", run.count.steps, run.plan.batches * len(run.plan.schedule))
 
     def _hear_of_bank(self, member: Member, message: Message) -> None:
         if message["generation"] != member.generation:
@@ -333,11 +335,11 @@ class Dispatch:
         """Go on without a worker."""
         self._members.remove(member)
         name = f"Worker {member.worker.number} on {member.device}"
-        self._job.lost_workers.append(f"{name} {reason}.")
+        self._run.tally.lost_workers.append(f"{name} {reason}.")
         for part in [task for task in member.tasks if task != "anchors"]:
             self._give_back(part, reason)
         if not self._members:
-            raise MachineError(f"No worker is left: {' '.join(self._job.lost_workers)} Start the edit again.")
+            raise MachineError(f"No worker is left: {' '.join(self._run.tally.lost_workers)} Start the edit again.")
         if not self._segment.anchors:
             return
         if member.shares and not member.complete:
@@ -349,7 +351,7 @@ class Dispatch:
 
     def _give_back(self, part: int, reason: str) -> None:
         self._again.append(part)
-        self._job.redone_batches += 1
+        self._run.tally.redone_batches += 1
         self._tries[part] = self._tries.get(part, 0) + 1
         if self._tries[part] >= _MOST_TRIES:
             frames = self._segment.parts[part].frames
@@ -367,11 +369,11 @@ class Dispatch:
 
     def _note(self, message: Message) -> None:
         """Put what a worker tells for the report where the report is made of."""
-        times = self._job.monitor.times_ms
+        times = self._run.monitor.times_ms
         for stage, ms in message["times_ms"].items():
             times[stage] = times.get(stage, 0.0) + ms
-        self._job.notes += message["notes"]
-        self._job.fallbacks += message["fallbacks"]
+        self._run.tally.notes += message["notes"]
+        self._run.tally.fallbacks += message["fallbacks"]
         self._digests.update(message["digests"])
         self._fallbacks += message["usage"]
         self._compiled_steps.update(message.get("steps", ()))

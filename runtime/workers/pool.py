@@ -19,7 +19,7 @@ from fairy.export.graphs import GraphSpec
 from fairy.kernels.errors import FairyError, MachineError
 from fairy.runtime.executor import Edited
 from fairy.runtime.inputs.frames import Frames
-from fairy.runtime.plan.job import Job
+from fairy.runtime.record.run import Run
 from fairy.runtime.workers.dispatch import Dispatch
 from fairy.runtime.workers.process import COMMAND, Event, WorkerProcess
 from fairy.runtime.workers.protocol import error_of
@@ -96,24 +96,24 @@ class WorkerPool:
         """How many there are when none is lost."""
         return len(self._options.devices)
 
-    def edit(self, job: Job, reads: Iterator[list[Frames]]) -> Generator[Edited, None, None]:
+    def edit(self, run: Run, reads: Iterator[list[Frames]]) -> Generator[Edited, None, None]:
         """Compute a job; see `Executor`. Workers that were lost in an earlier one are replaced first."""
-        self._replace_lost(job)
+        self._replace_lost(run)
         workers = [(worker, str(self._options.devices[i])) for i, worker in sorted(self._workers.items())]
-        job.workers = len(workers)
-        for segment in range(len(job.segments)):
+        run.tally.workers = len(workers)
+        for segment in range(len(run.plan.segments)):
             number = next(self._jobs)
             meeting = str(Path(self._folder.name) / f"job-{number}")
             deadline_s = self._options.deadline_s
             dispatch = Dispatch(
                 number,
-                job,
+                run,
                 segment,
                 workers,
                 self._events,
                 meeting=meeting,
                 deadline_s=deadline_s,
-                shares_bank=self._options.bank == "device" and job.params.bank_dtype is None,
+                shares_bank=self._options.bank == "device" and run.plan.params.bank_dtype is None,
             )
             done = False
             try:
@@ -121,7 +121,9 @@ class WorkerPool:
                     yield from edits
                 done = True
             finally:
-                if not (done and job.params.continue_look):  # else the next segment needs what they keep of this one
+                if not (
+                    done and run.plan.params.continue_look
+                ):  # else the next segment needs what they keep of this one
                     dispatch.stop()
                 self._usage = self._usage.joined(dispatch.usage)
             workers = dispatch.workers
@@ -139,14 +141,14 @@ class WorkerPool:
         """End all workers; closing again does nothing."""
         self._finalizer()
 
-    def _replace_lost(self, job: Job) -> None:
+    def _replace_lost(self, run: Run) -> None:
         lost = [number for number, worker in self._workers.items() if not worker.alive]
         for number in lost:
             self._workers.pop(number).kill()
         if len(self._workers) == len(self._options.devices):
             return
         for number, error in self._start().items():
-            job.notes.append(f"Worker {number} could not be started again: {error}")
+            run.tally.notes.append(f"Worker {number} could not be started again: {error}")
             self._workers.pop(number).kill()
         if not self._workers:
             raise MachineError("No worker could be started again; make another Editor.")

@@ -15,7 +15,7 @@ and a worker answers `ready`, `step`, `waiting`, `bank`, `anchors`, `part`, `und
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,10 @@ from torch import Tensor
 from fairy.export.checkpoint import Checkpoint
 from fairy.kernels.errors import Cancelled, FairyError, InputError, MachineError, NumericalError
 from fairy.runtime.inputs.frames import Frames
-from fairy.runtime.plan.job import Job, plan_source
 from fairy.runtime.plan.params import EditParams
+from fairy.runtime.plan.plan import Plan, plan_source
 from fairy.runtime.record.progress import Monitor
+from fairy.runtime.record.run import Run
 from fairy.runtime.video.wire import Message
 
 LIMIT_BYTES = 1 << 34
@@ -62,27 +63,26 @@ class FramesElsewhere:
         return {}
 
 
-def describe_job(job: Job, segment: int) -> tuple[Message, bytes]:
-    """Everything a worker needs to plan the same job and to begin one of its segments."""
-    params = job.params.to_json() | {"anchors": list(job.anchors), "micro_batch": job.micro_batch}
-    initial = b"" if job.initial is None else job.initial.cpu().contiguous().numpy().tobytes()
-    noise = None if job.initial is None else list(job.initial.shape)
-    height_width = list(job.source.size)
-    facts = {"params": params, "num_frames": job.source.num_frames, "size": height_width, "initial": noise}
-    return facts | {"segment": segment, "latent_shape": list(job.latent_shape)}, initial
+def describe_segment(plan: Plan, segment: int) -> tuple[Message, bytes]:
+    """Everything a worker needs to plan the same edit and to begin one of its segments."""
+    params = plan.params.to_json() | {"anchors": list(plan.anchors), "micro_batch": plan.micro_batch}
+    initial = b"" if plan.initial is None else plan.initial.cpu().contiguous().numpy().tobytes()
+    noise = None if plan.initial is None else list(plan.initial.shape)
+    facts = {"params": params, "num_frames": plan.source.num_frames, "size": list(plan.source.size), "initial": noise}
+    return facts | {"segment": segment, "latent_shape": list(plan.latent_shape)}, initial
 
 
-def rebuild_job(
+def rebuild_run(
     checkpoint: Checkpoint, message: Message, payload: bytearray, monitor: Monitor, precision: torch.dtype
-) -> Job:
-    """The job that `describe_job` described."""
+) -> Run:
+    """The edit whose segment `describe_segment` described."""
     height, width = message["size"]
     source = FramesElsewhere(int(message["num_frames"]), (int(height), int(width)))
     params = EditParams(**message["params"])
-    job = plan_source(checkpoint, source, params, monitor, latents=None, precision=precision)
+    plan = plan_source(checkpoint, source, params, latents=None, precision=precision)
     if message["initial"] is not None:
-        job.initial = _initial_noise(payload, message["initial"])
-    return job
+        plan = replace(plan, initial=_initial_noise(payload, message["initial"]))
+    return Run.of(plan, monitor)
 
 
 def _initial_noise(payload: bytearray, shape: Sequence[int]) -> Tensor:

@@ -33,7 +33,7 @@ from fairy.runtime.workers.protocol import (
     error_message,
     pack_edited,
     pack_frames,
-    rebuild_job,
+    rebuild_run,
     unpack_frames,
     unpack_latents,
 )
@@ -165,18 +165,18 @@ class Server:
 
         now: dict[str, Any] = {"job": task.message["job"]}
         monitor = Monitor(tell, task.cancel)
-        job = rebuild_job(self._networks.checkpoint, task.message, task.payload, monitor, self._dtype)
+        run = rebuild_run(self._networks.checkpoint, task.message, task.payload, monitor, self._dtype)
         index = task.message["segment"]
         before, self._work = self._work, None
         carried = None
-        if job.params.continue_look and index > 0:
+        if run.plan.params.continue_look and index > 0:
             if before is None or before.edit.bank is None:
                 raise MachineError("The bank of the shot before is gone; start the edit again.")
             try:
                 carried = before.edit.bank.last_anchor()
             except BankLost as error:
                 raise MachineError(f"{error} Start the edit again.") from error
-        self._work = Work(SegmentEdit(self._networks, job, job.segments[index], carried))
+        self._work = Work(SegmentEdit(self._networks, run, run.plan.segments[index], carried))
 
     def _receive_bank(self, task: Request, work: Work) -> None:
         """The bank comes from the leader; parts may start at once."""
@@ -186,17 +186,17 @@ class Server:
         here = self._answer(task, "bank")
 
         def waiting(step: int) -> None:
-            edit.job.monitor.check()
+            edit.run.monitor.check()
             self._outbox.send(here | {"is": "waiting", "step": step})
 
-        anchors, precision = len(edit.segment.anchors), edit.job.precision
-        empty = self._networks.new_bank(edit.job, anchors, precision, edit.carried).sendable
+        anchors, precision = len(edit.segment.anchors), edit.run.pace.precision
+        empty = self._networks.new_bank(edit.run, anchors, precision, edit.carried).sendable
         assert empty is not None  # one that cannot be sent is computed by each worker for itself
         edit.bank = ArrivingBank(empty, group, waiting)
 
         def watch() -> None:
             try:
-                group.arrived(len(edit.job.schedule) - 1)
+                group.arrived(len(edit.run.plan.schedule) - 1)
                 self._outbox.send(here | {"complete": True})
             except BankLost as error:
                 self._outbox.send(here | {"complete": False, "reason": str(error)})
@@ -220,24 +220,24 @@ class Server:
             group.post(sendable, step)
 
         edit.bank, work.generation = None, task.message["generation"]
-        job, anchors = edit.job, edit.segment.anchors
-        edit.begin(anchors, unpack_frames(task.payload, job.source.size))
-        steps, carried = len(job.schedule), edit.carried is not None
+        run, anchors = edit.run, edit.segment.anchors
+        edit.begin(anchors, unpack_frames(task.payload, run.plan.source.size))
+        steps, carried = len(run.plan.schedule), edit.carried is not None
         edit.compute(anchor_task(edit.segment, steps, carried=carried), on_bank)
         edited = list(edit.take(anchors).values())
-        facts = {"bank_bytes": job.bank_bytes, **self._tell_of(work)}
+        facts = {"bank_bytes": run.tally.bank_bytes, **self._tell_of(work)}
         self._outbox.send(self._answer(task, "anchors") | facts, pack_frames(edited))
 
     def _part(self, task: Request, work: Work) -> None:
         """Phase B for one micro-batch."""
         edit, frames = work.edit, tuple(task.message["frames"])
-        job, anchors = edit.job, bool(edit.segment.anchors)
+        run, anchors = edit.run, bool(edit.segment.anchors)
         if anchors and edit.bank is None:
             raise BankLost("there is no bank")
-        job.batches_done = job.steps_told = 0  # the controller counts micro-batches, this worker steps
+        run.count.batches = run.count.steps = 0  # the controller counts micro-batches, this worker steps
         try:
-            edit.begin(frames, unpack_frames(task.payload, job.source.size))
-            edit.compute(frame_task(frames, len(job.schedule), anchors=anchors))
+            edit.begin(frames, unpack_frames(task.payload, run.plan.source.size))
+            edit.compute(frame_task(frames, len(run.plan.schedule), anchors=anchors))
             self._send_edited(task, work, frames)
         finally:
             edit.forget(frames)
@@ -245,7 +245,7 @@ class Server:
     def _decode(self, task: Request, work: Work) -> None:
         """A micro-batch whose latents an interrupted edit left."""
         frames = tuple(task.message["frames"])
-        work.edit.restore(frames, unpack_latents(task.payload, len(frames), work.edit.job.latent_shape))
+        work.edit.restore(frames, unpack_latents(task.payload, len(frames), work.edit.run.plan.latent_shape))
         self._send_edited(task, work, frames)
 
     def _send_edited(self, task: Request, work: Work, frames: tuple[int, ...]) -> None:
@@ -259,11 +259,14 @@ class Server:
 
     def _tell_of(self, work: Work) -> wire.Message:
         """What the report should know and was not told yet: stage times, sentences, engines that ran."""
-        usage, job = self._networks.backend.take_usage(), work.edit.job
-        times = dict(job.monitor.times_ms)
-        job.monitor.times_ms.clear()
-        fresh = {"notes": job.notes[work.sent["notes"] :], "fallbacks": job.fallbacks[work.sent["fallbacks"] :]}
-        work.sent = {"notes": len(job.notes), "fallbacks": len(job.fallbacks)}
+        usage, run = self._networks.backend.take_usage(), work.edit.run
+        times = dict(run.monitor.times_ms)
+        run.monitor.times_ms.clear()
+        fresh = {
+            "notes": run.tally.notes[work.sent["notes"] :],
+            "fallbacks": run.tally.fallbacks[work.sent["fallbacks"] :],
+        }
+        work.sent = {"notes": len(run.tally.notes), "fallbacks": len(run.tally.fallbacks)}
         ran = {"digests": usage.digests, "usage": usage.fallbacks, "steps": usage.steps}
         return {"times_ms": times, **fresh, **ran}
 

@@ -172,12 +172,12 @@ def test_padding_is_cropped_away_again(editor: Editor, monkeypatch: pytest.Monke
     frames = make_frames(2, height=41, width=55)
     kept = []
 
-    def encode(self, job, pictures):
-        kept.extend(self._network_input(job, picture) for picture in pictures)
-        return torch.zeros(len(pictures), *job.latent_shape)
+    def encode(self, run, pictures):
+        kept.extend(self._network_input(run, picture) for picture in pictures)
+        return torch.zeros(len(pictures), *run.plan.latent_shape)
 
-    def decode(self, job, latents):
-        return [networks._picture(job, kept.pop(0)) for _ in latents]
+    def decode(self, run, latents):
+        return [networks._picture(run, kept.pop(0)) for _ in latents]
 
     monkeypatch.setattr(networks.Networks, "encode", encode)
     monkeypatch.setattr(networks.Networks, "decode", decode)

@@ -47,18 +47,18 @@ def test_two_steps_are_on_the_device_and_every_step_is_fetched_once_a_pass(fruga
 
 
 def test_a_bank_that_is_too_large_for_a_card_names_the_remedy(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fairy.runtime.plan.job import plan_job
+    from fairy.runtime.plan.plan import plan_edit
     from fairy.runtime.record.progress import Monitor
 
     checkpoint = editor._networks.checkpoint
     params = EditParams("make it red", num_inference_steps=50, anchors=3)
-    job = plan_job(checkpoint, make_frames(6), params, Monitor(), latents=None, precision=torch.float32)
-    each = memory_module.known_costs(checkpoint, job).bank_step_bytes
+    plan = plan_edit(checkpoint, make_frames(6), params, Monitor(), latents=None, precision=torch.float32)
+    each = memory_module.known_costs(checkpoint, plan).bank_step_bytes
     monkeypatch.setattr(memory_module, "free_bytes", lambda device: 10 * each)
     card = torch.device("cuda")
     with pytest.raises(InputError, match='choose bank = "host"'):
-        memory_module.check_memory(checkpoint, job, card)
-    memory_module.check_memory(checkpoint, job, card, bank_on_host=True)
+        memory_module.check_memory(checkpoint, plan, card)
+    memory_module.check_memory(checkpoint, plan, card, bank_on_host=True)
 
 
 def test_where_to_keep_it_must_be_known(checkpoint_folder: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from fairy.kernels.errors import Cancelled, MachineError
 from fairy.runtime import Editor, EditParams, Progress
 from fairy.runtime.denoise.segment_edit import SegmentEdit
-from fairy.runtime.plan.job import Job
+from fairy.runtime.plan.plan import Plan
 from fairy.runtime.video import VideoWriter
 from tests.runtime.conftest import make_frames, write_clip
 
@@ -194,7 +194,7 @@ def test_beginning_anew_says_what_was_there(editor: Editor, video: Path, tmp_pat
 def test_the_last_of_the_disk_is_for_the_video(
     editor: Editor, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Job, "likely_bytes", 1 << 60)
+    monkeypatch.setattr(Plan, "likely_bytes", 1 << 60)
     report = editor.edit_file(video, tmp_path / "out.mp4", PARAMS)
     assert any("which the edited video needs" in note for note in report.notes), report.notes
     assert not (tmp_path / "out.mp4.job").exists()

@@ -11,7 +11,7 @@ from fairy.export.bases import stable_diffusion as model
 from fairy.kernels import errors as kernels_errors
 from fairy.runtime import Editor, EditParams
 from fairy.runtime import editor as editor_module
-from fairy.runtime.plan.job import plan_job
+from fairy.runtime.plan.plan import plan_edit
 from fairy.runtime.plan.tasks import Task, tasks_of
 from fairy.runtime.record.progress import Monitor
 from tests.runtime.conftest import make_frames
@@ -41,8 +41,8 @@ def test_an_edit_is_near_its_attention(editor: Editor, method: str, monkeypatch:
 def _tasks(editor: Editor, **changes: object) -> list[list[Task]]:
     params = EditParams("make it red", num_inference_steps=3, **changes)
     checkpoint, frames = editor._networks.checkpoint, make_frames(7)
-    job = plan_job(checkpoint, frames, params, Monitor(), latents=None, precision=torch.float32)
-    return [list(tasks_of(job, segment)) for segment in job.segments]
+    plan = plan_edit(checkpoint, frames, params, Monitor(), latents=None, precision=torch.float32)
+    return [list(tasks_of(plan, segment)) for segment in plan.segments]
 
 
 def test_fairys_tasks_are_the_anchors_and_then_parts(editor: Editor) -> None:

@@ -25,9 +25,10 @@ from fairy.runtime.denoise.networks import Networks
 from fairy.runtime.denoise.prediction import Ahead, Pictures, first_step, step_coefficients
 from fairy.runtime.denoise.sampler import make_schedule, needs_noise, step
 from fairy.runtime.denoise.segment_edit import SegmentEdit
-from fairy.runtime.plan.job import Job, plan_job
+from fairy.runtime.plan.plan import plan_edit
 from fairy.runtime.plan.tasks import anchor_task, frame_task
 from fairy.runtime.record.progress import Monitor
+from fairy.runtime.record.run import Run
 from tests.conftest import SCHEDULER, write_checkpoint
 
 CPU = torch.device("cpu")
@@ -42,32 +43,33 @@ def _backend(checkpoint: Checkpoint, *, only: str | None = None, without: tuple[
     return CompiledBackend(checkpoint, CPU, torch.float32, without=off)
 
 
-def _job(checkpoint: Checkpoint, anchors: int, precision: torch.dtype, **changes: object) -> Job:
+def _run(checkpoint: Checkpoint, anchors: int, precision: torch.dtype, **changes: object) -> Run:
     frames = np.random.default_rng(7).integers(0, 256, (FRAMES, 32, 64, 3), np.uint8)
     params = EditParams(
         "make it sepia", num_inference_steps=STEPS_OF_A_JOB, anchors=anchors, seed=3, guidance_scale=5.0,
         image_guidance_scale=1.5, sampler="euler_ancestral", long_side=64, **changes,
     )  # fmt: skip
-    return plan_job(checkpoint, frames, params, Monitor(None, None), latents=None, precision=precision)
+    monitor = Monitor(None, None)
+    return Run.of(plan_edit(checkpoint, frames, params, monitor, latents=None, precision=precision), monitor)
 
 
 def _latents(
     checkpoint: Checkpoint, backend: Backend, anchors: int, precision: torch.dtype, **changes: object
 ) -> Tensor:
     """The latents of anchors and frames after all steps, from image latents and text that are the same for all."""
-    networks, job = Networks(checkpoint, backend, CPU), _job(checkpoint, anchors, precision, **changes)
+    networks, run = Networks(checkpoint, backend, CPU), _run(checkpoint, anchors, precision, **changes)
     generator = torch.Generator().manual_seed(1)
-    image = torch.randn(FRAMES, *job.latent_shape, generator=generator)
+    image = torch.randn(FRAMES, *run.plan.latent_shape, generator=generator)
     rows = {b: torch.randn(16, checkpoint.text_channels, generator=generator) for b in (0, 1)}
-    text = torch.stack([rows[min(b, 1)] for b in job.guidance.branches]).to(precision)
-    (segment,) = job.segments
-    edit, steps, found = SegmentEdit(networks, job, segment, text=text), len(job.schedule), []
+    text = torch.stack([rows[min(b, 1)] for b in run.plan.guidance.branches]).to(precision)
+    (segment,) = run.plan.segments
+    edit, steps, found = SegmentEdit(networks, run, segment, text=text), len(run.plan.schedule), []
     others = tuple(f for f in range(FRAMES) if f not in segment.anchors)
     tasks = [anchor_task(segment, steps)] if segment.anchors else []
     for part in filter(None, (others[:3], others[3:])):  # the second may have to be filled up
         tasks.append(frame_task(part, steps, anchors=bool(segment.anchors)))
     for task in tasks:
-        noise = networks.initial_noise(job, task.frames)
+        noise = edit.noise.initial(task.frames)
         edit.begin_with(task.frames, noise.expand(len(task.frames), *noise.shape[1:]), image[list(task.frames)])
         edit.compute(task)
         found.append(edit.latents(task.frames))

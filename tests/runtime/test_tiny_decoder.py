@@ -30,7 +30,7 @@ def test_report_and_journal_tell_it_from_the_full_decoder(folder: Path) -> None:
     frames, told = make_frames(1, 32, 32), []
     for decoder in (None, "tiny"):
         with Editor.from_pretrained(folder, device="cpu", decoder=decoder) as editor:
-            identity = editor._identity(editor._open(frames, PARAMS, Monitor(None, None), None, None))
+            identity = editor._identity(editor._open(frames, PARAMS, Monitor(None, None), None, None).plan)
             result = editor.edit(frames, PARAMS)
             told.append((identity, result.report.notes, result.frames))
     (full, nothing, exact), (tiny, notes, approximate) = told

@@ -14,7 +14,7 @@ from fairy.runtime.cli.main import run
 from fairy.runtime.inputs.captions import caption
 from fairy.runtime.inputs.depth import DepthFolder, estimated, from_map, normalised
 from fairy.runtime.plan.geometry import make_geometry
-from fairy.runtime.plan.job import DEPTH_DEFAULTS, plan_job
+from fairy.runtime.plan.plan import DEPTH_DEFAULTS, plan_edit
 from fairy.runtime.record.progress import Monitor
 from tests.conftest import SCHEDULER
 from tests.runtime.methods.conftest import write_small
@@ -125,7 +125,7 @@ def test_a_whole_edit_is_inversion_and_then_frame_after_frame(
     params = EditParams("make it red", **PARAMS, source_prompt="a field", depth=maps, negative_prompt="blue")
     kept: list[torch.Tensor] = []
     decode = depth_editor._networks.decode
-    depth_editor._networks.decode = lambda job, latents: (kept.append(latents.clone()), decode(job, latents))[1]
+    depth_editor._networks.decode = lambda run, latents: (kept.append(latents.clone()), decode(run, latents))[1]
     try:
         depth_editor.edit(frames, params)
     finally:
@@ -171,14 +171,14 @@ def test_the_usual_settings_of_a_depth_model(depth_folder: Path, short: np.ndarr
     checkpoint = load_checkpoint(depth_folder)
     assert checkpoint.condition == "depth"
     params = EditParams("x", method="pix2video")
-    job = plan_job(checkpoint, short, params, Monitor(), latents=None, precision=torch.float32)
-    assert DEPTH_DEFAULTS.items() <= job.params.to_json().items()
-    assert len(job.schedule) == 50
-    assert job.params.update_steps == 25
-    assert job.schedule.clip is None
-    assert job.schedule.alphas[-1][1] < 1.0
-    assert job.guidance.branches == (0, 1)
-    assert job.guidance.guidance_scale == 7.5
+    plan = plan_edit(checkpoint, short, params, Monitor(), latents=None, precision=torch.float32)
+    assert DEPTH_DEFAULTS.items() <= plan.params.to_json().items()
+    assert len(plan.schedule) == 50
+    assert plan.params.update_steps == 25
+    assert plan.schedule.clip is None
+    assert plan.schedule.alphas[-1][1] < 1.0
+    assert plan.guidance.branches == (0, 1)
+    assert plan.guidance.guidance_scale == 7.5
 
 
 def test_depth_is_estimated_where_none_is_given(depth_editor: Editor, short: np.ndarray, maps: Path) -> None:

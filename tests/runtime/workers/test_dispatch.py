@@ -15,8 +15,9 @@ import torch
 
 from fairy.kernels.errors import Cancelled, MachineError, NumericalError
 from fairy.runtime import Editor, EditParams
-from fairy.runtime.plan.job import Job, plan_job
+from fairy.runtime.plan.plan import plan_edit
 from fairy.runtime.record.progress import Monitor, Progress
+from fairy.runtime.record.run import Run
 from fairy.runtime.workers.pool import PoolOptions, WorkerPool
 
 PUPPET = Path(__file__).with_name("puppet.py")
@@ -32,29 +33,30 @@ def make_pool(script: dict, workers: int = 3, deadline_s: float = 20.0, start_de
 
 
 @pytest.fixture
-def plan(editor: Editor) -> Callable[..., Job]:
-    def make(monitor: Monitor | None = None, **changes: object) -> Job:
+def plan(editor: Editor) -> Callable[..., Run]:
+    def make(monitor: Monitor | None = None, **changes: object) -> Run:
         params = EditParams("make it red", num_inference_steps=1, micro_batch=3, **changes)
         checkpoint = editor._networks.checkpoint
-        return plan_job(checkpoint, FRAMES, params, monitor or Monitor(), latents=None, precision=torch.float32)
+        monitor = monitor or Monitor()
+        return Run.of(plan_edit(checkpoint, FRAMES, params, monitor, latents=None, precision=torch.float32), monitor)
 
     return make
 
 
-def reads_of(job: Job, taken: list[int] | None = None):
-    yield [FRAMES[a] for a in job.anchors]
-    for number, part in enumerate(job.parts):
+def reads_of(run: Run, taken: list[int] | None = None):
+    yield [FRAMES[a] for a in run.plan.anchors]
+    for number, part in enumerate(run.plan.parts):
         if taken is not None:
             taken.append(number)
         yield list(FRAMES[part.start : part.stop])
 
 
-def run(pool: WorkerPool, job: Job) -> np.ndarray:
+def edited(pool: WorkerPool, run: Run) -> np.ndarray:
     """The edited frames, put together as the Editor does."""
-    with closing(pool.edit(job, reads_of(job))) as edits:
+    with closing(pool.edit(run, reads_of(run))) as edits:
         _, anchors = next(edits)
         frames = dict(anchors)
-        for part, (pictures, edited) in zip(job.parts, edits, strict=True):
+        for part, (pictures, edited) in zip(run.plan.parts, edits, strict=True):
             assert np.array_equal(np.stack(pictures), FRAMES[part.start : part.stop])
             frames |= edited
     return np.stack([frames[i] for i in range(len(FRAMES))])
@@ -71,15 +73,15 @@ def assert_gone(pids: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("anchors", [0, 3, 40])
 def test_every_frame_comes_once_and_in_order(plan, workers: int, anchors: int) -> None:
     told: list[Progress] = []
-    job = plan(Monitor(told.append), anchors=anchors)
+    run = plan(Monitor(told.append), anchors=anchors)
     with closing(make_pool({}, workers)) as pool:
         pids = pool.pids
         assert len(pids) == workers
-        assert np.array_equal(run(pool, job), 255 - FRAMES)
-    assert (job.workers, job.lost_workers, job.redone_batches) == (workers, [], 0)
+        assert np.array_equal(edited(pool, run), 255 - FRAMES)
+    assert (run.tally.workers, run.tally.lost_workers, run.tally.redone_batches) == (workers, [], 0)
     steps = [p.done for p in told if p.stage == "frames"]
     assert steps == sorted(steps)
-    assert steps[-1:] == [job.batches][: job.batches]
+    assert steps[-1:] == [run.plan.batches][: run.plan.batches]
     assert_gone(pids)
 
 
@@ -98,35 +100,35 @@ def test_every_frame_comes_once_and_in_order(plan, workers: int, anchors: int) -
     ],
 )
 def test_whatever_happens_to_workers_the_result_is_the_same(plan, script: dict, lost: int, redone: set[int]) -> None:
-    job = plan(anchors=3)
+    run = plan(anchors=3)
     with closing(make_pool(script)) as pool:
         pids = pool.pids
-        assert np.array_equal(run(pool, job), 255 - FRAMES)
-    assert len(job.lost_workers) == lost, job.lost_workers
-    assert all("something terrible happened" in sentence for sentence in job.lost_workers)
-    assert job.redone_batches in redone
+        assert np.array_equal(edited(pool, run), 255 - FRAMES)
+    assert len(run.tally.lost_workers) == lost, run.tally.lost_workers
+    assert all("something terrible happened" in sentence for sentence in run.tally.lost_workers)
+    assert run.tally.redone_batches in redone
     assert_gone(pids)
 
 
 def test_a_hung_worker_is_ended_at_the_deadline(plan) -> None:
-    job = plan(anchors=3)
+    run = plan(anchors=3)
     with closing(make_pool({"cpu:2": {"hang": 1}}, deadline_s=1.0)) as pool:
         pids = pool.pids
         start = time.monotonic()
-        assert np.array_equal(run(pool, job), 255 - FRAMES)
+        assert np.array_equal(edited(pool, run), 255 - FRAMES)
         assert 1.0 < time.monotonic() - start < 10
-    assert job.lost_workers == ["Worker 2 on cpu:2 was silent for 1 s and was ended."]
+    assert run.tally.lost_workers == ["Worker 2 on cpu:2 was silent for 1 s and was ended."]
     assert_gone(pids)
 
 
 def test_lost_workers_are_replaced_for_the_next_job(plan) -> None:
     with closing(make_pool({"cpu:1": {"die": 1}})) as pool:
         first = pool.pids
-        run(pool, plan(anchors=3))
+        edited(pool, plan(anchors=3))
         assert len(pool.pids) == 2
-        job = plan(anchors=3)
-        assert np.array_equal(run(pool, job), 255 - FRAMES)
-        assert job.workers == 3
+        run = plan(anchors=3)
+        assert np.array_equal(edited(pool, run), 255 - FRAMES)
+        assert run.tally.workers == 3
         assert len(set(first) & set(pool.pids)) <= 2
 
 
@@ -135,22 +137,22 @@ def test_all_workers_dead_is_an_error_and_the_sentence_says_why(plan) -> None:
         closing(make_pool({f"cpu:{i}": {"die": 1} for i in range(2)}, workers=2)) as pool,  # 3 may fall over one part
         pytest.raises(MachineError, match="No worker is left: .*something terrible happened"),
     ):
-        run(pool, plan(anchors=3))
+        edited(pool, plan(anchors=3))
 
 
 def test_a_micro_batch_that_ends_every_worker_does_not_end_all_of_them(plan) -> None:
     script = {f"cpu:{i}": {"die_over": 7} for i in range(5)}
     with closing(make_pool(script, workers=5)) as pool:
         with pytest.raises(MachineError, match="Frames 23 to 25 were given up after 3 workers"):
-            run(pool, plan(anchors=[0, 1]))
+            edited(pool, plan(anchors=[0, 1]))
         assert len(pool.pids) == 2
 
 
 def test_an_error_of_the_computation_ends_the_job_and_not_the_pool(plan) -> None:
     with closing(make_pool({"cpu:1": {"refuse": 2}})) as pool:
         with pytest.raises(NumericalError, match="not finite"):
-            run(pool, plan(anchors=3))
-        assert np.array_equal(run(pool, plan(anchors=3)), 255 - FRAMES)
+            edited(pool, plan(anchors=3))
+        assert np.array_equal(edited(pool, plan(anchors=3)), 255 - FRAMES)
 
 
 @pytest.mark.parametrize("at", [1, 3, 7])
@@ -164,29 +166,29 @@ def test_cancelling_at_any_moment(plan, at: int) -> None:
 
     with closing(make_pool({})) as pool:
         with pytest.raises(Cancelled):
-            run(pool, plan(Monitor(on_progress, cancel), anchors=3))
+            edited(pool, plan(Monitor(on_progress, cancel), anchors=3))
         assert len(told) == at
-        assert np.array_equal(run(pool, plan(anchors=3)), 255 - FRAMES)  # nothing of the cancelled job is left
+        assert np.array_equal(edited(pool, plan(anchors=3)), 255 - FRAMES)  # nothing of the cancelled job is left
 
 
 def test_a_reader_that_is_slow_to_take_parts_bounds_what_is_read(plan) -> None:
-    job, taken = plan(anchors=0), []
-    with closing(make_pool({}, workers=2)) as pool, closing(pool.edit(job, reads_of(job, taken))) as edits:
+    run, taken = plan(anchors=0), []
+    with closing(make_pool({}, workers=2)) as pool, closing(pool.edit(run, reads_of(run, taken))) as edits:
         next(edits)
         for emitted, _ in enumerate(edits):
             time.sleep(0.02)
             assert len(taken) <= emitted + 6, "more than two parts a worker and two are in memory"
-    assert taken == list(range(len(job.parts)))
+    assert taken == list(range(len(run.plan.parts)))
 
 
 def test_a_job_that_is_left_in_the_middle_leaves_nothing_behind(plan) -> None:
     with closing(make_pool({})) as pool:
-        job = plan(anchors=3)
-        edits = pool.edit(job, reads_of(job))
+        run = plan(anchors=3)
+        edits = pool.edit(run, reads_of(run))
         next(edits)
         next(edits)
         edits.close()
-        assert np.array_equal(run(pool, plan(anchors=0)), 255 - FRAMES)
+        assert np.array_equal(edited(pool, plan(anchors=0)), 255 - FRAMES)
         pids = pool.pids
     assert_gone(pids)
 
