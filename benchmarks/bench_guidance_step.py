@@ -8,8 +8,9 @@ from torch import Tensor
 
 from benchmarks.cells import Cell, RunCell, compiled
 from fairy.benchmarks.work import guidance_step_work
-from fairy.kernels.guidance_step import euler_ancestral_coefficients, guidance_step, guidance_step_reference
+from fairy.kernels.guidance_step import guidance_step, guidance_step_reference
 from fairy.runtime.denoise.guidance import guide, make_guidance
+from fairy.runtime.denoise.prediction import step_coefficients
 from fairy.runtime.denoise.sampler import Schedule, euler_ancestral_step
 
 TEXT, IMAGE = 7.5, 1.5
@@ -22,8 +23,7 @@ def make_cell(frames: int, dtype: torch.dtype, device: torch.device, *, compile_
     shape = (frames, 4, 48, 64)
     outputs = torch.randn(3, *shape, device=device).to(dtype)
     latents, noise = torch.randn(shape, device=device), torch.randn(1, *shape[1:], device=device)
-    row = euler_ancestral_coefficients(SIGMA, SIGMA_NEXT, "epsilon", (TEXT, IMAGE - TEXT, 1 - IMAGE))
-    coefficients = torch.tensor([row], device=device)
+    coefficients = torch.tensor(step_coefficients(SCHEDULE, make_guidance(TEXT, IMAGE)), device=device)
 
     def plain() -> Tensor:
         guided = guide(make_guidance(TEXT, IMAGE), outputs)

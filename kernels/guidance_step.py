@@ -4,8 +4,8 @@
     out[f] = a_f · latents[f] + b_f · noise[f or 0] + Σ_g w_fg · outputs[g, f]
 
 Every Gaussian step rule with linear guidance is of this form; the coefficients are known before the loop starts.
-`euler_ancestral_coefficients` folds three-branch guidance (Brooks et al., arXiv 2211.09800, equation 3) and the
-Euler-ancestral rule (Karras et al., arXiv 2206.00364, as in k-diffusion) into them.
+Guidance over three branches (Brooks et al., arXiv 2211.09800, equation 3) and, for example, the Euler-ancestral rule
+(Karras et al., arXiv 2206.00364, as in k-diffusion) fold into them; whoever knows the rule folds them.
 
 Contract
     outputs       [G, F, C, h, w], G guidance branches of F frames, contiguous or channels-last; any floating type
@@ -20,7 +20,6 @@ Measured place: not yet measured on a GPU; called by the denoising loop under th
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from typing import Literal
 
 import torch
 import triton
@@ -37,32 +36,6 @@ TUNING_DIMS: Sequence[dict[str, int]] = tuple(
     for elements in (4 * 48 * 64, 4 * 64 * 64, 4 * 72 * 128)
     for frames in (3, 15, 120)
 )
-
-
-def euler_ancestral_coefficients(
-    sigma: float,
-    sigma_next: float,
-    prediction_type: Literal["epsilon", "v_prediction", "sample"],
-    weights: Sequence[float],
-) -> tuple[float, ...]:
-    """The coefficients of one Euler-ancestral step: of the latents, of the noise, of every branch.
-
-    Args:
-        sigma, sigma_next: noise levels before and after the step.
-        prediction_type: what the network predicts: ε, v, or x0.
-        weights: what every branch weighs in the guided prediction; (t, i − t, 1 − i) for text scale t, image scale i.
-
-    Raises:
-        InputError: the prediction type is not known.
-    """
-    sigma_up = (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5
-    ratio = ((sigma_next**2 - sigma_up**2) ** 0.5 - sigma) / sigma
-    variance = sigma**2 + 1
-    of_x0 = {"epsilon": (1.0, -sigma), "v_prediction": (1 / variance, -sigma / variance**0.5), "sample": (0.0, 1.0)}
-    if prediction_type not in of_x0:
-        raise InputError(f"Prediction type {prediction_type!r} is not known; choose one of {', '.join(of_x0)}.")
-    x, output = of_x0[prediction_type]  # x0 = x · latents + output · prediction
-    return (1 + ratio * (1 - x), sigma_up, *(-ratio * output * weight for weight in weights))
 
 
 def guidance_step_reference(outputs: Tensor, latents: Tensor, noise: Tensor | None, coefficients: Tensor) -> Tensor:
@@ -164,7 +137,7 @@ def guidance_step(outputs: Tensor, latents: Tensor, noise: Tensor | None, coeffi
         outputs: [branches, frames, C, h, w], what the network gave.
         latents: [frames, C, h, w], float32.
         noise: [frames or 1, C, h, w], float32, or None where the step draws none.
-        coefficients: [frames or 1, 2 + branches], float32; `euler_ancestral_coefficients` gives a row.
+        coefficients: [frames or 1, 2 + branches], float32.
 
     Returns:
         [frames, C, h, w], float32, contiguous.

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fairy.benchmarks.scaling.costs import computed_costs, measure_costs, read_costs, save_costs
+from fairy.benchmarks.scaling.placement import Link
 from fairy.benchmarks.scaling.real_edit import real_edit
 from fairy.benchmarks.scaling.rehearsal import compare, rehearse
 from fairy.benchmarks.scaling.report import FRAMES, LINKS, WORKERS, check_plot, draw, heading, study, table, to_json
 from fairy.kernels.errors import InputError
 from fairy.runtime.files import check_outputs, user_path, write_atomically
-from fairy.runtime.plan.placement import Link, StageCosts
+from fairy.runtime.plan.stage_costs import StageCosts
 
 
 def run(

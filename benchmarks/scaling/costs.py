@@ -28,8 +28,8 @@ from fairy.runtime.models import embedded_model
 from fairy.runtime.plan.batches import default_micro_batch
 from fairy.runtime.plan.memory import weights_bytes
 from fairy.runtime.plan.params import EditParams
-from fairy.runtime.plan.placement import StageCosts
 from fairy.runtime.plan.plan import plan_edit
+from fairy.runtime.plan.stage_costs import StageCosts
 from fairy.runtime.plan.tasks import Task, anchor_task, frame_task
 from fairy.runtime.record.progress import Monitor
 from fairy.runtime.record.run import Run

@@ -25,10 +25,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from fairy.benchmarks.scaling.placement import Link, Placement, Workload, plan_placement
 from fairy.benchmarks.scaling.simulation import simulate
 from fairy.kernels.errors import InputError, MachineError
 from fairy.runtime.plan.anchors import choose_anchors
-from fairy.runtime.plan.placement import Link, Placement, StageCosts, Workload, plan_placement
+from fairy.runtime.plan.stage_costs import StageCosts
 
 WORKERS = (1, 2, 4)
 _TRIALS = 5  # broadcasts that are timed

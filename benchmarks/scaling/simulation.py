@@ -7,8 +7,9 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fairy.benchmarks.scaling.placement import Link, Placement, bank_arrivals_ms
 from fairy.runtime.plan.batches import Part
-from fairy.runtime.plan.placement import Link, Placement, StageCosts, bank_arrivals_ms
+from fairy.runtime.plan.stage_costs import StageCosts
 
 LOSSES = {
     "phase A": "waiting for a step of the bank that is not computed yet",

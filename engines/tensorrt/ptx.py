@@ -38,9 +38,3 @@ def without_line_info(ptx: str) -> str:
     """The same PTX without source lines: they hold the folder of our sources, which must not decide about bytes."""
     body = re.split(r"^\s*\.section\s+\.debug", ptx, maxsplit=1, flags=re.MULTILINE)[0]
     return re.sub(r"^\s*\.(loc|file)\b.*\n", "", body, flags=re.MULTILINE)
-
-
-def parameter_kinds(ptx: str) -> list[str]:
-    """The PTX type of every parameter of the entry, in order, e.g. ["u64", "u32"]."""
-    entry = _ENTRY.search(ptx)
-    return re.findall(r"\.param \.(\w+)", entry["params"]) if entry else []

@@ -11,8 +11,8 @@ from fairy.kernels.errors import InputError
 from fairy.runtime.bank.anchors import tokens_at
 from fairy.runtime.bank.host import HOST_BANK_STEPS
 from fairy.runtime.methods.fits import runs_in_parts
-from fairy.runtime.plan.placement import StageCosts, check_fits, memory_per_worker
 from fairy.runtime.plan.plan import Plan
+from fairy.runtime.plan.stage_costs import StageCosts, check_fits, memory_per_worker
 from fairy.runtime.plan.unit_memory import check_bank, most_units, unit_bytes
 
 

@@ -22,6 +22,7 @@ from fairy.benchmarks.scaling.costs import (
     read_costs,
     save_costs,
 )
+from fairy.benchmarks.scaling.placement import Link, Placement, Workload, plan_placement
 from fairy.benchmarks.scaling.rehearsal import compare, rehearse
 from fairy.benchmarks.scaling.report import LINKS, draw, study, table
 from fairy.benchmarks.scaling.simulation import LOSSES, simulate, work_ms
@@ -29,7 +30,7 @@ from fairy.kernels.errors import InputError, MachineError
 from fairy.runtime.cli.main import run as run_cli
 from fairy.runtime.plan.anchors import choose_anchors
 from fairy.runtime.plan.batches import default_micro_batch
-from fairy.runtime.plan.placement import Link, Placement, StageCosts, Workload, plan_placement
+from fairy.runtime.plan.stage_costs import StageCosts
 
 GPU = computed_costs(400)
 # Stages long enough that a loaded machine's late wake-ups stay small beside them.

@@ -8,13 +8,9 @@ import torch
 from torch import Tensor
 
 from fairy.kernels.errors import InputError
-from fairy.kernels.guidance_step import (
-    euler_ancestral_coefficients,
-    guidance_step,
-    guidance_step_plain,
-    guidance_step_reference,
-)
+from fairy.kernels.guidance_step import guidance_step, guidance_step_plain, guidance_step_reference
 from fairy.runtime.denoise.guidance import guide, make_guidance
+from fairy.runtime.denoise.prediction import step_coefficients
 from fairy.runtime.denoise.sampler import PREDICTION_TYPES, Schedule, euler_ancestral_step, needs_noise
 
 SIGMAS = (14.6, 5.2, 1.3, 0.2, 0.0)
@@ -23,12 +19,6 @@ SCALES = [(7.5, 1.5), (7.5, 1.0), (1.0, 1.0), (3.0, 3.0), (0.0, 1.0), (2.5, 0.0)
 
 def _schedule(prediction_type: str) -> Schedule:
     return Schedule("euler_ancestral", prediction_type, (999.0, 700.0, 400.0, 100.0), 14.6, SIGMAS)
-
-
-def _weights(scales: tuple[float, float]) -> tuple[float, ...]:
-    text, image = scales
-    weights = (text, image - text, 1.0 - image)
-    return tuple(weights[b] for b in make_guidance(*scales).branches)
 
 
 def _draw(branches: int, frames: int, device: torch.device, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -49,7 +39,7 @@ def test_it_is_the_runtimes_own_rule(
     outputs, latents, noise = _draw(guidance.groups, 3, device, dtype)
     for i in range(len(schedule)):
         fresh = noise if needs_noise(schedule, i) else None
-        row = euler_ancestral_coefficients(SIGMAS[i], SIGMAS[i + 1], prediction_type, _weights(scales))
+        row = step_coefficients(schedule, guidance)[i]
         found = guidance_step(outputs, latents, fresh, torch.tensor([row], device=device))
         guided = guide(guidance, outputs).double()
         wide = None if fresh is None else fresh.double()
@@ -60,8 +50,7 @@ def test_it_is_the_runtimes_own_rule(
 
 def test_every_frame_may_have_its_own_step(device: torch.device) -> None:
     outputs, latents, noise = _draw(3, 3, device)
-    steps = itertools.pairwise((14.6, 5.2, 1.3, 0.2))
-    rows = [euler_ancestral_coefficients(*step, "epsilon", (7.5, -6.0, -0.5)) for step in steps]
+    rows = step_coefficients(_schedule("epsilon"), make_guidance(7.5, 1.5))[:3]
     together = guidance_step(outputs, latents, noise, torch.tensor(rows, device=device))
     for f, row in enumerate(rows):
         alone = guidance_step(outputs[:, f : f + 1], latents[f : f + 1], noise, torch.tensor([row], device=device))
@@ -82,8 +71,8 @@ def test_op_against_float64(noise_frames: int, coefficient_frames: int, device: 
 
 def test_the_variance_of_the_next_level_is_kept() -> None:
     """Exact prediction of the noise: what is left of it and the fresh noise add up to σ_next²."""
-    for sigma, following in itertools.pairwise(SIGMAS):
-        x, fresh, branch = euler_ancestral_coefficients(sigma, following, "epsilon", (1.0,))
+    rows = step_coefficients(_schedule("epsilon"), make_guidance(1.0, 1.0))
+    for (sigma, following), (x, fresh, branch) in zip(itertools.pairwise(SIGMAS), rows, strict=True):
         assert x == 1.0
         left = sigma * x + branch  # of unit noise, where latents = σ·noise
         assert math.isclose(left**2 + fresh**2, following**2, rel_tol=1e-12, abs_tol=1e-12)
@@ -130,8 +119,3 @@ def test_it_traces_with_any_number_of_frames(device: torch.device) -> None:
 def test_wrong_inputs_are_refused_in_a_sentence(change, words: str) -> None:
     with pytest.raises(InputError, match=words):
         guidance_step(*change(*_draw(3, 2, torch.device("cpu")), torch.ones(1, 5)))
-
-
-def test_an_unknown_prediction_type_is_refused() -> None:
-    with pytest.raises(InputError, match="'flow' is not known"):
-        euler_ancestral_coefficients(2.0, 1.0, "flow", (1.0,))

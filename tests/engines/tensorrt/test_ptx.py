@@ -9,9 +9,10 @@ import torch
 import triton
 
 from fairy.engines.tensorrt.plugin import compiled_kernel, plugin_ptx
-from fairy.engines.tensorrt.ptx import parameter_kinds, strip_parameters, without_line_info
+from fairy.engines.tensorrt.ptx import strip_parameters, without_line_info
 from fairy.kernels.ahead_of_time import TARGETS
 from fairy.kernels.errors import MachineError
+from tests.engines.tensorrt.ptx_kinds import parameter_kinds
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SMALL = """.version 8.7

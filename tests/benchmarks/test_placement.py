@@ -11,19 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairy.benchmarks.scaling.placement import Link, Placement, Workload, bank_arrivals_ms, expected_ms, plan_placement
 from fairy.kernels.errors import InputError
 from fairy.runtime.plan.batches import default_micro_batch
-from fairy.runtime.plan.placement import (
-    Link,
-    Memory,
-    Placement,
-    StageCosts,
-    Workload,
-    bank_arrivals_ms,
-    expected_ms,
-    memory_per_worker,
-    plan_placement,
-)
+from fairy.runtime.plan.stage_costs import Memory, StageCosts, memory_per_worker
 
 COSTS = StageCosts(
     name="a model",
@@ -254,6 +245,6 @@ def test_costs_survive_json() -> None:
 
 
 def test_the_planner_needs_no_pytorch() -> None:
-    code = "import sys, fairy.runtime.plan.placement; print('torch' in sys.modules)"
+    code = "import sys, fairy.benchmarks.scaling.placement; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "False"
