@@ -10,9 +10,9 @@ from importlib.util import find_spec
 
 import torch
 
+from fairy.engines.backend_names import BACKENDS, BUILDABLE, BUILDERS
 from fairy.engines.eager import EagerBackend
 from fairy.engines.engine import Backend, Builder
-from fairy.engines.names import BACKENDS, BUILDABLE, BUILDERS
 from fairy.engines.store.key import full_environment
 from fairy.engines.store.store import EngineStore
 from fairy.engines.stored import NotBuilt, StoredBackend

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from fairy.engines.backend_names import BUILDABLE
 from fairy.engines.backends import EDIT_GRAPHS
 from fairy.engines.engine import Builder, BuildOptions, EngineSpec, OnBuild, Shapes
-from fairy.engines.names import BUILDABLE
 from fairy.engines.store.key import EngineKey, full_environment, make_key, source_fingerprint
 from fairy.engines.store.manifest import Provenance
 from fairy.engines.store.store import EngineStore, StoredEngine

@@ -19,7 +19,7 @@ from fairy.engines.engine import BuildOptions, EngineSpec, OnBuild, Shapes
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import TensorSpec
 from fairy.export.onnx.export import VAE_FACTOR, export_onnx
-from fairy.export.onnx.files import MODEL, check_references
+from fairy.export.onnx.onnx_files import MODEL, check_references
 from fairy.export.shapes import dtype_of, shape_of, sizes_of
 from fairy.kernels.errors import Cancelled, InputError, MachineError
 
@@ -86,7 +86,7 @@ class OnnxRuntimeBuilder:
 
 
 @dataclass(frozen=True, slots=True)
-class _Recording:
+class _Bindings:
     """Tensors at addresses that stay, which a recorded CUDA graph reads and writes."""
 
     number: int
@@ -108,7 +108,7 @@ class OnnxRuntimeEngine:
         self._precision: torch.dtype = getattr(torch, spec.precision)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._replay = replay
-        self._recordings: dict[tuple[tuple[int, ...], ...], _Recording] = {}
+        self._recordings: dict[tuple[tuple[int, ...], ...], _Bindings] = {}
         self._lock = threading.Lock()
         self._session = _open(ort, path, device, _cuda_options(device, self._stream, replay))
         notes = self._session.get_modelmeta().custom_metadata_map
@@ -172,7 +172,7 @@ class OnnxRuntimeEngine:
                 return
             if shapes not in self._recordings:
                 copies = ({name: torch.empty_like(t) for name, t in named.items()} for named in (inputs, outputs))
-                self._recordings[shapes] = _Recording(len(self._recordings), *copies)
+                self._recordings[shapes] = _Bindings(len(self._recordings), *copies)
             kept = self._recordings[shapes]
             for name, t in inputs.items():
                 kept.inputs[name].copy_(t)

@@ -40,7 +40,7 @@ class NotBuilt(InputError):
 
 
 @dataclass(slots=True)
-class _Choice:
+class _Candidate:
     """One engine of the store that may serve a graph; `ranges` None = any shape."""
 
     entry: StoredEngine
@@ -57,7 +57,7 @@ class _Choice:
 class StoredGraph:
     """One graph, run by whichever of its engines in the store serves a call's shapes."""
 
-    def __init__(self, spec: EngineSpec, choices: list[_Choice], backend: "StoredBackend") -> None:
+    def __init__(self, spec: EngineSpec, choices: list[_Candidate], backend: "StoredBackend") -> None:
         self.spec = spec
         self._choices = choices
         self._backend = backend
@@ -86,7 +86,7 @@ class StoredGraph:
                 choice.engine.close()
         self._choices.clear()
 
-    def _loaded(self, choice: _Choice) -> Engine | None:
+    def _loaded(self, choice: _Candidate) -> Engine | None:
         """The choice's engine, its files checked before it is loaded; a choice that fails is not made again."""
         if choice.engine is None:
             choice.engine = self._backend.load(self.spec, choice.entry)
@@ -254,13 +254,13 @@ class StoredBackend:
     def _spec(self, graph: GraphSpec, dtype: torch.dtype) -> EngineSpec:
         return EngineSpec(graph, self.name, str(self._device), _name(dtype))
 
-    def _choices(self, spec: EngineSpec) -> list[_Choice]:
-        found: list[_Choice] = []
+    def _choices(self, spec: EngineSpec) -> list[_Candidate]:
+        found: list[_Candidate] = []
         for entry in self._store.serving(request_digest(self._key(spec))):
             shapes = entry.manifest.shapes
             with suppress(InputError):  # shapes that the networks cannot have serve no call
                 ranges = None if shapes is None else shapes.ranges(spec.graph, self._checkpoint.vae_factor)
-                found.append(_Choice(entry, ranges))
+                found.append(_Candidate(entry, ranges))
         return found
 
     def _key(self, spec: EngineSpec) -> dict[str, object]:

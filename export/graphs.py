@@ -17,7 +17,7 @@ from fairy.kernels.errors import InputError
 from fairy.kernels.limits import MAX_SEGMENTS
 
 OwnTokens = Literal["frame", "batch", "none"]
-Segment = Literal["shared", "frame"]
+ContextSegment = Literal["shared", "frame"]
 
 LAYER_CHOICES = ("all", "decoder")
 _TIME_IDS = 6  # SDXL's micro-conditioning: height and width of the original, of the crop's corner, of the target
@@ -51,7 +51,7 @@ class SelfAttention:
     heads: int
     channels: int
     own: OwnTokens = "frame"
-    segments: tuple[Segment, ...] = ()
+    segments: tuple[ContextSegment, ...] = ()
     emits: bool = False
 
     def __post_init__(self) -> None:
@@ -181,7 +181,7 @@ def source_layers(
     `own`: to itself too; without sources it always does.
     """
     itself: OwnTokens = "frame" if own or not sources else "none"
-    each: Segment = "frame"
+    each: ContextSegment = "frame"
     segments = (each,) * sources
     return tuple(
         replace(layer, own=itself, segments=segments, emits=True) if _chosen(layer, choice) else layer

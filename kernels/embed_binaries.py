@@ -32,7 +32,7 @@ C_DTYPES = {"fp16": "FAIRY_FLOAT16", "bf16": "FAIRY_BFLOAT16"}
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class BinaryChoice:
     """Which kernels a library holds: GPUs (90 = compute capability 9.0), head dimensions, types ("fp16", "bf16")."""
 
     targets: tuple[int, ...]
@@ -40,7 +40,7 @@ class Choice:
     dtypes: tuple[str, ...]
 
 
-def compile_all(choice: Choice, jobs: int = 1) -> list["Binary"]:
+def compile_all(choice: BinaryChoice, jobs: int = 1) -> list["Binary"]:
     """Compile every combination, about a second each, `jobs` at a time.
 
     Raises:
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from fairy.kernels.errors import InputError
 
-    choice = Choice(options.targets, options.head_dims, options.dtypes)
+    choice = BinaryChoice(options.targets, options.head_dims, options.dtypes)
     try:
         binaries = compile_all(choice, len(os.sched_getaffinity(0)))
     except InputError as error:

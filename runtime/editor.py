@@ -2,7 +2,7 @@
 
 An edit opens the video, encodes the text, encodes the anchors and denoises them together, which fills the anchor bank,
 and then takes the other frames in micro-batches: read, encode, denoise against the bank, decode, hand out.
-`Editor._parts` and `InProcess.edit` (or `workers/dispatch.py`) are that sentence in code; `run.py` decides,
+`Editor._parts` and `InProcess.edit` (or `workers/dispatch.py`) are that sentence in code; `plan/plan.py` decides,
 `denoise/` computes, `record/` tells.
 """
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from fairy.engines.engine import Usage
-from fairy.runtime.bank.anchors import CarriedAnchor
+from fairy.runtime.bank.anchor_bank import CarriedAnchor
 from fairy.runtime.denoise.networks import Networks
 from fairy.runtime.denoise.segment_edit import SegmentEdit
 from fairy.runtime.device import cpu_threads

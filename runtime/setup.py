@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fairy.engines.names import BACKENDS
+from fairy.engines.backend_names import BACKENDS
 from fairy.kernels.errors import InputError
 from fairy.runtime.files import user_path
 from fairy.runtime.options import Choice, Name, Names, Text, Whole, check_options, option

@@ -9,7 +9,7 @@ from fairy.engines.compiled import CompiledBackend
 from fairy.engines.eager import EagerBackend
 from fairy.export.graphs import vae_decoder_spec, vae_encoder_spec
 from fairy.export.steps import ALL_STEPS, Steps
-from fairy.runtime.bank.anchors import AnchorBank
+from fairy.runtime.bank.anchor_bank import AnchorBank
 from fairy.runtime.denoise.denoiser import Denoiser
 from fairy.runtime.denoise.task_context import BankReader, BankWriter, NoContext, TaskContext
 

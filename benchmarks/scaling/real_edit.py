@@ -5,7 +5,7 @@ import numpy as np
 from fairy.benchmarks.scaling.placement import Link, Workload, plan_placement
 from fairy.benchmarks.scaling.simulation import simulate
 from fairy.runtime import Editor, EditParams
-from fairy.runtime.plan.anchors import choose_anchors
+from fairy.runtime.plan.choose_anchors import choose_anchors
 from fairy.runtime.plan.stage_costs import StageCosts
 
 _STAGES = ("text", "encode", "anchors", "frames", "decode")

@@ -28,7 +28,7 @@ import torch.distributed as dist
 from fairy.benchmarks.scaling.placement import Link, Placement, Workload, plan_placement
 from fairy.benchmarks.scaling.simulation import simulate
 from fairy.kernels.errors import InputError, MachineError
-from fairy.runtime.plan.anchors import choose_anchors
+from fairy.runtime.plan.choose_anchors import choose_anchors
 from fairy.runtime.plan.stage_costs import StageCosts
 
 WORKERS = (1, 2, 4)

@@ -8,7 +8,7 @@ from typing import Any
 from fairy.benchmarks.scaling.placement import Link, Workload, plan_placement
 from fairy.benchmarks.scaling.simulation import LOSSES, simulate
 from fairy.kernels.errors import InputError, MachineError
-from fairy.runtime.plan.anchors import choose_anchors
+from fairy.runtime.plan.choose_anchors import choose_anchors
 from fairy.runtime.plan.stage_costs import StageCosts
 
 FRAMES = (120, 1_000, 10_000, 100_000)

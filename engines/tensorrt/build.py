@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fairy.engines.engine import BuildOptions
+from fairy.engines.tensorrt.build_progress import BuildProgress, progress_monitor
 from fairy.engines.tensorrt.messages import messages
-from fairy.engines.tensorrt.progress import Progress, progress_monitor
 from fairy.kernels.errors import InputError
 
 _LOG = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class PlanRequest:
     configure: Callable[[Any], None] | None = None
 
 
-def build_plan(trt: Any, request: PlanRequest, progress: Progress) -> Any:
+def build_plan(trt: Any, request: PlanRequest, progress: BuildProgress) -> Any:
     """Build the plan of a network: an object with the buffer protocol that holds the engine's bytes.
 
     Raises:

@@ -13,10 +13,10 @@ import torch
 
 from fairy.engines.engine import BuildOptions, EngineSpec, OnBuild, Shapes
 from fairy.engines.tensorrt.build import PlanRequest, Ranges, build_plan
-from fairy.engines.tensorrt.device import CudaStream, ScratchMemory, on_device
+from fairy.engines.tensorrt.build_progress import BuildProgress, run_beside
+from fairy.engines.tensorrt.execution import Place, TensorRTEngine
+from fairy.engines.tensorrt.gpu import CudaStream, ScratchMemory, on_device
 from fairy.engines.tensorrt.plugin import drop_plugins, kernel_serves, kernel_target, use_plugins
-from fairy.engines.tensorrt.progress import Progress, run_beside
-from fairy.engines.tensorrt.run import Place, TensorRTEngine
 from fairy.export.checkpoint import Checkpoint
 from fairy.kernels.errors import InputError, MachineError
 
@@ -62,12 +62,12 @@ class TensorRTBuilder:
         folder: Path,
         on_progress: OnBuild,
     ) -> None:
-        """Build one engine into `folder`; see `Builder`. Progress comes from TensorRT's own threads."""
+        """Build one engine into `folder`; see `Builder`. BuildProgress comes from TensorRT's own threads."""
         from fairy.export.onnx.export import export_onnx
 
         device = torch.device(spec.device)
         _check_device(device)
-        progress = Progress(on_progress)
+        progress = BuildProgress(on_progress)
         ranges = shapes.ranges(spec.graph, checkpoint.vae_factor)
         with tempfile.TemporaryDirectory(dir=folder, prefix="export.") as temporary:
             model = Path(temporary) / "model.onnx"

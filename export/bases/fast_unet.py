@@ -79,7 +79,7 @@ class _Attention(nn.Module):
         self.out = linear(attention.to_out[0], steps)
 
 
-class _SelfAttention(_Attention):
+class _FastSelfAttention(_Attention):
     def __init__(self, name: str, attention: Any, steps: Steps) -> None:
         super().__init__(name, attention, steps)
         self.projections = Projections(attention, steps)
@@ -139,7 +139,7 @@ class _TransformerBlock(nn.Module):
         if block.attn2 is None or block._chunk_size is not None or hasattr(block, "fuser"):
             raise NotServed(f"{name} is a transformer block of another kind.")
         self.norm1, self.norm2, self.norm3 = block.norm1, block.norm2, block.norm3
-        self.attn1 = _SelfAttention(f"{name}.attn1", block.attn1, steps)
+        self.attn1 = _FastSelfAttention(f"{name}.attn1", block.attn1, steps)
         self.attn2 = _CrossAttention(f"{name}.attn2", block.attn2, steps)
         self.ff = FeedForward(f"{name}.ff", block.ff, steps)
 

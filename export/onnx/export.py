@@ -24,7 +24,7 @@ from fairy.export.bases.stable_diffusion import RARE_GRAPHS, build_graph, graph_
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
 from fairy.export.graphs import GraphSpec
 from fairy.export.onnx.attention import BODIES, DOMAIN, OPSET, Body, attention_functions, attention_node, replaced_sdpa
-from fairy.export.onnx.files import MODEL, data_file
+from fairy.export.onnx.onnx_files import MODEL, data_file
 from fairy.export.precision import with_network_in
 from fairy.export.shapes import random_inputs
 from fairy.kernels.errors import Cancelled, InputError, MachineError

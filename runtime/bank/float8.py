@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fairy.export.graphs import SelfAttention
-from fairy.runtime.bank.anchors import AnchorBank, CarriedAnchor
+from fairy.runtime.bank.anchor_bank import AnchorBank, CarriedAnchor
 
 _DTYPE = torch.float8_e4m3fn
 _LARGEST = 448.0  # that e4m3 can hold

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fairy.export.graphs import SelfAttention
-from fairy.runtime.bank.anchors import AnchorBank, CarriedAnchor
+from fairy.runtime.bank.anchor_bank import AnchorBank, CarriedAnchor
 
 HOST_BANK_STEPS = 2
 """Steps of such a bank that are on the device."""

@@ -159,8 +159,8 @@ def _shapes(
 ) -> "Shapes":
     """What the engines must serve; sizes are rounded up as pictures are padded."""
     from fairy.engines.engine import Shapes
-    from fairy.runtime.plan.anchors import DEFAULT_ANCHORS
     from fairy.runtime.plan.batches import default_micro_batch
+    from fairy.runtime.plan.choose_anchors import DEFAULT_ANCHORS
     from fairy.runtime.plan.params import EditParams
 
     multiple = checkpoint.size_multiple

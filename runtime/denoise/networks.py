@@ -14,7 +14,7 @@ from torch import Tensor
 from fairy.engines.engine import Backend, Engine
 from fairy.export.checkpoint import Checkpoint
 from fairy.kernels.errors import NumericalError
-from fairy.runtime.bank.anchors import AnchorBank, CarriedAnchor, StepBank
+from fairy.runtime.bank.anchor_bank import AnchorBank, CarriedAnchor, StepBank
 from fairy.runtime.bank.float8 import Float8Bank
 from fairy.runtime.bank.host import HostBank
 from fairy.runtime.denoise.guidance import branch_text

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fairy.kernels.errors import InputError
-from fairy.runtime.denoise.names import SAMPLERS, SCHEDULERS
+from fairy.runtime.denoise.schedulers import SAMPLERS, SCHEDULERS
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from fairy.runtime.bank.anchors import CarriedAnchor, Context, StepBank
+from fairy.runtime.bank.anchor_bank import CarriedAnchor, Context, StepBank
 from fairy.runtime.bank.units import SourceBank
 from fairy.runtime.denoise.denoiser import Denoiser, Rule
 from fairy.runtime.denoise.networks import Networks, halve_batch, precisions

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fairy.export.graphs import GraphSpec
-from fairy.runtime.bank.anchors import Context, StepBank
+from fairy.runtime.bank.anchor_bank import Context, StepBank
 from fairy.runtime.bank.units import SourceBank
 from fairy.runtime.plan.order import Unit
 

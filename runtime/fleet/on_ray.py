@@ -58,7 +58,7 @@ def edit_on_ray(
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
+class _RayTask:
     """What an editor was asked for: an item's edit, or (None) to say when it is ready; since when (monotonic)."""
 
     editor: Any
@@ -84,7 +84,7 @@ class _Crew:
             # Not a number of tries: until a lost node is known to be lost, within seconds, Ray tries it in vain.
             max_task_retries=-1,
         )(EditorActor)
-        self._tasks: dict[Any, _Task] = {}
+        self._tasks: dict[Any, _RayTask] = {}
         self._refused: FairyError | None = None
 
     def work(
@@ -127,7 +127,7 @@ class _Crew:
 
     def _hire(self) -> None:
         editor = self._class.remote(*self._arguments)
-        self._tasks[editor.ready.remote()] = _Task(editor, None, time.monotonic())
+        self._tasks[editor.ready.remote()] = _RayTask(editor, None, time.monotonic())
 
     def _let_go(self, editor: Any) -> None:
         with suppress(self._ray.exceptions.RayError):
@@ -154,7 +154,7 @@ class _Crew:
     def _go_on(self, editor: Any, queue: deque[WorkItem], *, replace_lost: bool) -> None:
         if queue and editor is not None:
             item = queue.popleft()
-            self._tasks[editor.edit.remote(item)] = _Task(editor, item, time.monotonic())
+            self._tasks[editor.edit.remote(item)] = _RayTask(editor, item, time.monotonic())
         elif queue and replace_lost:
             self._hire()
         elif editor is not None:
@@ -166,7 +166,7 @@ class _Crew:
                     del self._tasks[ref]
                     self._let_go(task.editor)
 
-    def _ended(self, ref: Any, task: _Task) -> tuple[ClipResult | None, bool]:
+    def _ended(self, ref: Any, task: _RayTask) -> tuple[ClipResult | None, bool]:
         """What an editor answered, and whether it can take another item."""
         try:
             answer = self._ray.get(ref)

@@ -8,7 +8,7 @@ import torch
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
 from fairy.kernels.errors import InputError
-from fairy.runtime.bank.anchors import tokens_at
+from fairy.runtime.bank.anchor_bank import tokens_at
 from fairy.runtime.bank.host import HOST_BANK_STEPS
 from fairy.runtime.methods.fits import runs_in_parts
 from fairy.runtime.plan.plan import Plan

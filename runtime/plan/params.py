@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from fairy.export.graphs import LAYER_CHOICES
 from fairy.kernels.errors import InputError
-from fairy.runtime.denoise.names import SAMPLERS
+from fairy.runtime.denoise.schedulers import SAMPLERS
 from fairy.runtime.methods import METHODS, Method, find_method
 from fairy.runtime.methods.fits import check_fits
 from fairy.runtime.methods.pix2video import DELTA

@@ -17,7 +17,7 @@ from fairy.runtime.inputs.frames import Source, VideoInput, open_source
 from fairy.runtime.inputs.inversion import INVERTIBLE
 from fairy.runtime.methods import Method, find_method
 from fairy.runtime.methods.fits import check_model, runs_in_parts
-from fairy.runtime.methods.graphs import graphs_by_name
+from fairy.runtime.methods.method_graphs import graphs_by_name
 from fairy.runtime.plan.batches import Part
 from fairy.runtime.plan.geometry import Geometry, make_geometry
 from fairy.runtime.plan.order import UNITS_AT_ONCE, Order

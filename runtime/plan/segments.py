@@ -12,8 +12,8 @@ import numpy as np
 from fairy.kernels.errors import InputError
 from fairy.runtime.inputs.frames import Source
 from fairy.runtime.methods import find_method
-from fairy.runtime.plan.anchors import DEFAULT_ANCHORS, choose_anchors
 from fairy.runtime.plan.batches import Part, cut_into_parts, default_micro_batch
+from fairy.runtime.plan.choose_anchors import DEFAULT_ANCHORS, choose_anchors
 from fairy.runtime.plan.params import EditParams
 
 _ROUNDING_S = 1e-9

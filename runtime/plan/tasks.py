@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fairy.runtime.methods.fits import runs_in_parts
-from fairy.runtime.methods.graphs import graph_name
 from fairy.runtime.methods.method import Method
+from fairy.runtime.methods.method_graphs import graph_name
 from fairy.runtime.plan.order import Order, alike, ready_units
 from fairy.runtime.plan.plan import Plan
 from fairy.runtime.plan.segments import Segment

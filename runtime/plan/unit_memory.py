@@ -2,7 +2,7 @@
 
 from fairy.export.graphs import GraphSpec
 from fairy.kernels.errors import InputError
-from fairy.runtime.bank.anchors import tokens_at
+from fairy.runtime.bank.anchor_bank import tokens_at
 from fairy.runtime.methods.method import Method
 from fairy.runtime.plan.order import Order, most_kept
 

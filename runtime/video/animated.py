@@ -24,7 +24,7 @@ def is_webp(path: Path) -> bool:
 
 
 class AnimatedWebp:
-    """Frames that follow each other in one picture file; a context manager like `Source`."""
+    """Frames that follow each other in one picture file; a context manager like `OpenedVideo`."""
 
     crop = (0, 0, 0, 0)
     ends_early = False

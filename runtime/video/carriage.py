@@ -13,7 +13,7 @@ from av.container import OutputContainer
 from av.packet import Packet
 from av.stream import Stream
 
-from fairy.runtime.video.source import codec_name, is_cover
+from fairy.runtime.video.opened import codec_name, is_cover
 
 _USUAL_LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 _LOSSLESS = ("pcm_", "flac", "alac", "wavpack", "tta", "truehd", "mlp")

@@ -17,7 +17,7 @@ from fairy.runtime.video.boxes import is_cut_off, lacks_index
 from fairy.runtime.video.filters import filtered
 from fairy.runtime.video.info import ColorTags, Reading
 from fairy.runtime.video.look import look_at
-from fairy.runtime.video.source import CUT_OFF, DECODER_THREADS, Damaged, Source, check_file, rgb
+from fairy.runtime.video.opened import CUT_OFF, DECODER_THREADS, Damaged, OpenedVideo, check_file, rgb
 
 _FEW, _MOST_DAMAGE = 3, 0.5
 """Frames, and the share of all, that may be damaged."""
@@ -60,7 +60,7 @@ def serve(inbox: wire.Inbox, out: int) -> None:
             _probe(source, out)
 
 
-class _Progress:
+class _Counted:
     """Says now and then how far decoding is, so that the parent sees it alive."""
 
     def __init__(self, out: int) -> None:
@@ -72,14 +72,16 @@ class _Progress:
             self._next = time.monotonic() + _REPORT_EVERY_S
 
 
-def open_source(path: Path, max_pixels: int, reading: Reading, threads: int = DECODER_THREADS) -> Source | AnimatedWebp:
+def open_source(
+    path: Path, max_pixels: int, reading: Reading, threads: int = DECODER_THREADS
+) -> OpenedVideo | AnimatedWebp:
     """Whatever decodes the file."""
-    return AnimatedWebp(path, max_pixels) if is_webp(path) else Source(path, max_pixels, reading, threads)
+    return AnimatedWebp(path, max_pixels) if is_webp(path) else OpenedVideo(path, max_pixels, reading, threads)
 
 
-def _probe(source: Source | AnimatedWebp, out: int) -> None:
+def _probe(source: OpenedVideo | AnimatedWebp, out: int) -> None:
     streams = source.describe()
-    pts, keys, look, progress, duration = array("q"), array("q"), None, _Progress(out), 0
+    pts, keys, look, progress, duration = array("q"), array("q"), None, _Counted(out), 0
     for frame, at in source.decode():
         look = look or look_at(frame, source)
         if frame.key_frame:
@@ -91,7 +93,7 @@ def _probe(source: Source | AnimatedWebp, out: int) -> None:
         raise helper.Refusal(f"{source.path} has 0 frames of video.")
     zero: int = source.zero(pts[0])
     clock: wire.Message = {"time_base": str(source.tick)}
-    if isinstance(source, Source):
+    if isinstance(source, OpenedVideo):
         _check_whole(source, pts, duration)
         look.notes.extend(_damage_notes(source, len(pts)))
         duration = _last_duration(source, pts[-1], duration)
@@ -104,7 +106,7 @@ def _probe(source: Source | AnimatedWebp, out: int) -> None:
     wire.send(out, {"found": found}, (shifted + keys) if exact else shifted)
 
 
-def _check_whole(source: Source, pts: "array[int]", duration: int) -> None:
+def _check_whole(source: OpenedVideo, pts: "array[int]", duration: int) -> None:
     """Refuses a file that ends before it should."""
     if not source.ends_early and is_cut_off(source.path):
         raise helper.Refusal(CUT_OFF.format(source.path))
@@ -124,7 +126,7 @@ def _check_whole(source: Source, pts: "array[int]", duration: int) -> None:
         )
 
 
-def _damage_notes(source: Source, num_frames: int) -> list[str]:
+def _damage_notes(source: OpenedVideo, num_frames: int) -> list[str]:
     """What was borne; too much of it is refused."""
     notes, hurt = [], source.damaged_s
     if source.gap_s is not None:
@@ -154,7 +156,7 @@ def _places(times: list[float]) -> str:
     return ", ".join(told) + (f" and {len(runs) - len(told)} more" if len(runs) > len(told) else "")
 
 
-def _last_duration(source: Source, last_pts: int, said: int) -> int:
+def _last_duration(source: OpenedVideo, last_pts: int, said: int) -> int:
     """How long the last frame stays; MP4 says it of the frame stored last only, and where the stream ends."""
     start, length = source.stream.start_time, source.stream.duration
     if not source.container.format.name.startswith("mov") or start is None or length is None:
@@ -162,8 +164,8 @@ def _last_duration(source: Source, last_pts: int, said: int) -> int:
     return start + length - last_pts if start + length > last_pts else said
 
 
-def _read(source: Source | AnimatedWebp, out: int, request: wire.Message, wanted: "array[int]") -> None:
-    progress, left = _Progress(out), iter(wanted)
+def _read(source: OpenedVideo | AnimatedWebp, out: int, request: wire.Message, wanted: "array[int]") -> None:
+    progress, left = _Counted(out), iter(wanted)
     goal = next(left, None)
     for index, (frame, at) in _numbered(source, request, wanted):
         if index == goal:
@@ -176,11 +178,11 @@ def _read(source: Source | AnimatedWebp, out: int, request: wire.Message, wanted
 
 
 def _numbered(
-    source: Source | AnimatedWebp, request: wire.Message, wanted: "array[int]"
+    source: OpenedVideo | AnimatedWebp, request: wire.Message, wanted: "array[int]"
 ) -> Iterator[tuple[int, tuple[VideoFrame, int]]]:
     """The frames with their numbers: from shortly before the first one that is wanted, where that can be found."""
     seek, reading = request["seek"], Reading(**request["reading"])
-    if seek is not None and isinstance(source, Source):
+    if seek is not None and isinstance(source, OpenedVideo):
         number, pts, first_pts = seek
         source.restart(pts)
         frames = _from(source.decode(), pts)

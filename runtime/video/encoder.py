@@ -19,8 +19,8 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from fairy.runtime.video import formats, helper, wire
+from fairy.runtime.video.opened import OpenedVideo
 from fairy.runtime.video.passengers import Passengers
-from fairy.runtime.video.source import Source
 from fairy.runtime.video.track import VideoTrack
 
 _BYTES_PER_PIXEL = 600
@@ -76,12 +76,12 @@ class _Job:
             picture = np.frombuffer(payload, dtype=np.uint8).reshape(height, width, 3)
             self._mux(self._track.encode(picture, message["pts"], message["duration"]))
 
-    def _open_source(self, stack: contextlib.ExitStack) -> Source | None:
+    def _open_source(self, stack: contextlib.ExitStack) -> OpenedVideo | None:
         if self._request["source"] is None:
             return None
-        return stack.enter_context(Source(Path(self._request["source"]), self._request["max_pixels"]))
+        return stack.enter_context(OpenedVideo(Path(self._request["source"]), self._request["max_pixels"]))
 
-    def _board(self, source: Source | None) -> Passengers | None:
+    def _board(self, source: OpenedVideo | None) -> Passengers | None:
         if source is None:
             return None
         span = self._request["span"]
@@ -103,7 +103,7 @@ class _Job:
         return notes
 
 
-def _open_output(request: wire.Message, into: formats.Output, source: Source | None) -> OutputContainer:
+def _open_output(request: wire.Message, into: formats.Output, source: OpenedVideo | None) -> OutputContainer:
     # Sound that starts a little before 0 (its encoder's lead-in) must not push the pictures' time stamps.
     options = {"fflags": "+bitexact", "avoid_negative_ts": "auto" if into.muxer == "mpegts" else "disabled"}
     if into.muxer in ("mp4", "mov"):
@@ -115,7 +115,7 @@ def _open_output(request: wire.Message, into: formats.Output, source: Source | N
     return av.open(f"file:{request['part']}", "w", format=into.muxer, options=options)
 
 
-def _has_keys(source: Source) -> bool:
+def _has_keys(source: OpenedVideo) -> bool:
     """Whether the file says by QuickTime's own keys where and with which camera it was made."""
     keys = {key.lower() for key in source.container.metadata}
     return bool(keys & {"make", "model"}) or any(key.startswith("com.apple.quicktime.") for key in keys)

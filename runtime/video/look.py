@@ -12,7 +12,7 @@ from fairy.runtime.video import formats
 from fairy.runtime.video.animated import AnimatedWebp
 from fairy.runtime.video.helper import Refusal
 from fairy.runtime.video.info import BT601, BT709, ColorTags
-from fairy.runtime.video.source import Source, is_rgb
+from fairy.runtime.video.opened import OpenedVideo, is_rgb
 
 _UNSAID = 2
 _NAMES = {1: "BT.709", 6: "BT.601"}
@@ -35,7 +35,7 @@ class Look:
         return asdict(self)
 
 
-def look_at(frame: VideoFrame, source: Source | AnimatedWebp) -> Look:
+def look_at(frame: VideoFrame, source: OpenedVideo | AnimatedWebp) -> Look:
     """All that reading needs to know; raises Refusal for HDR and matrices that cannot be converted."""
     notes: list[str] = []
     color, assumed = _color(frame, source, notes)
@@ -43,7 +43,7 @@ def look_at(frame: VideoFrame, source: Source | AnimatedWebp) -> Look:
     depth = max(component.bits for component in frame.format.components)
     if depth > 8:
         notes.append(f"The source has {depth} bits per sample; the frames are read and written with 8.")
-    if frame.interlaced_frame and not (isinstance(source, Source) and source.reading.deinterlace):
+    if frame.interlaced_frame and not (isinstance(source, OpenedVideo) and source.reading.deinterlace):
         notes.append(
             "The source is interlaced; its fields are edited together as whole frames, and --deinterlace would make "
             "pictures of them first."
@@ -58,8 +58,8 @@ def look_at(frame: VideoFrame, source: Source | AnimatedWebp) -> Look:
     return Look(width, height, frame.format.name, depth, rotation, flipped, color, assumed, str(aspect), notes)
 
 
-def _color(frame: VideoFrame, source: Source | AnimatedWebp, notes: list[str]) -> tuple[ColorTags, bool]:
-    if not isinstance(source, Source):
+def _color(frame: VideoFrame, source: OpenedVideo | AnimatedWebp, notes: list[str]) -> tuple[ColorTags, bool]:
+    if not isinstance(source, OpenedVideo):
         return BT601 if frame.height < 720 else BT709, False
     context = source.stream.codec_context
     transfer = _said(frame.color_trc, context.color_trc)

@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 from fairy.runtime.video import formats
 from fairy.runtime.video.carriage import Carriage, Way, ways
 from fairy.runtime.video.helper import Refusal
-from fairy.runtime.video.source import JUMP_S, Source, codec_name, is_cover, open_container
+from fairy.runtime.video.opened import JUMP_S, OpenedVideo, codec_name, is_cover, open_container
 from fairy.runtime.video.trial import Outcome, attempt, first_packets
 
 _BELONGS_TO_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder", "timecode", "duration"}
@@ -39,7 +39,7 @@ class Passengers:
 
     def __init__(
         self,
-        source: Source,
+        source: OpenedVideo,
         output: OutputContainer,
         video: VideoStream,
         into: formats.Output,
@@ -86,7 +86,7 @@ class Passengers:
             for index, (count, start_s, why) in self._failed.items()
         ]
 
-    def _board(self, source: Source, video: VideoStream) -> None:
+    def _board(self, source: OpenedVideo, video: VideoStream) -> None:
         streams = [s for s in source.container.streams if s.index != self._video.index]
         if not streams:
             return

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from fairy.kernels.errors import InputError, MachineError
 from fairy.runtime.video import timing
+from fairy.runtime.video.helper_process import Worker
 from fairy.runtime.video.info import AS_IT_IS, MAX_PIXELS, ColorTags, Reading, VideoInfo
 from fairy.runtime.video.wire import Message
-from fairy.runtime.video.worker import Worker
 
 _LEAD_FRAMES, _WORTH_FRAMES = 2, 50
 """Filters look at neighbours; fewer frames are decoded sooner than skipped."""

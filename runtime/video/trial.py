@@ -15,7 +15,7 @@ from av.stream import Stream
 
 from fairy.runtime.video import formats
 from fairy.runtime.video.carriage import Carriage, Way, kind_of
-from fairy.runtime.video.source import codec_name, is_cover
+from fairy.runtime.video.opened import codec_name, is_cover
 
 _SOUND_PACKETS, _OTHER_PACKETS = 8, 1
 _MOST_PACKETS, _MOST_BYTES = 4000, 64 << 20

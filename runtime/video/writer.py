@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from fairy.kernels.errors import InputError, MachineError
 from fairy.runtime.files import settled, temporary_name
-from fairy.runtime.video import formats, plan
+from fairy.runtime.video import formats, output_checks
+from fairy.runtime.video.helper_process import DEADLINE_S, Worker
 from fairy.runtime.video.info import MAX_PIXELS, Clock, ColorTags, VideoInfo
 from fairy.runtime.video.wire import Message
-from fairy.runtime.video.worker import DEADLINE_S, Worker
 
 _SLOWEST_DISK_BYTES_PER_S = 20e6
 
@@ -50,16 +50,16 @@ class VideoWriter:
         self._worker: Worker | None = None
         self._format = formats.output_format(self.path)
         encoder = formats.encoder_for(codec, self._format)
-        plan.check_numbers(width, height, crf)
-        plan.check_place(self.path, source)
-        span = plan.proper_part(source, source_range)
-        clock = clock if clock is not None or fps is not None else plan.source_clock(source, span)
-        rate = plan.frame_rate(clock, fps, source, self.path)
-        self._ticks, self.notes = plan.fit_clock(clock, rate, self._format, self.path)
-        self.notes += plan.pixel_notes(width, height, source)
-        self.notes += plan.shape_notes(source, encoder, self._format)
+        output_checks.check_numbers(width, height, crf)
+        output_checks.check_place(self.path, source)
+        span = output_checks.proper_part(source, source_range)
+        clock = clock if clock is not None or fps is not None else output_checks.source_clock(source, span)
+        rate = output_checks.frame_rate(clock, fps, source, self.path)
+        self._ticks, self.notes = output_checks.fit_clock(clock, rate, self._format, self.path)
+        self.notes += output_checks.pixel_notes(width, height, source)
+        self.notes += output_checks.shape_notes(source, encoder, self._format)
         self._num_frames = None if clock is None else len(clock.pts)
-        plan.check_space(self.path, width * height * (self._num_frames or 1))
+        output_checks.check_space(self.path, width * height * (self._num_frames or 1))
         request = {
             "path": str(self.path),
             "width": width,
@@ -67,12 +67,12 @@ class VideoWriter:
             "encoder": encoder,
             "crf": crf,
             "rate": str(rate.limit_denominator(1 << 16)),
-            "steady": clock is None or plan.is_steady(clock, rate),
-            "time_base": str(plan.container_time_base(clock, rate, self._format)),
-            "color": asdict(plan.choose_color(color, source, height)),
+            "steady": clock is None or output_checks.is_steady(clock, rate),
+            "time_base": str(output_checks.container_time_base(clock, rate, self._format)),
+            "color": asdict(output_checks.choose_color(color, source, height)),
             "sample_aspect_ratio": str(source.sample_aspect_ratio if source else 1),
             "source": str(source.path) if source and source.container != "webp" else None,
-            "span": [str(t) for t in plan.seconds(source, span)] if source and span else None,
+            "span": [str(t) for t in output_checks.seconds(source, span)] if source and span else None,
             "zero_s": str(source.zero_s if source else 0),
             "max_pixels": max_pixels,
         }

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import FileStore
 
 from fairy.kernels.errors import MachineError
-from fairy.runtime.bank.anchors import AnchorBank, CarriedAnchor
+from fairy.runtime.bank.anchor_bank import AnchorBank, CarriedAnchor
 
 _POLL_S = 0.05
 _LOOK_S = 0.005  # between two looks whether the leader has a step

@@ -20,7 +20,7 @@ from fairy.engines.backends import make_backend
 from fairy.engines.store.store import EngineStore
 from fairy.export.checkpoint import load_checkpoint
 from fairy.kernels.errors import Cancelled, FairyError, MachineError
-from fairy.runtime.bank.anchors import StepBank
+from fairy.runtime.bank.anchor_bank import StepBank
 from fairy.runtime.denoise.networks import Networks
 from fairy.runtime.denoise.segment_edit import SegmentEdit
 from fairy.runtime.device import DTYPES

@@ -28,8 +28,8 @@ from fairy.benchmarks.scaling.report import LINKS, draw, study, table
 from fairy.benchmarks.scaling.simulation import LOSSES, simulate, work_ms
 from fairy.kernels.errors import InputError, MachineError
 from fairy.runtime.cli.main import run as run_cli
-from fairy.runtime.plan.anchors import choose_anchors
 from fairy.runtime.plan.batches import default_micro_batch
+from fairy.runtime.plan.choose_anchors import choose_anchors
 from fairy.runtime.plan.stage_costs import StageCosts
 
 GPU = computed_costs(400)

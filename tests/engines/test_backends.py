@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from fairy.engines import build as builds
+from fairy.engines.backend_names import BUILDABLE
 from fairy.engines.backends import EDIT_GRAPHS, make_backend, make_builder
 from fairy.engines.build import ANY_SHAPE, BuildRequest, plan_build, run_build
 from fairy.engines.compiled import CompiledBackend
 from fairy.engines.engine import Shapes
-from fairy.engines.names import BUILDABLE
 from fairy.engines.store.store import EngineStore
 from fairy.engines.stored import StoredBackend
 from fairy.engines.verify import Comparison

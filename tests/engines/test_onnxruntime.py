@@ -15,7 +15,7 @@ from fairy.engines.onnxruntime import OnnxRuntimeBuilder, OnnxRuntimeEngine
 from fairy.export.bases.stable_diffusion import graph_specs
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
 from fairy.export.graphs import GraphSpec
-from fairy.export.onnx.files import MODEL
+from fairy.export.onnx.onnx_files import MODEL
 from fairy.export.shapes import random_inputs, shape_of, sizes_of
 from fairy.kernels.errors import Cancelled, InputError, MachineError
 from tests.export.small import small_export, small_model

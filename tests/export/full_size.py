@@ -19,7 +19,7 @@ from fairy.benchmarks.ladder.networks import SD15_UNET
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec, anchor_layers, frame_layers, self_attention_layers, unet_spec
 from fairy.export.onnx.export import export_onnx
-from fairy.export.onnx.files import data_file
+from fairy.export.onnx.onnx_files import data_file
 from fairy.export.onnx.parity import check_graph
 
 RULES = {"unet_anchor": anchor_layers, "unet_frame": frame_layers}

@@ -13,7 +13,7 @@ from fairy.export.checkpoint import Checkpoint
 from fairy.export.onnx import export as exporter
 from fairy.export.onnx.attention import DOMAIN
 from fairy.export.onnx.export import export_model, export_onnx
-from fairy.export.onnx.files import MODEL, data_file
+from fairy.export.onnx.onnx_files import MODEL, data_file
 from fairy.export.onnx.parity import TOLERANCES, check_graph, default_shapes
 from fairy.export.shapes import random_inputs
 from fairy.kernels.errors import Cancelled, InputError, MachineError

@@ -10,7 +10,7 @@ from fairy.export.bases.stable_diffusion import UNetGraph
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import added_conditions, frame_layers, self_attention_layers, unet_spec
 from fairy.export.onnx.export import export_onnx
-from fairy.export.onnx.files import MODEL
+from fairy.export.onnx.onnx_files import MODEL
 from fairy.export.onnx.parity import check_graph
 from fairy.export.shapes import random_inputs
 from fairy.kernels.errors import InputError

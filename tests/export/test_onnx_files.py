@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fairy.export.graphs import SelfAttention, frame_layers, unet_spec, vae_encoder_spec
-from fairy.export.onnx.files import MODEL, check_references, data_file
+from fairy.export.onnx.onnx_files import MODEL, check_references, data_file
 from fairy.export.shapes import random_inputs, shape_of, sizes_of
 from fairy.kernels.errors import InputError, MachineError
 

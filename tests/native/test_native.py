@@ -146,7 +146,7 @@ def test_parameters_become_the_launchers_fields_in_order() -> None:
     ],
 )
 def test_a_choice_that_is_not_offered_is_named(choice: tuple, says: str) -> None:
-    from fairy.kernels.embed_binaries import Choice, compile_all
+    from fairy.kernels.embed_binaries import BinaryChoice, compile_all
 
     with pytest.raises(InputError, match=says):
-        compile_all(Choice(*choice))
+        compile_all(BinaryChoice(*choice))

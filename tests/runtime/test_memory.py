@@ -10,7 +10,7 @@ import torch
 
 from fairy.kernels.errors import InputError
 from fairy.runtime import Editor, EditParams
-from fairy.runtime.bank.anchors import AnchorBank
+from fairy.runtime.bank.anchor_bank import AnchorBank
 from fairy.runtime.plan import memory as memory_module
 from fairy.runtime.plan.memory import bank_step_bytes, check_memory, free_bytes, known_costs, weights_bytes
 from fairy.runtime.plan.plan import Plan

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairy.kernels.errors import InputError
-from fairy.runtime.bank.anchors import AnchorBank
+from fairy.runtime.bank.anchor_bank import AnchorBank
 from fairy.runtime.denoise.guidance import branch_image, branch_text, guide, make_guidance
 from fairy.runtime.denoise.noise import INITIAL, draw_noise
-from fairy.runtime.plan.anchors import choose_anchors
 from fairy.runtime.plan.batches import cut_into_parts, default_micro_batch
+from fairy.runtime.plan.choose_anchors import choose_anchors
 from fairy.runtime.plan.geometry import make_geometry, pad_by_reflection, scale_frames
 from fairy.runtime.plan.params import DEFAULTS, EditParams
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fairy.kernels.errors import InputError, MachineError
-from fairy.runtime.video import Clock, VideoWriter, probe, read_frames, worker
+from fairy.runtime.video import Clock, VideoWriter, helper_process, probe, read_frames
 
 pytestmark = pytest.mark.slow
 
@@ -105,7 +105,7 @@ def refused(**_: object) -> None:
 
 def test_a_hung_encoder_is_ended_at_its_deadline(tmp_path, monkeypatch):
     writer = VideoWriter(tmp_path / "o.mp4", **SIZE, fps=25)
-    monkeypatch.setattr(worker, "DEADLINE_S", 0.5)
+    monkeypatch.setattr(helper_process, "DEADLINE_S", 0.5)
     os.kill(writer.pid, 19)
     started = time.monotonic()
     with pytest.raises(MachineError, match=r"Writing .* made no progress for 0.5 s"):

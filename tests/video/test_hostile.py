@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fairy.kernels.errors import InputError, MachineError
-from fairy.runtime.video import Reading, probe, read_frames, worker
+from fairy.runtime.video import Reading, helper_process, probe, read_frames
 from fairy.runtime.video.boxes import is_cut_off
 
 MS = Fraction(1, 1000)
@@ -333,7 +333,7 @@ def test_a_hung_decoder_is_ended_at_its_deadline(make, monkeypatch):
     frames = read_frames(probe(make("k.mp4", size=(640, 480))))
     next(frames)
     os.kill(children()[-1], 19)
-    monkeypatch.setattr(worker, "DEADLINE_S", 0.5)
+    monkeypatch.setattr(helper_process, "DEADLINE_S", 0.5)
     started = time.monotonic()
     with pytest.raises(MachineError, match=r"Reading .* made no progress for 0.5 s"):
         list(frames)

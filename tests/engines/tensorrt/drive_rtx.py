@@ -20,7 +20,7 @@ import torch
 
 from fairy.engines.engine import BuildOptions, Shapes
 from fairy.engines.tensorrt.build import PlanRequest, build_plan
-from fairy.engines.tensorrt.progress import Progress, run_beside
+from fairy.engines.tensorrt.build_progress import BuildProgress, run_beside
 from fairy.export.graphs import GraphSpec, self_attention_layers, unet_spec
 from fairy.kernels.errors import Cancelled, MachineError
 
@@ -64,7 +64,7 @@ def for_target(name: str) -> Any:
 
 
 def build(request: PlanRequest, on_progress: Any = lambda *_: True) -> Any:
-    progress = Progress(on_progress)
+    progress = BuildProgress(on_progress)
     return run_beside(lambda: build_plan(trt, request, progress), progress)
 
 

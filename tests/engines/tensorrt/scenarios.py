@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fairy.engines.engine import BuildOptions, EngineSpec, Shapes
 from fairy.engines.tensorrt.build import PlanRequest, build_plan
-from fairy.engines.tensorrt.device import MAX_GRAPHS, ScratchMemory
-from fairy.engines.tensorrt.progress import Progress, run_beside
-from fairy.engines.tensorrt.run import Place, TensorRTEngine
+from fairy.engines.tensorrt.build_progress import BuildProgress, run_beside
+from fairy.engines.tensorrt.execution import Place, TensorRTEngine
+from fairy.engines.tensorrt.gpu import MAX_GRAPHS, ScratchMemory
 from fairy.export.graphs import SelfAttention, unet_spec
 from fairy.kernels.errors import Cancelled, InputError, MachineError
 
@@ -44,7 +44,7 @@ class World:
 
     def build(self, on_progress: Callable[[str, int, int], bool] = lambda *_: True, **options: Any) -> bytes:
         request = PlanRequest("unet_frame", self.folder / "model.onnx", RANGES, BuildOptions(**options))
-        progress = Progress(on_progress)
+        progress = BuildProgress(on_progress)
         return bytes(run_beside(lambda: build_plan(self.trt, request, progress), progress))
 
     def engine(self) -> TensorRTEngine:
@@ -285,7 +285,7 @@ def scratch_goes_with_the_last(world: World) -> None:
 def names_must_agree(world: World) -> None:
     """A file whose inputs are not those of the ranges is not built."""
     request = PlanRequest("unet_frame", world.folder / "model.onnx", {**RANGES, "extra": ((1,),) * 3}, BuildOptions())
-    progress = Progress(lambda *_: True)
+    progress = BuildProgress(lambda *_: True)
     with pytest.raises(InputError, match="disagree about the input extra"):
         build_plan(world.trt, request, progress)
     del progress

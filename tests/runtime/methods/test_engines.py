@@ -14,8 +14,8 @@ from fairy.runtime.denoise.guidance import make_guidance
 from fairy.runtime.denoise.noise import draw_noise
 from fairy.runtime.denoise.sampler import make_schedule
 from fairy.runtime.methods import PIX2VIDEO
-from fairy.runtime.methods.graphs import graphs_by_name
 from fairy.runtime.methods.method import Update
+from fairy.runtime.methods.method_graphs import graphs_by_name
 from tests.conftest import SCHEDULER, TEXT_CHANNELS
 from tests.export.small import small_model
 from tests.runtime.methods.units import Units

@@ -14,8 +14,8 @@ from fairy.runtime.bank.units import SourceBank
 from fairy.runtime.denoise.guidance import branch_text, make_guidance
 from fairy.runtime.denoise.sampler import make_schedule
 from fairy.runtime.methods import METHODS, PIX2VIDEO, Method, find_method
-from fairy.runtime.methods.graphs import method_graphs
 from fairy.runtime.methods.method import Update
+from fairy.runtime.methods.method_graphs import method_graphs
 from fairy.runtime.methods.pix2video import pull_to_previous, update_weight
 from fairy.runtime.plan.order import Order, most_kept
 from tests.conftest import TEXT_CHANNELS, make_unet

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fairy.export.graphs import GraphSpec, SelfAttention
-from fairy.runtime.bank.anchors import AnchorBank
+from fairy.runtime.bank.anchor_bank import AnchorBank
 from fairy.runtime.workers.broadcast import ArrivingBank, BankGroup, BankLost
 from tests.runtime.workers.nccl import Fabric, SimulatedLane
 

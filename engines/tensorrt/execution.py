@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fairy.engines.engine import EngineSpec
 from fairy.engines.tensorrt.build import make
-from fairy.engines.tensorrt.device import GraphCache, ScratchMemory, Stream, on_device
+from fairy.engines.tensorrt.gpu import GraphCache, ScratchMemory, Stream, on_device
 from fairy.engines.tensorrt.messages import messages
 from fairy.kernels.errors import InputError, MachineError
 

@@ -1,4 +1,4 @@
-"""Progress of a TensorRT build, and the two ways to stop one: the caller's wish and Ctrl-C.
+"""BuildProgress of a TensorRT build, and the two ways to stop one: the caller's wish and Ctrl-C.
 
 TensorRT reports from threads of its own, through which no Python exception may pass, and it holds the calling thread
 until it is done. So a build runs in a thread beside the caller's, which stays free to notice Ctrl-C.
@@ -16,7 +16,7 @@ T = TypeVar("T")
 _START_S = 1.0
 
 
-class Progress:
+class BuildProgress:
     """Hands TensorRT's steps to `on_progress(phase, done, total)`, one at a time, until somebody asks to stop."""
 
     def __init__(self, on_progress: OnBuild) -> None:
@@ -63,7 +63,7 @@ class Progress:
         return not self._stopped.is_set()
 
 
-def run_beside(work: Callable[[], T], progress: Progress) -> T:
+def run_beside(work: Callable[[], T], progress: BuildProgress) -> T:
     """Run `work` in a thread and wait for it; Ctrl-C, or a signal to end, asks it to stop and waits until it has.
 
     Raises:
@@ -91,15 +91,15 @@ def run_beside(work: Callable[[], T], progress: Progress) -> T:
         raise Cancelled("The build was interrupted; nothing was kept.") from None
 
 
-def progress_monitor(trt: Any, progress: Progress) -> Any:
+def progress_monitor(trt: Any, progress: BuildProgress) -> Any:
     """An `IProgressMonitor` for a builder configuration; it has to live as long as the builder."""
-    return type("ProgressMonitor", (_Monitor, trt.IProgressMonitor), {})(progress)
+    return type("ProgressMonitor", (_BuildMonitor, trt.IProgressMonitor), {})(progress)
 
 
-class _Monitor:
+class _BuildMonitor:
     """The methods of an `IProgressMonitor`."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: BuildProgress) -> None:
         super().__init__()
         self._progress = progress
 

@@ -48,7 +48,7 @@ class Damaged(Refusal):
     """Something is lost or broken, which one thread mends in the same way every time and several by chance."""
 
 
-class Source:
+class OpenedVideo:
     """A user's video file; a context manager. Nothing that the file names is opened."""
 
     def __init__(
