@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,8 +21,10 @@ from fairy.kernels.errors import FairyError, MachineError
 from fairy.runtime.executor import Edited
 from fairy.runtime.inputs.frames import Frames
 from fairy.runtime.record.run import Run
+from fairy.runtime.video.wire import Message
 from fairy.runtime.workers.dispatch import Dispatch
-from fairy.runtime.workers.process import COMMAND, Event, WorkerProcess
+from fairy.runtime.workers.nursery import Nursery, can_fork
+from fairy.runtime.workers.process import COMMAND, Event, WorkerProcess, environment, run_command
 from fairy.runtime.workers.protocol import error_of
 
 _POLL_S = 0.1
@@ -39,7 +42,7 @@ class PoolOptions:
         decoder: the folder of a small decoder, if there is one.
         deadline_s: no worker that has something to do may be silent for longer: the time for one denoising step, or
             for compiling where a backend does that on the spot. start_deadline_s: the same for loading the model.
-        command: what starts a worker.
+        command: what starts a worker; None = on the CPU a fork of one process (`nursery.py`), else a new one.
     """
 
     model: Path
@@ -54,7 +57,7 @@ class PoolOptions:
     decoder: Path | None = None
     deadline_s: float = 600.0
     start_deadline_s: float = 600.0
-    command: Sequence[str] = COMMAND
+    command: Sequence[str] | None = None
     also: tuple[str, ...] = ()
 
 
@@ -76,7 +79,8 @@ class WorkerPool:
         self._folder = tempfile.TemporaryDirectory(prefix="fairy-")
         # Workers end with the thread that starts them (see worker.py), so that thread lives as long as the pool.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="fairy-starter")
-        self._finalizer = weakref.finalize(self, _end, self._workers, self._starter, self._folder)
+        self._nurseries: list[Nursery] = []  # one, or none
+        self._finalizer = weakref.finalize(self, _end, self._workers, self._starter, self._nurseries, self._folder)
         self.name = options.backend
         try:
             failures = self._start()
@@ -158,25 +162,39 @@ class WorkerPool:
         options = self._options
         waiting = [number for number in range(len(options.devices)) if number not in self._workers]
         for number in waiting:
-            worker = self._starter.submit(WorkerProcess, number, self._events, options.command).result()
-            self._workers[number] = worker
-            worker.post(
-                {
-                    "do": "load",
-                    "model": str(options.model),
-                    "variant": options.variant,
-                    "device": str(options.devices[number]),
-                    "dtype": str(options.dtype).removeprefix("torch."),
-                    "backend": options.backend,
-                    "store": str(options.store),
-                    "threads": options.threads,
-                    "bank": options.bank,
-                    "decoder": None if options.decoder is None else str(options.decoder.absolute()),
-                    "without": list(options.without),
-                    "also": list(options.also),
-                }
-            )
+            self._workers[number] = self._starter.submit(self._start_one, number).result()
+            self._workers[number].post(self._load_message(number))
         return self._await(set(waiting))
+
+    def _start_one(self, number: int) -> WorkerProcess:
+        """In the starter's thread, with which everything that it starts ends."""
+        options = self._options
+        if options.command is not None or not can_fork(options.devices):
+            return WorkerProcess(number, self._events, partial(run_command, command=options.command or COMMAND))
+        if not (self._nurseries and self._nurseries[0].alive):
+            self._nurseries[:] = [Nursery(self._load_message(number), environment())]
+        try:
+            fork = partial(self._nurseries[0].fork, timeout_s=options.start_deadline_s)
+            return WorkerProcess(number, self._events, fork)
+        except OSError:  # it ended, as for want of memory
+            return WorkerProcess(number, self._events, run_command)
+
+    def _load_message(self, number: int) -> Message:
+        options = self._options
+        return {
+            "do": "load",
+            "model": str(options.model),
+            "variant": options.variant,
+            "device": str(options.devices[number]),
+            "dtype": str(options.dtype).removeprefix("torch."),
+            "backend": options.backend,
+            "store": str(options.store),
+            "threads": options.threads,
+            "bank": options.bank,
+            "decoder": None if options.decoder is None else str(options.decoder.absolute()),
+            "without": list(options.without),
+            "also": list(options.also),
+        }
 
     def _await(self, waiting: set[int]) -> dict[int, FairyError]:
         """Wait until these workers are ready, or have failed."""
@@ -218,11 +236,16 @@ class WorkerPool:
 
 
 def _end(
-    workers: dict[int, WorkerProcess], starter: ThreadPoolExecutor, folder: "tempfile.TemporaryDirectory[str]"
+    workers: dict[int, WorkerProcess],
+    starter: ThreadPoolExecutor,
+    nurseries: list[Nursery],
+    folder: "tempfile.TemporaryDirectory[str]",
 ) -> None:
     """End every process of a pool, also of one that was forgotten."""
     for worker in workers.values():
         worker.kill(_GRACE_S)
     workers.clear()
+    while nurseries:
+        nurseries.pop().close()
     starter.shutdown(wait=False)
     folder.cleanup()

@@ -9,11 +9,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from fairy.runtime.video import wire
+from fairy.runtime.workers.nursery import Forked
 from fairy.runtime.workers.protocol import LIMIT_BYTES
 
 COMMAND = (sys.executable, "-P", "-m", "fairy.runtime.workers.worker")
@@ -27,6 +28,28 @@ _ENVIRONMENT = {
     "TORCH_NCCL_ENABLE_MONITORING": "0",
     "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
 }
+
+
+def environment() -> dict[str, str]:
+    """What workers find in their environment."""
+    return os.environ | _ENVIRONMENT
+
+
+def run_command(errors: IO[bytes], command: Sequence[str] = COMMAND) -> "subprocess.Popen[bytes]":
+    """A worker as a process of its own; its errors go to a file."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        bufsize=0,
+        env=environment(),
+        start_new_session=True,  # Ctrl-C is the controller's to handle
+    )
+
+
+Start = Callable[[IO[bytes]], "subprocess.Popen[bytes] | Forked"]
+"""Starts a worker whose errors go to that file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +68,12 @@ class WorkerProcess:
         heard: when it last said anything, by `time.monotonic`.
     """
 
-    def __init__(self, number: int, events: "queue.Queue[Event]", command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, number: int, events: "queue.Queue[Event]", start: Start) -> None:
+        """`start` is called in this thread; OSError where it cannot."""
         self.number, self.heard = number, time.monotonic()
         self._events = events
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the process
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            bufsize=0,
-            env=os.environ | _ENVIRONMENT,
-            start_new_session=True,  # Ctrl-C is the controller's to handle
-        )
+        self._process = start(self._errors)
         self._outbox: queue.Queue[tuple[wire.Message, Any] | None] = queue.Queue()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._listen, self._talk)]
         for thread in self._threads:

@@ -18,7 +18,7 @@ import torch
 
 from fairy.engines.backends import make_backend
 from fairy.engines.store.store import EngineStore
-from fairy.export.checkpoint import load_checkpoint
+from fairy.export.checkpoint import Checkpoint, load_checkpoint
 from fairy.kernels.errors import Cancelled, FairyError, MachineError
 from fairy.runtime.bank.anchor_bank import StepBank
 from fairy.runtime.denoise.networks import Networks
@@ -113,19 +113,18 @@ class Listener:
 class Server:
     """Loads the networks, then computes task after task."""
 
-    def __init__(self, listener: Listener, outbox: Outbox) -> None:
+    def __init__(self, listener: Listener, outbox: Outbox, checkpoint: Checkpoint | None = None) -> None:
         self._listener, self._outbox = listener, outbox
-        self._networks = self._load(listener.tasks.get())
+        self._networks = self._load(listener.tasks.get(), checkpoint)
         self._work: Work | None = None
 
-    def _load(self, task: Request) -> Networks:
+    def _load(self, task: Request, checkpoint: Checkpoint | None) -> Networks:
         message = task.message
         torch.set_num_threads(message["threads"])
         device, self._dtype = torch.device(message["device"]), DTYPES[message["dtype"]]
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        files = {"variant": message["variant"], "decoder": message.get("decoder")}
-        checkpoint = load_checkpoint(message["model"], dtype=self._dtype, device=device, **files)
+        checkpoint = checkpoint or read_checkpoint(message)
         store = EngineStore(message["store"])
         how = {"store": store, "without": message.get("without", ()), "also": message.get("also", ())}
         backend = make_backend(message["backend"], checkpoint, device, self._dtype, **how)
@@ -271,6 +270,21 @@ class Server:
         return {"times_ms": times, **fresh, **ran}
 
 
+def read_checkpoint(load: wire.Message) -> Checkpoint:
+    """The model that a message "load" names, on its device. Raises InputError."""
+    files = {"variant": load["variant"], "decoder": load.get("decoder")}
+    return load_checkpoint(load["model"], dtype=DTYPES[load["dtype"]], device=torch.device(load["device"]), **files)
+
+
+def load_model(load: wire.Message) -> Checkpoint | None:
+    """The same for workers that will be forked; None where it cannot be loaded, so that each says why by itself."""
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    try:
+        return read_checkpoint(load)
+    except FairyError:
+        return None
+
+
 def end_with_parent() -> None:
     """Have the kernel kill this process when the controller's thread that started it ends, even while it is stopped.
 
@@ -280,14 +294,18 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def main() -> None:
-    """Run a worker on stdin and a private copy of stdout, so that a stray print cannot break the wire."""
+def main(checkpoint: Checkpoint | None = None) -> None:
+    """Run a worker on stdin and a private copy of stdout, so that a stray print cannot break the wire.
+
+    Args:
+        checkpoint: the model, where the process that this one was forked from has loaded it.
+    """
     end_with_parent()
     out = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     outbox, listener = Outbox(out), Listener(0)
     try:
-        Server(listener, outbox).serve()
+        Server(listener, outbox, checkpoint).serve()
     except FairyError as error:
         outbox.send(error_message(error))
     except BaseException:
