@@ -112,6 +112,7 @@ class Editor:
         without: Sequence[str] = (),
         gpus: int = 1,
         workers: int = 1,
+        worker_timeout_s: float = 600.0,
         threads: int = 1,
         bank: str = "device",
         decoder: str | Path | None = None,
@@ -136,6 +137,8 @@ class Editor:
                 such as "fused-qkv".
             gpus, workers: how many processes compute, each on a GPU of its own or all on the CPU; 1 = this process. The
                 result is the same for any number.
+            worker_timeout_s: seconds that a worker may take for one denoising step, or to load the model, before it is
+                given up.
             threads: CPU threads of the computation; results may differ in rounding between numbers of threads.
             bank: where the anchors' keys and values are kept: "device", or "host" memory, from where they are fetched a
                 step ahead, for cards that cannot hold all steps. Several workers then compute the anchors each.
@@ -149,7 +152,7 @@ class Editor:
         """
         check_names(cache_dir=cache_dir)
         names = {"device": str(device), "dtype": str(torch_dtype or dtype).removeprefix("torch."), "backend": backend}
-        numbers = {"gpus": gpus, "workers": workers, "threads": threads}
+        numbers = {"gpus": gpus, "workers": workers, "threads": threads, "worker_timeout_s": worker_timeout_s}
         more = {"store": store, "without": without, "bank": bank, "decoder": decoder, "linears": linears}
         setup = EditorSetup(model, variant, **names, **numbers, **more)  # type: ignore[arg-type]  # it checks them all
         chosen_device = resolve_device(device)
@@ -180,7 +183,8 @@ class Editor:
             folder, left_out = checkpoint.folder.absolute(), tuple(without)
             what = (folder, checkpoint.variant, devices, chosen_dtype, backend, engines.root)
             tiny = checkpoint.tiny_decoder_folder
-            made = executor = WorkerPool(PoolOptions(*what, threads, left_out, bank, tiny, also=also))
+            wait_s = worker_timeout_s
+            made = executor = WorkerPool(PoolOptions(*what, threads, left_out, bank, tiny, wait_s, wait_s, also=also))
         how = {"device": chosen_device, "dtype": chosen_dtype, "threads": threads, "store": engines, "bank": bank}
         return cls(checkpoint, made, executor=executor, **how)  # type: ignore[arg-type]
 

@@ -1,5 +1,6 @@
 """What an editor is made with: the model, where and in which precision it runs, and who computes."""
 
+import math
 import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fairy.engines.backend_names import BACKENDS
 from fairy.kernels.errors import InputError
 from fairy.runtime.files import user_path
-from fairy.runtime.options import Choice, Name, Names, Text, Whole, check_options, option
+from fairy.runtime.options import Choice, Name, Names, Number, Text, Whole, check_options, option
 
 if TYPE_CHECKING:
     from fairy.runtime.editor import Editor
@@ -73,6 +74,12 @@ class EditorSetup:
     )
     gpus: int = option(1, Whole(1, MAX_WORKERS), "How many GPUs share the job")
     workers: int = option(1, Whole(1, MAX_WORKERS), "How many processes share the job on the CPU")
+    worker_timeout_s: float = option(
+        600.0,
+        Number(0, math.inf, above=True),
+        "Seconds that a worker may take for one denoising step, or to load the model, before it is given up",
+        flag="worker-timeout",
+    )
     threads: int = option(1, Whole(1, 1024), "CPU threads of each process; other numbers round differently")
 
     def __post_init__(self) -> None:

@@ -28,7 +28,12 @@ from fairy.runtime.plan.story import first_instruction
 from fairy.runtime.setup import EditorSetup
 from fairy.runtime.workers.torchrun import processes_asked_for
 
-_STAGES = {"probe": "reading the video", "anchors": "editing the anchors", "frames": "editing the frames"}
+_STAGES = {
+    "probe": "reading the video",
+    "shots": "looking for cuts",
+    "anchors": "editing the anchors",
+    "frames": "editing the frames",
+}
 
 
 @with_options(EditorSetup, EditParams, FileRequest)

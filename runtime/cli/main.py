@@ -27,6 +27,8 @@ from fairy.runtime.cli.ending import BY_SIGNAL, end_at_once
 from fairy.runtime.cli.engines import engines
 from fairy.runtime.cli.table import spelled
 
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+
 app = typer.Typer(
     help="Edit a whole video from one written instruction, consistently.",
     add_completion=False,
@@ -186,16 +188,18 @@ def _fail(sentence: str, code: int) -> int:
 
 @contextmanager
 def _terminate_politely() -> Iterator[None]:
-    """Turn SIGTERM into an orderly end, so that temporary files and helper processes go too."""
+    """Turn SIGTERM, and SIGHUP where it is not ignored, into an orderly end, so that temporary files go too."""
 
     def stop(number: int, frame: Any) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
+    before = {which: signal.signal(which, stop) for which in _ENDING[: 1 if ignored else 2]}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for which, handler in before.items():
+            signal.signal(which, handler)
 
 
 def _plain(value: Any) -> str:

@@ -31,7 +31,7 @@ def find_cuts(source: Source, monitor: Monitor) -> tuple[int, ...]:
     cuts: list[int] = []
     with monitor.timed("shots"), closing(source.read()) as frames:
         for index, frame in enumerate(frames):
-            monitor.check()
+            monitor.tell("shots", index + 1, source.num_frames)
             cuts += [cut.frame_num for cut in detector.process_frame(timecode(index, _RATE), _small_bgr(frame))]
         cuts += [cut.frame_num for cut in detector.post_process(timecode(source.num_frames, _RATE))]
     return tuple(sorted(cut for cut in set(cuts) if 0 < cut < source.num_frames))

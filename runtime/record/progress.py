@@ -9,7 +9,7 @@ from typing import Literal
 
 from fairy.kernels.errors import Cancelled, InputError
 
-Stage = Literal["probe", "anchors", "frames"]
+Stage = Literal["probe", "shots", "anchors", "frames"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,8 @@ class Progress:
     """One step forward.
 
     Attributes:
-        stage: "probe" (frames counted), "anchors" or "frames" (denoising steps of micro-batches).
+        stage: "probe" (frames counted), "shots" (frames looked at for cuts), "anchors" or "frames" (denoising steps of
+            micro-batches).
         done, total: units of the stage; total 0 = not known yet.
     """
 

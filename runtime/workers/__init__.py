@@ -5,6 +5,6 @@ dispatch.py  one job: who computes what, and what happens when one of them is lo
 process.py   the controller's side of one process
 worker.py    the process itself
 nursery.py   where workers on the CPU are forked from
-bank.py      how the anchors' keys and values get from one process to the others
+broadcast.py how the anchors' keys and values get from one process to the others
 protocol.py  what the messages between controller and workers hold
 """

@@ -365,7 +365,8 @@ class Dispatch:
         for member in list(self._members):
             if member.tasks and now - max(member.worker.heard, member.since) > self._deadline_s:
                 member.worker.kill()
-                self._lose(member, f"was silent for {self._deadline_s:g} s and was ended")
+                silent = f"was silent for {self._deadline_s:g} s and was ended"
+                self._lose(member, f"{silent}; worker_timeout_s (--worker-timeout) gives more time")
 
     def _note(self, message: Message) -> None:
         """Put what a worker tells for the report where the report is made of."""

@@ -2,7 +2,6 @@
 
 import itertools
 import queue
-import tempfile
 import time
 import weakref
 from collections.abc import Generator, Iterator, Sequence
@@ -21,6 +20,7 @@ from fairy.kernels.errors import FairyError, MachineError
 from fairy.runtime.executor import Edited
 from fairy.runtime.inputs.frames import Frames
 from fairy.runtime.record.run import Run
+from fairy.runtime.temporary import WorkingFolder
 from fairy.runtime.video.wire import Message
 from fairy.runtime.workers.dispatch import Dispatch
 from fairy.runtime.workers.nursery import Nursery, can_fork
@@ -76,7 +76,7 @@ class WorkerPool:
         self._jobs = itertools.count(1)
         self.steps = steps_of(options.backend, options.devices[0], options.without, options.also)
         self._usage = Usage()
-        self._folder = tempfile.TemporaryDirectory(prefix="fairy-")
+        self._folder = WorkingFolder()
         # Workers end with the thread that starts them (see worker.py), so that thread lives as long as the pool.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="fairy-starter")
         self._nurseries: list[Nursery] = []  # one, or none
@@ -107,7 +107,7 @@ class WorkerPool:
         run.tally.workers = len(workers)
         for segment in range(len(run.plan.segments)):
             number = next(self._jobs)
-            meeting = str(Path(self._folder.name) / f"job-{number}")
+            meeting = str(self._folder.path / f"job-{number}")
             deadline_s = self._options.deadline_s
             dispatch = Dispatch(
                 number,
@@ -239,7 +239,7 @@ def _end(
     workers: dict[int, WorkerProcess],
     starter: ThreadPoolExecutor,
     nurseries: list[Nursery],
-    folder: "tempfile.TemporaryDirectory[str]",
+    folder: WorkingFolder,
 ) -> None:
     """End every process of a pool, also of one that was forgotten."""
     for worker in workers.values():
@@ -248,4 +248,4 @@ def _end(
     while nurseries:
         nurseries.pop().close()
     starter.shutdown(wait=False)
-    folder.cleanup()
+    folder.close()

@@ -391,16 +391,32 @@ def test_a_full_disk_is_one_sentence_exit_1_and_no_file(checkpoint_folder: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_without_traces(checkpoint_folder: Path, tmp_path: Path, number: int, code: int) -> None:
+@pytest.mark.parametrize(("number", "code", "workers"), [(signal.SIGINT, 130, 1), (signal.SIGHUP, 129, 2)])
+def test_a_signal_ends_it_without_traces(
+    checkpoint_folder: Path, tmp_path: Path, number: int, code: int, workers: int
+) -> None:
+    """Not even a folder for temporary files, nor a process, is left."""
     video = write_clip(tmp_path / "clip.mp4", make_frames(40), sound=False)
     out = tmp_path / "out"
     out.mkdir()
     process = subprocess.Popen(
-        _command("edit", video, "x", "-o", out / "out.mp4", "--model", checkpoint_folder, "--steps", 200),
+        _command(
+            "edit",
+            video,
+            "x",
+            "-o",
+            out / "out.mp4",
+            "--model",
+            checkpoint_folder,
+            "--steps",
+            200,
+            "--workers",
+            workers,
+        ),
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     try:
@@ -415,6 +431,7 @@ def test_a_signal_ends_it_without_traces(checkpoint_folder: Path, tmp_path: Path
     assert process.returncode == code, error
     assert "Traceback" not in error
     assert list(out.iterdir()) == []
+    assert not list(tmp_path.glob("fairy-*"))
     assert not _running_in_session(process.pid)
 
 

@@ -142,6 +142,14 @@ def children_of(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
 
+def what_runs(process: psutil.Process) -> str:
+    """The last word of its command line; "" where it has just ended."""
+    try:
+        return process.cmdline()[-1]
+    except (psutil.Error, IndexError):
+        return ""
+
+
 def start_cli(arguments: list[str], folder: Path) -> tuple[subprocess.Popen, list[psutil.Process]]:
     """`fairy edit` with two workers, once it has begun to edit frames, and its worker processes."""
     command = [sys.executable, "-P", "-m", "fairy.runtime.cli.main", "edit", *arguments, "--workers", "2"]
@@ -155,10 +163,10 @@ def start_cli(arguments: list[str], folder: Path) -> tuple[subprocess.Popen, lis
     )
     end = time.monotonic() + 240
     while process.poll() is None and time.monotonic() < end:
-        found = [child for child in children_of(process.pid) if "fairy.runtime.workers.worker" in child.cmdline()]
-        if len(found) == 2 and any(
-            c.cmdline()[-1:] == ["fairy.runtime.video.encoder"] for c in children_of(process.pid)
-        ):
+        running = {child: what_runs(child) for child in children_of(process.pid)}
+        nurseries = {child.pid for child, what in running.items() if what == "fairy.runtime.workers.nursery"}
+        found = [child for child in running if child.ppid() in nurseries]
+        if len(found) == 2 and "fairy.runtime.video.encoder" in running.values():
             time.sleep(2)
             return process, found
         time.sleep(0.1)
