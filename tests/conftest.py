@@ -169,3 +169,20 @@ def editor(checkpoint_folder: Path):
 
     with Editor.from_pretrained(checkpoint_folder, device="cpu") as made:
         yield made
+
+
+# Files whose tests share what takes long to make: one of pytest-xdist's processes takes them all.
+TOGETHER = {"tests/engines/test_onnxruntime.py": "small export", "tests/export/test_onnx.py": "small export"}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """A file's tests stay in one process, and so do those of files that share something."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByRoom(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return TOGETHER.get(file, file)
+
+    return ByRoom(config, log)

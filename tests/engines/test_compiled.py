@@ -20,7 +20,7 @@ from fairy.export.graphs import GraphSpec
 from fairy.export.shapes import random_inputs
 from fairy.kernels.anchor_attention import anchor_attention_reference
 from fairy.kernels.errors import Cancelled, InputError, MachineError
-from tests.export.small import small_model
+from tests.export.small import tiny_model
 
 CPU = torch.device("cpu")
 SHAPES = Shapes((64, 64, 64), (64, 64, 96), (1, 2, 3), anchors=2, groups=3, tokens=7)
@@ -32,7 +32,7 @@ def _always(phase: str, done: int, total: int) -> bool:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return small_model(tmp_path_factory.getbasetemp())
+    return tiny_model(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,7 @@ def _eager(checkpoint: Checkpoint, graph: GraphSpec, inputs: dict[str, Tensor]) 
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("groups", "frames", "width"), [(3, 2, 64), (3, 3, 96), (2, 2, 64)])
 def test_package_equals_eager_over_its_range(
     engine: CompiledEngine, checkpoint: Checkpoint, groups: int, frames: int, width: int
@@ -79,6 +80,7 @@ def test_package_equals_eager_over_its_range(
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_package_names_what_does_not_fit(engine: CompiledEngine, checkpoint: Checkpoint) -> None:
     inputs = _inputs(engine.spec.graph, checkpoint, 3, 2, 64)
     with pytest.raises(InputError, match="timestep is missing or unknown"):
@@ -91,6 +93,7 @@ def test_package_names_what_does_not_fit(engine: CompiledEngine, checkpoint: Che
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_damaged_package_is_one_sentence(spec: EngineSpec, package: Path, tmp_path: Path) -> None:
     (tmp_path / "model.pt2").write_bytes((package / "model.pt2").read_bytes()[:1000])
     with pytest.raises(MachineError, match="does not load"):

@@ -1,4 +1,5 @@
-"""A checkpoint so small that its graphs export in seconds, and its export: both made once a test session."""
+"""A checkpoint so small that its graphs export in seconds, and its export: both made once: `TOGETHER` in tests/conftest.py keeps their users in
+one process."""
 
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,23 @@ def small_model(base: Path) -> Checkpoint:
         attention_head_dim=2,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        mid_block_type=None,
+    )
+    unet.save_pretrained(folder / "unet")
+    return load_checkpoint(folder)
+
+
+@cache
+def tiny_model(base: Path) -> Checkpoint:
+    """The same with a UNet of one transformer block, for what takes long by the block; its layers are not all kinds."""
+    folder = write_checkpoint(base / "tiny")
+    unet = make_unet(
+        seed=3,
+        layers_per_block=1,
+        block_out_channels=(16,),
+        attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("UpBlock2D",),
         mid_block_type=None,
     )
     unet.save_pretrained(folder / "unet")

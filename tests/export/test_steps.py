@@ -43,5 +43,7 @@ def test_order_is_the_lists() -> None:
 
 
 def test_an_unknown_step_is_a_sentence_that_names_the_choices() -> None:
-    with pytest.raises(InputError, match="no step 'fused_qkv'; choose from one-batch, channels-last, .*, cuda-graphs"):
+    with pytest.raises(
+        InputError, match="without = 'fused_qkv' is no step; choose from one-batch, channels-last, .*, cuda-graphs"
+    ):
         choose_steps(("text-kv", "fused_qkv"))

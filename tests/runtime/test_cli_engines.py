@@ -213,6 +213,7 @@ def test_an_interrupted_build_leaves_nothing_half_done(checkpoint_folder: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_onnxruntime_from_build_to_edit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The embedded model, really built, verified and run; frames near those of eager."""
     pytest.importorskip("onnxruntime")

@@ -230,6 +230,7 @@ def test_what_a_cluster_cannot_do_is_said(cluster, tmp_path: Path, setup: Editor
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_node_killed_in_mid_run_changes_no_byte(cluster, tmp_path: Path, setup: EditorSetup, editor) -> None:
     params = replace(PARAMS, num_inference_steps=6, micro_batch=1)
     source = _clips(tmp_path / "in", 4)

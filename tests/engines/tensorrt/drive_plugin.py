@@ -15,9 +15,10 @@ sys.modules["tensorrt"] = trt
 import tensorrt.plugin as trtp  # noqa: E402
 from tensorrt.plugin import _lib, _plugin_class  # noqa: E402
 
+from ptx_kinds import parameter_kinds  # noqa: E402
+
 from fairy.engines.tensorrt.plugin import ENTRIES, use_plugins  # noqa: E402
 from fairy.kernels.errors import MachineError  # noqa: E402
-from tests.engines.tensorrt.ptx_kinds import parameter_kinds  # noqa: E402
 
 TARGET = 90
 O = trt.DimensionOperation  # noqa: E741

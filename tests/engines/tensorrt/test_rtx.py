@@ -8,6 +8,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.nightly
 def test_a_unet_is_built(tensorrt_rtx: dict[str, str], run_script: Callable[..., str], tmp_path: Path) -> None:
     said = run_script("drive_rtx.py", tensorrt_rtx, tmp_path, "unet", limit_s=900)
     assert "passed unet" in said

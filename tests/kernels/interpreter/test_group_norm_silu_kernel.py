@@ -1,5 +1,7 @@
 """The GroupNorm and SiLU kernels against their definition in float64."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +14,8 @@ from fairy.kernels.group_norm_silu import (
     group_norm_silu_triton,
 )
 from fairy.kernels.tuning import Config
+
+BY_NIGHT = partial(pytest.param, marks=pytest.mark.nightly)
 
 # bf16: the interpreter's conversion cuts digits off instead of rounding to nearest
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -74,7 +78,7 @@ def test_statistics_that_a_launch_of_their_own_joins(
 
 
 @pytest.mark.parametrize("name", ["ten channels a group", "many chunks", "one channel a group"])
-@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("silu", [True, BY_NIGHT(False)])
 def test_tiles_that_do_not_fit(name: str, silu: bool, device: torch.device, poisoned: None) -> None:
     shape, groups = SHAPES[name]
     args = _draw(shape, torch.float32, device)

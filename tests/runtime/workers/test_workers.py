@@ -21,17 +21,17 @@ from fairy.runtime.record.result import EditResult
 from fairy.runtime.workers.pool import PoolOptions, WorkerPool
 from tests.runtime.conftest import make_frames, write_clip
 
-DEADLINE_S = 25.0
+SILENT_S = 15.0
 PARAMS = EditParams("make it red", num_inference_steps=2)
 FRAMES = make_frames(12)
 pytestmark = pytest.mark.slow
 
 
-def impatient(**changes: object):
-    """A pool with a short deadline; what `Editor.from_pretrained` makes is patient."""
+def other_pool(**changes: object):
+    """What makes a pool with other options than those of `Editor.from_pretrained`."""
 
     def make(options: PoolOptions) -> WorkerPool:
-        return WorkerPool(replace(options, deadline_s=DEADLINE_S, **changes))
+        return WorkerPool(replace(options, **changes))
 
     return make
 
@@ -39,10 +39,8 @@ def impatient(**changes: object):
 @pytest.fixture(scope="module")
 def crew(checkpoint_folder: Path) -> Iterator[Editor]:
     """An Editor with three workers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(editor_module, "WorkerPool", impatient())
-        with Editor.from_pretrained(checkpoint_folder, device="cpu", workers=3) as made:
-            yield made
+    with Editor.from_pretrained(checkpoint_folder, device="cpu", workers=3) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -112,16 +110,27 @@ def test_any_number_of_workers_writes_the_same_file(
         ("frames", 3, 2, signal.SIGKILL),  # in phase B
         ("anchors", 1, 1, signal.SIGKILL),  # one that receives the bank, during the broadcast
         ("anchors", 1, 0, signal.SIGKILL),  # the one that sends it
-        ("frames", 2, 0, signal.SIGSTOP),  # hung
+        ("anchors", 1, 0, signal.SIGSTOP),  # the same one, hung
     ],
 )
 def test_a_lost_worker_changes_no_byte(
-    crew: Editor, undisturbed: EditResult, stage: str, done: int, number: int, which: signal.Signals
+    crew: Editor,
+    undisturbed: EditResult,
+    stage: str,
+    done: int,
+    number: int,
+    which: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    expected = "ended (signal SIGKILL)"
+    if which == signal.SIGSTOP:
+        impatient = replace(crew._executor._options, deadline_s=SILENT_S)
+        monkeypatch.setattr(crew._executor, "_options", impatient)
+        expected = f"was silent for {SILENT_S:g} s"
     result = crew.edit(FRAMES, PARAMS, on_progress=signal_at(crew, stage, done, number, which))
     assert np.array_equal(result.frames, undisturbed.frames)
-    (sentence,) = result.report.lost_workers
-    expected = f"was silent for {DEADLINE_S:g} s" if which == signal.SIGSTOP else "ended (signal SIGKILL)"
+    sentence = result.report.lost_workers[0]  # where the machine is busy, others may be silent for as long
+    assert len(result.report.lost_workers) == 1 or which == signal.SIGSTOP
     assert sentence.startswith(f"Worker {number} on cpu {expected}")
     assert result.report.redone_batches <= 2
 
@@ -130,7 +139,7 @@ def test_a_worker_out_of_memory_goes_on_with_smaller_batches(
     checkpoint_folder: Path, undisturbed: EditResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = Path(__file__).with_name("faulty_worker.py")
-    monkeypatch.setattr(editor_module, "WorkerPool", impatient(command=(sys.executable, "-P", str(script), "2")))
+    monkeypatch.setattr(editor_module, "WorkerPool", other_pool(command=(sys.executable, "-P", str(script), "2")))
     with Editor.from_pretrained(checkpoint_folder, device="cpu", workers=2) as short_of_memory:
         result = short_of_memory.edit(FRAMES, PARAMS)
     assert np.abs(result.frames.astype(int) - undisturbed.frames).max() <= 1  # rounding
