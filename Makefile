@@ -18,7 +18,7 @@ INSTRUCTION ?= turn it into a thermal image
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-fast nightly lint reference format typecheck quality bench soak wheels gpu-wheels gpu-rehearsal clean
+.PHONY: setup demo test test-fast nightly environments lint reference format typecheck quality bench soak wheels gpu-wheels gpu-rehearsal clean
 
 setup: $(STAMP)
 
@@ -43,6 +43,11 @@ test: setup lint wheels
 
 nightly: setup lint wheels
 	$(PYTEST) --durations 30
+	$(BIN)/python tests/environments.py
+
+# The fast tests on every Python that is here, with the lowest and the highest versions that are allowed.
+environments:
+	$(PYTHON) tests/environments.py
 
 wheels: $(WHEELS)/.fetched
 

@@ -2,19 +2,21 @@
 
 from collections import deque
 from collections.abc import Generator, Iterator
+from functools import partial
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from fairy.engines.engine import Usage
 from fairy.runtime.bank.anchor_bank import CarriedAnchor
 from fairy.runtime.denoise.networks import Networks
 from fairy.runtime.denoise.segment_edit import SegmentEdit
-from fairy.runtime.device import cpu_threads
+from fairy.runtime.device import DTYPES, cpu_threads
 from fairy.runtime.inputs.frames import Frames
 from fairy.runtime.plan.batches import Part
 from fairy.runtime.plan.segments import Segment
-from fairy.runtime.plan.tasks import tasks_of
+from fairy.runtime.plan.tasks import anchor_task, tasks_of
 from fairy.runtime.record.run import Run
 
 Edited = tuple[list[Frames], dict[int, Frames]]
@@ -62,12 +64,13 @@ class InProcess:
         """Task after task, in the order of the method; see `Executor`."""
         carried: CarriedAnchor | None = None
         number = 0
-        for segment in run.plan.segments:
+        for index, segment in enumerate(run.plan.segments):
             edit = self._begin(run, segment, carried)
-            pictures = next(reads)
+            anchor_pictures = next(reads)
+            bank = partial(fill_bank, edit, anchor_pictures)
             with cpu_threads(self._threads):
-                edit.begin(segment.anchors, pictures)
-            leaving = Leaving(run, segment, pictures)
+                begin_anchors(edit, index, anchor_pictures)
+            leaving = Leaving(run, segment, anchor_pictures)
             yield from leaving.ready({})
             for task in tasks_of(run.plan, segment, carried=carried is not None):
                 while edit.lacks(task.frames):
@@ -78,18 +81,24 @@ class InProcess:
                     number += 1
                 with cpu_threads(self._threads):
                     if not edit.has(task.frames):
+                        if task.role == "frames" and segment.anchors and edit.bank is None:
+                            bank()  # the anchors were there, some others are not
                         edit.compute(task)
                         if task.role == "frames":
                             save_latents(run, number - 1, edit.latents(task.frames))
+                        elif task.role == "anchors":
+                            save_anchors(run, index, edit.latents(task.frames), run.pace.precision)
                     done = edit.take(task.frames)
                 yield from leaving.ready(done)
             for _ in segment.parts[leaving.read :]:  # all of their frames are anchors
                 leaving.wait(next(reads))
                 number += 1
             yield from leaving.ready({})
-            if run.plan.params.continue_look and edit.bank is not None:
-                carried = edit.bank.last_anchor()
-            del edit  # its bank, before the next one is made
+            if run.plan.params.continue_look and segment.anchors and index + 1 < len(run.plan.segments):
+                if edit.bank is None:
+                    bank()
+                carried = None if edit.bank is None else edit.bank.last_anchor()
+            del edit, bank  # its keys and values, before the next ones are made
 
     def _begin(self, run: Run, segment: Segment, carried: CarriedAnchor | None) -> SegmentEdit:
         with cpu_threads(self._threads):
@@ -139,6 +148,23 @@ class Leaving:
             yield self._pictures.popleft(), {frame: self._done.pop(frame) for frame in frames}
 
 
+def begin_anchors(edit: SegmentEdit, number: int, pictures: list[Frames]) -> None:
+    """Take a segment's anchors in, or what an interrupted edit had made of them; without a bank then."""
+    latents = load_anchors(edit.run, number)
+    if latents is not None:
+        edit.restore(edit.segment.anchors, latents)
+    else:
+        edit.begin(edit.segment.anchors, pictures)
+
+
+def fill_bank(edit: SegmentEdit, pictures: list[Frames]) -> None:
+    """Compute the keys and values of anchors whose latents were there."""
+    anchors = edit.segment.anchors
+    edit.begin(anchors, pictures)
+    edit.compute(anchor_task(edit.segment, len(edit.run.plan.schedule), carried=edit.carried is not None))
+    edit.forget(anchors)
+
+
 def begin_part(edit: SegmentEdit, number: int, part: Part, pictures: list[Frames]) -> None:
     """Take the frames of a part in, or what an interrupted edit had made of them."""
     latents = load_latents(edit.run, number)
@@ -163,6 +189,23 @@ def load_latents(run: Run, number: int) -> Tensor | None:
         return None
     run.tell_resumed()
     return latents
+
+
+def load_anchors(run: Run, number: int) -> Tensor | None:
+    """The latents of a segment's anchors that an interrupted edit had finished; the run goes on in their precision."""
+    found = None if run.journal is None else run.journal.load_anchors(number)
+    anchors = run.plan.segments[number].anchors
+    if found is None or tuple(found[0].shape) != (len(anchors), *run.plan.latent_shape):
+        return None
+    run.pace.precision = DTYPES[found[1]]
+    run.tell_step("anchors", len(run.plan.schedule) - 1)
+    return found[0]
+
+
+def save_anchors(run: Run, number: int, latents: Tensor, precision: torch.dtype) -> None:
+    """Keep the latents of a segment's anchors and the precision that they needed, where there is a journal."""
+    if run.journal is not None:
+        run.journal.save_anchors(number, latents, str(precision).removeprefix("torch."))
 
 
 def save_latents(run: Run, number: int, latents: Tensor) -> None:

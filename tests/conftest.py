@@ -173,6 +173,21 @@ def editor(checkpoint_folder: Path):
 
 # Files whose tests share what takes long to make: one of pytest-xdist's processes takes them all.
 TOGETHER = {"tests/engines/test_onnxruntime.py": "small export", "tests/export/test_onnx.py": "small export"}
+# Those that take longest are begun first, so that no process is left with one of them at the end.
+FIRST = (
+    "tests/engines/test_onnxruntime.py",
+    "tests/export/test_onnx.py",
+    "tests/runtime/workers/test_workers.py",
+    "tests/runtime/test_journal.py",
+    "tests/kernels/test_interpreter.py",
+    "tests/runtime/test_editor.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    order = {ROOT / name: i for i, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))  # others stay as they are
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -185,4 +200,5 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
             file = super()._split_scope(nodeid)
             return TOGETHER.get(file, file)
 
+    config.option.loadscopereorder = False  # in the order above, not by the number of tests
     return ByRoom(config, log)

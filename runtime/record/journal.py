@@ -3,6 +3,7 @@
     OUT.job/identity-1f2e3d4c5b6a.json         everything that decides the bytes of the result
     OUT.job/000012-1f2e3d4c5b6a.safetensors    part 12: latents [frames, c, h, w] float32, with the identity's hash
                                                and their own
+    OUT.job/anchors-0-1f2e3d4c5b6a.safetensors the same of the anchors of segment 0
 
 The name's end is the beginning of the identity's hash: an edit with another option finds nothing of its own there, and
 spoils nothing. A file appears under its name only when it is whole. What is wrong, or belongs to another edit, is never
@@ -30,7 +31,9 @@ from fairy.runtime.video.formats import OUTPUTS
 
 _SUFFIX = ".job"
 _LONGEST_NAME_BYTES = 255
-_OURS = re.compile(r"\d{6,}-[0-9a-f]{12}\.safetensors|identity-[0-9a-f]{12}\.json|\.(identity|\d+)-.*\.part")
+_OURS = re.compile(
+    r"(\d{6,}|anchors-\d+)-[0-9a-f]{12}\.safetensors|identity-[0-9a-f]{12}\.json|\.(identity|anchors|\d+)-.*\.part"
+)
 
 
 def journal_folder(out: Path) -> Path:
@@ -79,7 +82,7 @@ class Journal:
     @property
     def kept(self) -> int:
         """How many parts of this edit lie in the folder, for it or for a later one to go on from."""
-        return len(list(self._folder.glob(self._path_name("*"))))
+        return len(list(self._folder.glob(self._path_name("[0-9]*"))))
 
     def begin(self, *, resume: bool) -> None:
         """Look at what an earlier edit left. It is used only where it is this edit's and `resume` is set."""
@@ -100,26 +103,47 @@ class Journal:
                 "again; with --resume (resume = True) it would have gone on from them."
             )
 
+    def has(self, part: int) -> bool:
+        """Whether a part may be used; what is damaged shows only when it is loaded."""
+        return self._reads and self._path(f"{part:06d}").is_file()
+
     def load(self, part: int) -> Tensor | None:
         """The latents of a part, or None where there are none that can be trusted."""
-        path = self._path(part)
+        found = self._load(f"{part:06d}", str(part))
+        if found is not None:
+            self._resumed.add(part)
+        return None if found is None else found[0]
+
+    def load_anchors(self, segment: int) -> tuple[Tensor, str] | None:
+        """The latents of a segment's anchors, and the precision that they needed."""
+        return self._load(f"anchors-{segment}", f"anchors {segment}")
+
+    def save(self, part: int, latents: Tensor) -> None:
+        """Keep the latents of a finished part; a disk that does not take them costs the journal, not the edit."""
+        self._save(f"{part:06d}", str(part), latents, "")
+
+    def save_anchors(self, segment: int, latents: Tensor, precision: str) -> None:
+        """Keep the latents of a segment's anchors, and the precision that they needed."""
+        self._save(f"anchors-{segment}", f"anchors {segment}", latents, precision)
+
+    def _load(self, name: str, part: str) -> tuple[Tensor, str] | None:
+        path = self._path(name)
         if not self._reads or not path.is_file() or path.is_symlink():
             return None
+        precision = ""
         try:
             with safe_open(path, "pt") as file:
                 told, latents = file.metadata() or {}, file.get_tensor("latents")
-            good = told == self._told(part, latents)
+            precision = told.get("precision", "")
+            good = told == self._told(part, latents, precision)
         except (SafetensorError, OSError, ValueError):
             good = False
         if not good:
             self.notes.append(f"{path.name} in {self._folder.name} is damaged; those frames were computed again.")
             return None
-        self._resumed.add(part)
-        found: Tensor = latents
-        return found
+        return latents, precision
 
-    def save(self, part: int, latents: Tensor) -> None:
-        """Keep the latents of a finished part; a disk that does not take them costs the journal, not the edit."""
+    def _save(self, name: str, part: str, latents: Tensor, precision: str) -> None:
         whole = latents.detach().float().cpu().contiguous()
         try:
             if self._folder.is_symlink():
@@ -131,7 +155,7 @@ class Journal:
                 self._folder.mkdir(exist_ok=True)
                 write_atomically(self._folder / self._identity_name, self._text.encode())
                 self._written = True
-            write_atomically(self._path(part), save({"latents": whole}, self._told(part, whole)))
+            write_atomically(self._path(name), save({"latents": whole}, self._told(part, whole, precision)))
         except (FairyError, OSError) as error:
             sentence = f"{self._folder.name} could not be written; an interrupted edit would begin earlier ({error})"
             if not any(note.startswith(sentence[:40]) for note in self.notes):
@@ -159,9 +183,10 @@ class Journal:
                 self._folder = other
                 return
 
-    def _told(self, part: int, latents: Tensor) -> dict[str, str]:
+    def _told(self, part: str, latents: Tensor, precision: str) -> dict[str, str]:
         """What a part's file says of itself."""
-        return {"identity": self._digest, "part": str(part), "sha256": _sha256(latents)}
+        told = {"identity": self._digest, "part": part, "sha256": _sha256(latents)}
+        return told | ({"precision": precision} if precision else {})
 
     def _difference(self, folder: Path | None = None) -> str | None:
         """What about the edit that left the journal is not this one's; None where it holds this one's."""
@@ -182,11 +207,11 @@ class Journal:
     def _identity_name(self) -> str:
         return f"identity-{self._digest[:12]}.json"
 
-    def _path(self, part: int) -> Path:
-        return self._folder / self._path_name(f"{part:06d}")
+    def _path(self, name: str) -> Path:
+        return self._folder / self._path_name(name)
 
-    def _path_name(self, part: str) -> str:
-        return f"{part}-{self._digest[:12]}.safetensors"
+    def _path_name(self, name: str) -> str:
+        return f"{name}-{self._digest[:12]}.safetensors"
 
     def _remove(self) -> None:
         """Remove what is a journal's; whatever else lies in a folder of that name stays."""

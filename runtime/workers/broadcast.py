@@ -183,12 +183,13 @@ class BankGroup:
         if self._failure is None:
             self._steps.put((bank.flat[step], self._lane.computed()))
 
-    def wait(self, step: int, remind: Callable[[], None]) -> None:
+    def wait(self, step: int, remind: Callable[[], None], idle: Callable[[], bool] = lambda: False) -> None:
         """Return when a step has been transferred; on CUDA, when the current stream will wait for that.
 
-        `remind` is called now and then, and may raise to stop the waiting. Raises BankLost.
+        `remind` is called now and then, and may raise to stop the waiting; `idle` may do something small meanwhile, and
+        says whether it did. Raises BankLost.
         """
-        passing = self._underway(step, remind)
+        passing = self._underway(step, remind, idle)
         if passing is not None:
             self._lane.follow(passing)
 
@@ -201,15 +202,20 @@ class BankGroup:
             if self._failure is not None:
                 raise BankLost(self._failure)
 
-    def _underway(self, step: int, remind: Callable[[], None]) -> Passing | None:
+    def _underway(
+        self, step: int, remind: Callable[[], None], idle: Callable[[], bool] = lambda: False
+    ) -> Passing | None:
         """Return when a step's transfer has begun on CUDA, or ended on the CPU; when it ends on CUDA."""
         reminded = time.monotonic()
+        while len(self._passed) <= step and self._failure is None:
+            if not idle():
+                with self._changed:
+                    if len(self._passed) <= step and self._failure is None:
+                        self._changed.wait(_POLL_S)
+            if time.monotonic() - reminded > _REMIND_S:
+                remind()
+                reminded = time.monotonic()
         with self._changed:
-            while len(self._passed) <= step and self._failure is None:
-                self._changed.wait(_POLL_S)
-                if time.monotonic() - reminded > _REMIND_S:
-                    remind()
-                    reminded = time.monotonic()
             if self._failure is not None:
                 raise BankLost(self._failure)
             return self._passed[step]
@@ -270,15 +276,21 @@ def _from_leader() -> Any:
 class ArrivingBank:
     """A bank that is filled by another worker; it is read like any other (see `anchors.Context`)."""
 
-    def __init__(self, bank: AnchorBank, group: BankGroup, waiting: Callable[[int], None]) -> None:
-        """`waiting` is called with a step's number while it has not arrived."""
-        self._bank, self._group, self._waiting = bank, group, waiting
+    def __init__(
+        self,
+        bank: AnchorBank,
+        group: BankGroup,
+        waiting: Callable[[int], None],
+        idle: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`waiting` is called with a step's number while it has not arrived; `idle` see `BankGroup.wait`."""
+        self._bank, self._group, self._waiting, self._idle = bank, group, waiting, idle
         for step in range(len(bank.keys)):
             group.post(bank, step)
 
     def context(self, step: int, dtype: torch.dtype) -> Mapping[str, Tensor]:
         """The keys and values of a step, once they are here. Raises BankLost."""
-        self._group.wait(step, lambda: self._waiting(step))
+        self._group.wait(step, lambda: self._waiting(step), self._idle)
         return self._bank.context(step, dtype)
 
     def last_anchor(self) -> CarriedAnchor:

@@ -19,7 +19,8 @@ from typing import Literal
 from fairy.engines.engine import Usage
 from fairy.export.steps import in_order
 from fairy.kernels.errors import MachineError
-from fairy.runtime.executor import Edited, frames_of, load_latents, save_latents
+from fairy.runtime.device import DTYPES
+from fairy.runtime.executor import Edited, frames_of, load_anchors, load_latents, save_anchors, save_latents
 from fairy.runtime.inputs.frames import Frames
 from fairy.runtime.record.run import Run
 from fairy.runtime.video.wire import Message
@@ -30,7 +31,6 @@ from fairy.runtime.workers.protocol import (
     pack_frames,
     pack_latents,
     unpack_edited,
-    unpack_frames,
 )
 
 _POLL_S = 0.1
@@ -102,6 +102,7 @@ class Dispatch:
         self._steps: dict[int, int] = {}
         self._digests: dict[str, str] = {}
         self._fallbacks: list[str] = []
+        self._without_bank = False  # everything is decoded from latents that were kept
         self._compiled_steps: set[str] = set()
 
     @property
@@ -148,6 +149,12 @@ class Dispatch:
         if not self._segment.anchors:
             self._anchors = {}
             return
+        if self._is_whole() and (latents := load_anchors(self._run, self._index)) is not None:
+            self._without_bank = True
+            leader = self._members[0]
+            self._assign(leader, "anchors")
+            self._post(leader, self._decoding(None, self._segment.anchors), pack_latents(latents))
+            return
         if not self._shares_bank:
             for member in self._members:
                 self._assign_anchors(member, {})
@@ -157,6 +164,22 @@ class Dispatch:
             member.shares = True
             self._post(member, {"do": "bank", "generation": 0, **self._group(member, rank)})
         self._assign_anchors(leader, self._group(leader, 0) if others else {})
+
+    def _is_whole(self) -> bool:
+        """Whether an interrupted edit had finished all of the segment, so that nobody needs the bank."""
+        journal, parts = self._run.journal, enumerate(self._segment.parts, start=self._first)
+        return journal is not None and not self._continues and all(journal.has(i) for i, part in parts if part.frames)
+
+    def _fill_banks(self) -> None:
+        """Something has to be computed after all: everybody computes the bank for itself."""
+        self._without_bank = False
+        for member in self._members:
+            self._assign_anchors(member, {})
+
+    def _decoding(self, part: int | None, frames: Sequence[int]) -> Message:
+        precision = str(self._run.pace.precision).removeprefix("torch.")
+        known = {"precision": precision} if self._without_bank else {}
+        return {"do": "decode", "part": part, "frames": frames, **known}
 
     def _group(self, member: Member, rank: int) -> Message:
         # A transfer's clock starts when its step is there; who is really late is lost by the controller's own deadline.
@@ -200,8 +223,10 @@ class Dispatch:
             latents = load_latents(self._run, self._first + part) if part not in self._tries else None
             if latents is not None:
                 self._resumed.add(part)
-                self._post(member, {"do": "decode", "part": part, "frames": frames}, pack_latents(latents))
+                self._post(member, self._decoding(part, frames), pack_latents(latents))
                 continue
+            if self._without_bank:  # what was kept of this part is damaged
+                self._fill_banks()
             pictures = frames_of(self._segment.parts[part], self._pictures[part])
             self._post(member, {"do": "part", "part": part, "frames": frames}, pack_frames(pictures))
 
@@ -270,8 +295,11 @@ class Dispatch:
 
     def _accept_anchors(self, message: Message, payload: bytearray) -> None:
         if self._anchors is None:
-            frames = unpack_frames(payload, self._run.plan.result_size)
-            self._anchors = dict(zip(self._segment.anchors, frames, strict=True))
+            anchors, plan = self._segment.anchors, self._run.plan
+            frames, latents = unpack_edited(payload, len(anchors), plan.result_size, plan.latent_shape)
+            self._anchors = dict(zip(anchors, frames, strict=True))
+            if not self._without_bank:
+                save_anchors(self._run, self._index, latents, DTYPES[message["precision"]])
             self._run.tally.bank_bytes = max(self._run.tally.bank_bytes, message["bank_bytes"])
             self._release_held()
 
@@ -342,6 +370,8 @@ class Dispatch:
             raise MachineError(f"No worker is left: {' '.join(self._run.tally.lost_workers)} Start the edit again.")
         if not self._segment.anchors:
             return
+        if self._without_bank and self._anchors is None:
+            self._fill_banks()
         if member.shares and not member.complete:
             self._give_up_sharing(member)
             return

@@ -32,7 +32,6 @@ from fairy.runtime.workers.protocol import (
     LIMIT_BYTES,
     error_message,
     pack_edited,
-    pack_frames,
     rebuild_run,
     unpack_frames,
     unpack_latents,
@@ -53,9 +52,10 @@ class Request:
 
 @dataclass(slots=True)
 class Work:
-    """What a worker keeps of the segment at hand; generation: of its bank."""
+    """What a worker keeps of the segment at hand; number: of its messages; generation: of its bank."""
 
     edit: SegmentEdit
+    number: int
     generation: int = 0
     sent: dict[str, int] = field(default_factory=lambda: {"notes": 0, "fallbacks": 0})
 
@@ -93,6 +93,12 @@ class Listener:
                 self.tasks.put(Request(message, payload, self._cancel, group))
         except BaseException:  # the controller is gone, or cannot be understood any more
             os._exit(3)
+
+    def following(self) -> Request | None:
+        """The task that comes next, if there is one already."""
+        with self.tasks.mutex:
+            found: Request | None = self.tasks.queue[0] if self.tasks.queue else None
+        return found
 
     def _act(self, message: wire.Message) -> BankGroup | None:
         what = message["do"]
@@ -175,7 +181,7 @@ class Server:
                 carried = before.edit.bank.last_anchor()
             except BankLost as error:
                 raise MachineError(f"{error} Start the edit again.") from error
-        self._work = Work(SegmentEdit(self._networks, run, run.plan.segments[index], carried))
+        self._work = Work(SegmentEdit(self._networks, run, run.plan.segments[index], carried), task.message["job"])
 
     def _receive_bank(self, task: Request, work: Work) -> None:
         """The bank comes from the leader; parts may start at once."""
@@ -191,7 +197,7 @@ class Server:
         anchors, precision = len(edit.segment.anchors), edit.run.pace.precision
         empty = self._networks.new_bank(edit.run, anchors, precision, edit.carried).sendable
         assert empty is not None  # one that cannot be sent is computed by each worker for itself
-        edit.bank = ArrivingBank(empty, group, waiting)
+        edit.bank = ArrivingBank(empty, group, waiting, lambda: self._encode_ahead(work))
 
         def watch() -> None:
             try:
@@ -201,6 +207,21 @@ class Server:
                 self._outbox.send(here | {"complete": False, "reason": str(error)})
 
         threading.Thread(target=watch, daemon=True).start()
+
+    def _encode_ahead(self, work: Work) -> bool:
+        """Encode a frame of the micro-batch that waits behind the one at hand; False where there is nothing to do."""
+        following, edit = self._listener.following(), work.edit
+        if following is None or following.message["do"] != "part" or self._networks.checkpoint.condition != "image":
+            return False
+        if following.cancel.is_set() or following.message["job"] != work.number:
+            return False
+        frames = following.message["frames"]
+        missing = [i for i, frame in enumerate(frames) if edit.lacks([frame])]
+        if not missing:
+            return False
+        pictures = unpack_frames(following.payload, edit.run.plan.source.size)
+        edit.begin([frames[missing[0]]], [pictures[missing[0]]])
+        return True
 
     def _anchors(self, task: Request, work: Work) -> None:
         """Phase A, for this worker alone or as the leader of those that wait for the bank."""
@@ -223,9 +244,15 @@ class Server:
         edit.begin(anchors, unpack_frames(task.payload, run.plan.source.size))
         steps, carried = len(run.plan.schedule), edit.carried is not None
         edit.compute(anchor_task(edit.segment, steps, carried=carried), on_bank)
+        self._send_anchors(task, work)
+
+    def _send_anchors(self, task: Request, work: Work) -> None:
+        edit, anchors = work.edit, work.edit.segment.anchors
+        latents = edit.latents(anchors)
         edited = list(edit.take(anchors).values())
-        facts = {"bank_bytes": run.tally.bank_bytes, **self._tell_of(work)}
-        self._outbox.send(self._answer(task, "anchors") | facts, pack_frames(edited))
+        precision = str(edit.run.pace.precision).removeprefix("torch.")
+        facts = {"bank_bytes": edit.run.tally.bank_bytes, "precision": precision, **self._tell_of(work)}
+        self._outbox.send(self._answer(task, "anchors") | facts, pack_edited(edited, latents))
 
     def _part(self, task: Request, work: Work) -> None:
         """Phase B for one micro-batch."""
@@ -235,17 +262,24 @@ class Server:
             raise BankLost("there is no bank")
         run.count.batches = run.count.steps = 0  # the controller counts micro-batches, this worker steps
         try:
-            edit.begin(frames, unpack_frames(task.payload, run.plan.source.size))
+            pictures = dict(zip(frames, unpack_frames(task.payload, run.plan.source.size), strict=True))
+            missing = [frame for frame in frames if edit.lacks([frame])]  # others were encoded ahead
+            edit.begin(missing, [pictures[frame] for frame in missing])
             edit.compute(frame_task(frames, len(run.plan.schedule), anchors=anchors))
             self._send_edited(task, work, frames)
         finally:
             edit.forget(frames)
 
     def _decode(self, task: Request, work: Work) -> None:
-        """A micro-batch whose latents an interrupted edit left."""
-        frames = tuple(task.message["frames"])
-        work.edit.restore(frames, unpack_latents(task.payload, len(frames), work.edit.run.plan.latent_shape))
-        self._send_edited(task, work, frames)
+        """A micro-batch, or the anchors, whose latents an interrupted edit left."""
+        frames, run = tuple(task.message["frames"]), work.edit.run
+        if "precision" in task.message:
+            run.pace.precision = DTYPES[task.message["precision"]]
+        work.edit.restore(frames, unpack_latents(task.payload, len(frames), run.plan.latent_shape))
+        if task.message["part"] is None:
+            self._send_anchors(task, work)
+        else:
+            self._send_edited(task, work, frames)
 
     def _send_edited(self, task: Request, work: Work, frames: tuple[int, ...]) -> None:
         latents = work.edit.latents(frames)

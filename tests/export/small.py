@@ -1,5 +1,7 @@
-"""A checkpoint so small that its graphs export in seconds, and its export: both made once: `TOGETHER` in tests/conftest.py keeps their users in
-one process."""
+"""A checkpoint so small that its graphs export in seconds, and its export: both made once.
+
+`TOGETHER` in tests/conftest.py keeps their users in one process.
+"""
 
 from functools import cache
 from pathlib import Path

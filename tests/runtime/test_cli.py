@@ -357,7 +357,7 @@ def _command(*arguments: object) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_a_full_disk_is_one_sentence_exit_1_and_no_file(checkpoint_folder: Path, tmp_path: Path, workers: int) -> None:
     rng = np.random.default_rng(0)
     noisy = rng.integers(0, 256, (8, 128, 128, 3), dtype=np.uint8)

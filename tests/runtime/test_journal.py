@@ -38,12 +38,12 @@ def interrupt(editor: Editor, video: Path, out: Path, after: int, params: EditPa
         editor.edit_file(video, out, params, on_progress=on_progress, cancel=cancel)
 
 
-def count_denoised(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def count_denoised(editor: Editor, monkeypatch: pytest.MonkeyPatch, roles: tuple[str, ...] = ("frames",)) -> list[int]:
     done: list[int] = []
     really = SegmentEdit.compute
 
     def counted(self, task, *rest):
-        if task.role == "frames":
+        if task.role in roles:
             done.extend(task.frames)
         return really(self, task, *rest)
 
@@ -59,7 +59,7 @@ def test_it_goes_on_from_the_finished_micro_batches(
     interrupt(editor, video, out, 3)
     assert not out.exists()
     kept = sorted(path.name.split("-")[0] for path in (tmp_path / "out.mp4.job").iterdir())
-    assert kept == ["000000", "000001", "000002", "identity"]
+    assert kept == ["000000", "000001", "000002", "anchors", "identity"]
     denoised, told = count_denoised(editor, monkeypatch), []
     report = editor.edit_file(video, out, PARAMS, resume=True, on_progress=told.append)
     assert len(denoised) == 10 - 3 * 2
@@ -82,13 +82,46 @@ def test_it_goes_on_into_another_container(
         editor.edit_file(video, tmp_path / "out.mov", PARAMS)
     assert any("--resume" in note and "another container" in note for note in caught.value.__notes__)
     monkeypatch.undo()
-    denoised = count_denoised(editor, monkeypatch)
+    denoised = count_denoised(editor, monkeypatch, ("frames", "anchors"))
     report = editor.edit_file(video, tmp_path / "out.mkv", PARAMS, resume=True)
-    assert denoised == []
+    assert denoised == []  # not even the anchors
     assert any("out.mov.job" in note for note in report.notes)
     assert report.frames_sha256 == expected.frames_sha256
     assert (tmp_path / "out.mkv").read_bytes() == (tmp_path / "whole.mkv").read_bytes()
     assert not list(tmp_path.glob("*.job"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shots", [(), (7,)])
+def test_where_all_was_computed_workers_only_decode(
+    checkpoint_folder: Path, editor: Editor, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shots: tuple
+) -> None:
+    """But for what is damaged, and for the bank that this needs."""
+    params = replace(PARAMS, shots=shots)
+    expected = editor.edit_file(video, tmp_path / "whole.mkv", params).frames_sha256
+    with Editor.from_pretrained(checkpoint_folder, device="cpu", workers=2) as crew:
+        with monkeypatch.context() as patch:
+            patch.setattr(VideoWriter, "close", failing)
+            for name in ("out.mov", "spoilt.mov"):
+                with pytest.raises(MachineError, match="the trailer"):
+                    crew.edit_file(video, tmp_path / name, params)
+        decoded = crew.edit_file(video, tmp_path / "out.mkv", params, resume=True)
+        flip_a_bit(part(tmp_path / "spoilt.mov.job", 1))
+        mended = crew.edit_file(video, tmp_path / "spoilt.mkv", params, resume=True)
+    assert decoded.frames_sha256 == mended.frames_sha256 == expected
+    assert not {"anchors", "frames"} & set(decoded.times_ms)
+    assert {"anchors", "frames"} <= set(mended.times_ms)
+    assert any("damaged" in note for note in mended.notes)
+
+
+def test_the_look_goes_on_from_a_shot_that_was_finished(
+    editor: Editor, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next shot needs the keys and values of an anchor that need not be computed for its own frames."""
+    params = replace(PARAMS, shots=(6,), continue_look=True)
+    expected = editor.edit_file(video, tmp_path / "whole.mp4", params).frames_sha256
+    interrupt(editor, video, tmp_path / "out.mp4", after=2, params=params)
+    assert editor.edit_file(video, tmp_path / "out.mp4", params, resume=True).frames_sha256 == expected
 
 
 def failing(_: object) -> None:
@@ -208,7 +241,7 @@ def test_a_disk_that_takes_no_journal_costs_the_journal_only(editor: Editor, vid
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_a_killed_command_goes_on(checkpoint_folder: Path, editor: Editor, tmp_path: Path, workers: int) -> None:
     """SIGKILL in the middle; then --resume, with another number of workers than before."""
     video, out = write_clip(tmp_path / "clip.mp4", make_frames(40), sound=False), tmp_path / "out.mp4"

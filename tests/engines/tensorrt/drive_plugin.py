@@ -13,9 +13,8 @@ import tensorrt_bindings as trt
 
 sys.modules["tensorrt"] = trt
 import tensorrt.plugin as trtp  # noqa: E402
-from tensorrt.plugin import _lib, _plugin_class  # noqa: E402
-
 from ptx_kinds import parameter_kinds  # noqa: E402
+from tensorrt.plugin import _lib, _plugin_class  # noqa: E402
 
 from fairy.engines.tensorrt.plugin import ENTRIES, use_plugins  # noqa: E402
 from fairy.kernels.errors import MachineError  # noqa: E402

@@ -47,6 +47,7 @@ def _denoised(engines, specs) -> torch.Tensor:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_onnxruntime_gives_what_eager_gives(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")

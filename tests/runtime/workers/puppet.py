@@ -81,7 +81,7 @@ while True:
     message, payload = receive()
     what = message["do"]
     if what == "job":
-        job, has_bank = message["job"], not message["params"]["anchors"]
+        job, has_bank, anchors = message["job"], not message["params"]["anchors"], message["params"]["anchors"]
         latent_bytes = 4 * math.prod(message["latent_shape"])
     elif what == "bank":
         generation, has_bank = message["generation"], not role.get("lost")
@@ -96,7 +96,8 @@ while True:
             send(answer("bank") | {"complete": False, "void": True})
         send(answer("step") | {"stage": "anchors", "done": 1})
         time.sleep(role.get("slow_s", 0))
-        send(answer("anchors"), invert(payload))
+        latents = bytes(latent_bytes * len(anchors))
+        send(answer("anchors") | {"precision": "float32"}, invert(payload) + latents)
     elif what == "part" and not misbehave(message):
         if not has_bank:
             send(answer("undone") | {"part": message["part"]})

@@ -45,6 +45,7 @@ def test_weights_and_libraries_lie_in_memory_once(crew: Editor, editor: Editor) 
     assert sum(map(_share_of_memory, together)) < 2 * max(map(_resident, together))
 
 
+@pytest.mark.nightly
 def test_threads_of_one_worker_are_its_own(checkpoint_folder: Path, editor: Editor) -> None:
     """The nursery has one thread; its workers compute with as many as they are told."""
     with Editor.from_pretrained(checkpoint_folder, device="cpu", workers=2, threads=2) as crew:

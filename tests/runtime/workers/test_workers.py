@@ -86,7 +86,7 @@ def test_the_written_files_are_the_same_too(crew: Editor, editor: Editor, clip: 
     assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("workers", [pytest.param(2, marks=pytest.mark.nightly), 4])
 def test_any_number_of_workers_writes_the_same_file(
     checkpoint_folder: Path, editor: Editor, tmp_path: Path, workers: int
 ) -> None:
@@ -183,7 +183,10 @@ def start_cli(arguments: list[str], folder: Path) -> tuple[subprocess.Popen, lis
     raise AssertionError(process.communicate()[1])
 
 
-@pytest.mark.parametrize(("which", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("which", "code"),
+    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.nightly), (signal.SIGKILL, -signal.SIGKILL)],
+)
 def test_no_worker_outlives_its_controller(
     checkpoint_folder: Path, tmp_path: Path, which: signal.Signals, code: int
 ) -> None:
