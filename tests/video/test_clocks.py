@@ -3,6 +3,7 @@
 from fractions import Fraction
 
 import av
+import numpy as np
 import pytest
 
 from fairy.runtime.video import probe, read_frames
@@ -70,3 +71,52 @@ def test_the_only_frame_of_mpeg_ts_has_no_made_up_rate(make, copy_video, tmp_pat
     assert info.frame_rate is None
     copy = probe(copy_video(info, tmp_path / "o.mp4").path)
     assert 0.01 < copy.duration_s < 0.1
+
+
+NOT_CODED = bytes.fromhex("000001b6504f")  # a picture of MPEG-4 that says: nothing new
+USER_DATA, PICTURE = b"\x00\x00\x01\xb2", b"\x00\x00\x01\xb6"
+
+
+def write_packed_divx(path, pictures):
+    """As DivX 5: a B picture lies in the packet of the one stored before it, an empty packet where it is due."""
+    coder = av.CodecContext.create("mpeg4", "w")
+    coder.height, coder.width, coder.pix_fmt = *pictures.shape[1:3], "yuv420p"
+    coder.time_base, coder.framerate, coder.options = Fraction(1, 25), Fraction(25), {"bf": "1", "g": "300"}
+    coded = []
+    for number, picture in enumerate(pictures):
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+        frame.pts, frame.time_base = number, Fraction(1, 25)
+        coded += [bytes(packet) for packet in coder.encode(frame)]
+    coded += [bytes(packet) for packet in coder.encode(None)]
+    header, _, rest = coded[0].partition(PICTURE)
+    coded[0] = header.partition(USER_DATA)[0] + USER_DATA + b"DivX503b1393p\x00" + PICTURE + rest
+    packets = []
+    for data in coded:
+        if data[data.index(PICTURE) + 4] >> 6 == 2:  # a B picture
+            packets[-1] += data
+            packets.append(NOT_CODED)
+        else:
+            packets.append(data)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], "yuv420p"
+        stream.codec_context.codec_tag = "DX50"
+        for number, data in enumerate(packets):
+            packet = av.Packet(data)
+            packet.stream, packet.time_base = stream, Fraction(1, 25)
+            packet.pts = packet.dts = number
+            packet.is_keyframe = number == 0
+            container.mux(packet)
+    return packets
+
+
+def test_packed_divx_keeps_every_picture_at_its_time(copy_video, tmp_path):
+    pictures = np.stack([np.full((48, 64, 3), 20 + 9 * number, np.uint8) for number in range(24)])
+    packets = write_packed_divx(tmp_path / "packed.avi", pictures)
+    assert packets.count(NOT_CODED) > 5
+    info = probe(tmp_path / "packed.avi")
+    assert info.pts.tolist() == list(range(24))
+    assert (info.frame_rate, info.variable_frame_rate) == (25, False)
+    seen = np.array([frame.mean() for frame in read_frames(info)])
+    assert np.abs(seen - pictures.mean((1, 2, 3))).max() < 4
+    assert probe(copy_video(info, tmp_path / "o.mp4").path).num_frames == 24
