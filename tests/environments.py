@@ -22,12 +22,16 @@ _FLOOR = re.compile(r"^([A-Za-z0-9-]+)>=([0-9.]+)")
 _OURS = re.compile("FAILED|ERROR|passed|failed|error")
 
 
-def floors() -> list[str]:
-    """Every dependency at its lowest allowed version, as pip's constraints."""
+def wanted() -> list[str]:
+    """Everything that the project and its tests need, as pyproject.toml says it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    found = [_FLOOR.match(line) for line in wanted]
-    missing = [line for line, match in zip(wanted, found, strict=True) if match is None]
+    return [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+
+
+def floors() -> list[str]:
+    """The same at the lowest allowed versions."""
+    found = [_FLOOR.match(line) for line in wanted()]
+    missing = [line for line, match in zip(wanted(), found, strict=True) if match is None]
     if missing:
         raise SystemExit(f"{missing[0]!r} in pyproject.toml has no lowest version; write {missing[0]}>=…")
     return sorted({f"{match[1]}=={match[2]}" for match in found if match})
@@ -51,11 +55,11 @@ def make(python: Path, folder: Path, way: str) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([python, "-m", "venv", folder], check=True)
     inside = folder / "bin" / "python"
-    limits = folder / "constraints.txt"
-    limits.write_text("\n".join(floors() if way == "lowest" else []) + "\n")
-    pip = [inside, "-m", "pip", "install", "--quiet", "--constraint", limits]
-    subprocess.run([*pip, "scikit-build-core", "cmake", "ninja"], check=True)
-    subprocess.run([*pip, "--no-build-isolation", "--editable", f"{ROOT}[dev]"], check=True)
+    packages = folder / "packages.txt"
+    packages.write_text("\n".join(["cmake", "ninja", *(floors() if way == "lowest" else wanted())]) + "\n")
+    pip = [inside, "-m", "pip", "install", "--quiet", "--quiet"]
+    subprocess.run([*pip, "--requirement", packages], check=True)
+    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "--editable", ROOT], check=True)
     return inside
 
 
