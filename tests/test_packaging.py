@@ -86,7 +86,7 @@ def test_floors_are_as_promised() -> None:
     assert floors["torch"] == ">=2.11"
     assert floors["triton"] == ">=3.6"
     assert floors["diffusers"] == ">=0.42.1"
-    assert floors["av"] == ">=17"
+    assert floors["av"] == ">=18"
 
 
 def test_no_gpu_package_and_no_onnxruntime_is_required() -> None:

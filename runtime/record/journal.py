@@ -72,6 +72,7 @@ class Journal:
         self._reads = False
         self._written = False
         self._resumed: set[int] = set()
+        self._pending: dict[int, tuple[Tensor, str]] = {}  # anchors, of no use before a part is there
         self.notes: list[str] = []
 
     @property
@@ -121,10 +122,13 @@ class Journal:
     def save(self, part: int, latents: Tensor) -> None:
         """Keep the latents of a finished part; a disk that does not take them costs the journal, not the edit."""
         self._save(f"{part:06d}", str(part), latents, "")
+        while self._pending:
+            segment, (anchors, precision) = self._pending.popitem()
+            self._save(f"anchors-{segment}", f"anchors {segment}", anchors, precision)
 
     def save_anchors(self, segment: int, latents: Tensor, precision: str) -> None:
-        """Keep the latents of a segment's anchors, and the precision that they needed."""
-        self._save(f"anchors-{segment}", f"anchors {segment}", latents, precision)
+        """Keep the latents of a segment's anchors, and the precision that they needed, once a part is finished too."""
+        self._pending[segment] = latents, precision
 
     def _load(self, name: str, part: str) -> tuple[Tensor, str] | None:
         path = self._path(name)

@@ -45,7 +45,7 @@ def test_it_says_where_when_and_what(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "a.json").read_text())
     (entry,) = content["records"]
     assert content["written"].endswith("+00:00")
-    assert entry["machine"]["torch"] == torch.__version__
+    assert entry["machine"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert entry["machine"]["cpu"]
     assert len(entry["conditions"]["load_average"]) == 3
     assert entry["timing"] | {"throttled": ()} == {

@@ -66,7 +66,7 @@ def test_only_real_slowdowns_are_named() -> None:
 
 def test_the_machine_is_named() -> None:
     found = machine(CPU)
-    assert found["torch"] == torch.__version__
+    assert found["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert found["cpu"]
     assert found["threads"] == torch.get_num_threads()
     assert copy_gb_per_s(CPU) > 0.1
