@@ -19,6 +19,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 WAYS = ("lowest", "highest")
 ROOT = Path(__file__).parents[1]
 _FLOOR = re.compile(r"^([A-Za-z0-9-]+)>=([0-9.]+)")
+_LIMIT_S = 3600
 _OURS = re.compile("FAILED|ERROR|passed|failed|error")
 
 
@@ -77,9 +78,15 @@ def run_tests(inside: Path) -> bool:
         "--ignore",
         ROOT / "tests" / "test_packaging.py",  # which is about the locked versions
     ]
-    done = subprocess.run(
-        words, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-    )
+    words += ["--max-worker-restart", "0"]
+    surroundings = os.environ | {"OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            words, cwd=ROOT, env=surroundings, capture_output=True, text=True, timeout=_LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        print(f"the tests did not end within {_LIMIT_S} s", flush=True)
+        return False
     print("\n".join(line for line in done.stdout.splitlines() if _OURS.match(line) or " passed" in line), flush=True)
     return done.returncode == 0
 
