@@ -19,6 +19,8 @@ from fairy.runtime.plan.stage_costs import Memory, StageCosts, check_fits, memor
 
 BankPlan = Literal["none", "local", "broadcast", "recompute"]
 
+_NOTHING_MS = 1e-12  # so little time that no number of batches adds up to any
+
 
 @dataclass(frozen=True, slots=True)
 class Link:
@@ -214,7 +216,7 @@ def _ways(num_anchors: int, batches: int, num_workers: int) -> dict[BankPlan, in
 def _list_schedule(free_ms: list[float], batches: int, batch_ms: float) -> float:
     """When the last of equal batches ends, each taken by the worker that is free first, from the times given."""
     low, high = min(free_ms), min(free_ms) + batches * batch_ms
-    if batches == 0 or batch_ms == 0:
+    if batches == 0 or batch_ms < _NOTHING_MS:
         return max(free_ms)
     for _ in range(64):
         middle = (low + high) / 2

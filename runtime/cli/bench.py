@@ -45,7 +45,8 @@ def clip(
 
 def _refuse_options_before(context: typer.Context) -> None:
     """Options of the clip benchmark before another command's name would be ignored."""
-    given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     if given:
         raise InputError(
             f"--{given[0].replace('_', '-')} stands before {context.invoked_subcommand}, which does not take it; "

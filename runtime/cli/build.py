@@ -241,8 +241,13 @@ def _tell_plan(planned: "tuple[PlannedEngine, ...]", store: "EngineStore", as_js
 @contextmanager
 def _progress_bar(quiet: bool, what: str) -> Iterator[Callable[[str, int, int], bool]]:
     """A bar on stderr, one task a phase; an interrupt says what became of the work."""
+    sentence = f"The {what} was interrupted; what was finished before stays."
+    if quiet:
+        with ending_at_once(sentence):
+            yield lambda phase, done, total: True
+        return
     columns = (TextColumn("{task.description:>34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar, ending_at_once(sentence):
         tasks: dict[str, TaskID] = {}
 
         def on_progress(phase: str, done: int, total: int) -> bool:
@@ -251,5 +256,4 @@ def _progress_bar(quiet: bool, what: str) -> Iterator[Callable[[str, int, int], 
             bar.update(tasks[phase], completed=done, total=total or None)
             return True
 
-        with ending_at_once(f"The {what} was interrupted; what was finished before stays."):
-            yield on_progress
+        yield on_progress
