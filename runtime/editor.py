@@ -175,12 +175,12 @@ class Editor:
         if len(devices) == 1:
             with cpu_threads(threads):  # some engines take the number of threads when they are loaded
                 made = make_backend(
-                    backend, checkpoint, chosen_device, chosen_dtype, store=engines, without=without, also=also
+                    backend, checkpoint, chosen_device, chosen_dtype, store=engines, without=setup.without, also=also
                 )
             executor = None
         else:
             assert checkpoint.folder is not None
-            folder, left_out = checkpoint.folder.absolute(), tuple(without)
+            folder, left_out = checkpoint.folder.absolute(), setup.without
             what = (folder, checkpoint.variant, devices, chosen_dtype, backend, engines.root)
             tiny = checkpoint.tiny_decoder_folder
             wait_s = worker_timeout_s

@@ -10,12 +10,13 @@ docs/options.md come from it, so a new option is one field.
 import dataclasses
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fairy.kernels.errors import InputError
 
@@ -28,25 +29,31 @@ FITS = {
 _LONGEST_NUMBER = 40  # characters
 
 
-class Kind(Protocol):
-    """A type of value: what it may be, and how it is written as text."""
+class Kind(ABC):
+    """A type of value: what it may be, and how it is written as text.
 
-    @property
-    def metavar(self) -> str:
-        """What the help of a command line calls the value; "" where the option has none."""
+    Attributes:
+        metavar: what the help of a command line calls the value; "" where the option has none.
+    """
 
+    __slots__ = ()
+    metavar: str
+
+    @abstractmethod
     def takes(self) -> str:
         """The range or the choices, in words."""
 
+    @abstractmethod
     def check(self, name: str, value: Any) -> Any:
         """The value as the library keeps it. Raises InputError."""
 
     def parse(self, name: str, text: str) -> Any:
         """The value that was typed. Raises InputError."""
+        return self.check(name, text)
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class Text(Kind):
     """Any text."""
 
     metavar: str = "TEXT"
@@ -65,13 +72,9 @@ class Text:
             raise InputError("is not valid Unicode text", name=name, value=value, remedy="type it again") from error
         return value
 
-    def parse(self, name: str, text: str) -> str:
-        """The text."""
-        return self.check(name, text)
-
 
 @dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(Kind):
     """On or off."""
 
     metavar: str = ""
@@ -86,13 +89,9 @@ class Flag:
             raise InputError(f"must be True or False, not {value!r}", name=name)
         return value
 
-    def parse(self, name: str, text: str) -> bool:
-        """A flag that was typed is on."""
-        return True
-
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class Whole(Kind):
     """A whole number from `low` to `high`."""
 
     low: int
@@ -125,7 +124,7 @@ class Whole:
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
+class Number(Kind):
     """A real number from `low` to `high`; `above`: it must be more than `low`."""
 
     low: float
@@ -187,7 +186,7 @@ class Time(Number):
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(Kind):
     """Frames a second, as an exact fraction."""
 
     low: Fraction
@@ -220,7 +219,7 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Kind):
     """One of a few words."""
 
     choices: tuple[str, ...]
@@ -236,13 +235,9 @@ class Choice:
             return value
         raise InputError("is not known", name=name, value=value, remedy=f"choose one of {self.takes()}")
 
-    def parse(self, name: str, text: str) -> str:
-        """One of the words."""
-        return self.check(name, text)
-
 
 @dataclass(frozen=True, slots=True)
-class Name:
+class Name(Kind):
     """A file, a folder, or the name of something: text or a path; `what` says it in words."""
 
     what: str
@@ -258,13 +253,9 @@ class Name:
             return value
         raise InputError("is not possible", name=name, value=value, remedy=f"give {self.what}")
 
-    def parse(self, name: str, text: str) -> str:
-        """The text."""
-        return text
-
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class Names(Kind):
     """Several words; on a command line the option is repeated."""
 
     metavar: str = "TEXT"
@@ -275,9 +266,12 @@ class Names:
 
     def check(self, name: str, value: Any) -> tuple[str, ...]:
         """A tuple of words."""
-        if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
+        if isinstance(value, str):
+            return (value,)
+        words = tuple(value) if isinstance(value, Iterable) else (value,)
+        if not all(isinstance(word, str) for word in words):
             raise InputError(f"must be a list of names, not {value!r}", name=name)
-        return tuple(value)
+        return words
 
     def parse(self, name: str, text: str) -> str:
         """One of them."""

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 from fairy.engines.backend_names import BACKENDS
 from fairy.kernels.errors import InputError
 from fairy.runtime.files import user_path
-from fairy.runtime.options import Choice, Name, Names, Number, Text, Whole, check_options, option
+from fairy.runtime.options import Choice, Kind, Name, Names, Number, Text, Whole, check_options, option
 
 if TYPE_CHECKING:
     from fairy.runtime.editor import Editor
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 MAX_WORKERS = 64
-_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+_DEVICE = re.compile(r"auto|(cpu|cuda)(:[0-9]{1,3})?")
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class Device(Kind):
     """Where something runs."""
 
     metavar: str = "TEXT"
@@ -33,11 +33,7 @@ class Device:
         """A name of that form; whether the machine has it is asked later."""
         if isinstance(value, str) and _DEVICE.fullmatch(value):
             return value
-        raise InputError(f"Device {value!r} is not known; choose {self.takes()}.")
-
-    def parse(self, name: str, text: str) -> str:
-        """The name."""
-        return self.check(name, text)
+        raise InputError("is not known", name=name, value=value, remedy=f"choose {self.takes()}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +55,7 @@ class EditorSetup:
     backend: str = option("auto", Choice(("auto", *BACKENDS)), "What computes; auto is the best that is ready")
     store: str | Path | None = option(None, Name("a folder"), "The store of engines", usual="$FAIRY_STORE, or a cache")
     without: tuple[str, ...] = option(
-        (), Names(), "A step of the backends compiled and cuda-graphs to leave out, see docs/options.md"
+        (), Names(), "A step of the backends compiled and cuda-graphs to leave out, see docs/speed.md"
     )
     bank: str = option(
         "device", Choice(("device", "host")), "Where the anchors' keys and values are kept; host is for small cards"

@@ -1,4 +1,4 @@
-"""The command line: `fairy edit`, `fairy probe`, `fairy doctor`; for engines see `cli_build.py`, `cli_engines.py`.
+"""The command line: `fairy edit`, `fairy probe`, `fairy doctor`; the other commands have files of their own.
 
 Exit codes: 0 the whole job is done; 2 wrong input, with one sentence that names the value and the remedy; 1 the
 machine failed; 130 interrupted. A user's mistake never shows a traceback.
@@ -191,7 +191,7 @@ def _terminate_politely() -> Iterator[None]:
     """Turn SIGTERM, and SIGHUP where it is not ignored, into an orderly end, so that temporary files go too."""
 
     def stop(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
+        raise SystemExit(BY_SIGNAL + number)
 
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
     before = {which: signal.signal(which, stop) for which in _ENDING[: 1 if ignored else 2]}

@@ -7,7 +7,7 @@ from fairy.kernels.errors import InputError
 from fairy.runtime.methods import METHODS, find_method
 from fairy.runtime.methods.method import Method, Update
 from fairy.runtime.methods.pix2video import update_weight
-from fairy.runtime.options import options_of
+from fairy.runtime.options import Option, options_of
 
 if TYPE_CHECKING:
     from fairy.export.checkpoint import Checkpoint
@@ -32,13 +32,18 @@ def check_fits(params: Any) -> None:
                 f"does not fit the method {method}: {who}", name="anchors", value=params.anchors, remedy=_LEAVE_OUT
             )
     for name, option in options_of(type(params)).items():
-        if option.fits in _FITS and getattr(params, name) != option.default:
+        if option.fits in _FITS and _is_asked_for(option, getattr(params, name)):
             fits, why = _FITS[option.fits]
             if not fits(method):
                 raise InputError(f"does not fit the method {method}, {why}", name=name, remedy=_LEAVE_OUT)
     if params.order is not None and params.order not in method.orders:
         remedy = f"choose {_either(method.orders)}"
         raise InputError(f"does not fit the method {method}", name="order", value=params.order, remedy=remedy)
+
+
+def _is_asked_for(option: Option, value: Any) -> bool:
+    """Whether a value is more than the default; 0 of an update that nobody has changes nothing either."""
+    return value != option.default and not (option.default is None and value == 0)
 
 
 def check_model(checkpoint: "Checkpoint", params: Any) -> None:

@@ -13,7 +13,7 @@ from fairy.runtime.denoise.schedulers import SAMPLERS
 from fairy.runtime.methods import METHODS, Method, find_method
 from fairy.runtime.methods.fits import check_fits
 from fairy.runtime.methods.pix2video import DELTA
-from fairy.runtime.options import Choice, Flag, Name, Number, Text, Time, Whole, check_options, option
+from fairy.runtime.options import Choice, Flag, Kind, Name, Number, Text, Time, Whole, check_options, option
 from fairy.runtime.plan.order import ORDERS, Order
 from fairy.runtime.video import MAX_PIXELS
 
@@ -52,7 +52,7 @@ def _frames_of(text: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Anchors:
+class Anchors(Kind):
     """How many anchor frames, or which."""
 
     metavar: str = "TEXT"
@@ -80,7 +80,7 @@ class Anchors:
 
 
 @dataclass(frozen=True, slots=True)
-class Shots:
+class Shots(Kind):
     """Whether cuts are looked for, or where shots begin."""
 
     metavar: str = "TEXT"
@@ -104,7 +104,7 @@ class Shots:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompts:
+class Prompts(Kind):
     """Further instructions and where they begin."""
 
     metavar: str = "PATH"
@@ -129,7 +129,7 @@ class Prompts:
 
 
 @dataclass(frozen=True, slots=True)
-class MethodName:
+class MethodName(Kind):
     """The name of an editing method; Python takes one of the user's own too."""
 
     metavar: str = "TEXT"
@@ -141,10 +141,6 @@ class MethodName:
     def check(self, name: str, value: Any) -> str | Method:
         """The method, or its name, as it was given."""
         return value if isinstance(value, Method) else find_method(value).name
-
-    def parse(self, name: str, text: str) -> str | Method:
-        """The name."""
-        return self.check(name, text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,19 +56,20 @@ class Nursery:
         self._children: dict[int, Forked] = {}
         self._born: list[Forked] = []
         self._heard = threading.Condition()
-        self._gone = False
+        self._gone = self._late = False
         self._socket.send(json.dumps(load).encode())
         threading.Thread(target=self._listen, daemon=True).start()
 
     @property
     def alive(self) -> bool:
         """Whether it can be asked for a worker."""
-        return not self._gone and self._process.poll() is None
+        return not self._gone and not self._late and self._process.poll() is None
 
     def fork(self, stderr: IO[bytes], timeout_s: float) -> "Forked":
         """A new worker, whose errors go to a file, as soon as the model is loaded.
 
-        Raises OSError where the nursery ended, or did not answer in time.
+        Raises OSError where the nursery ended, or did not answer in time; it is not asked again then, since its late
+        answer would be taken for the next one.
         """
         from_us, to_worker = os.pipe()
         from_worker, to_us = os.pipe()
@@ -76,6 +77,7 @@ class Nursery:
         try:
             fds = array.array("i", [from_us, to_us, stderr.fileno()])
             self._socket.sendmsg([b"fork"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+            child = self._answer(timeout_s)
         except OSError:
             stdin.close()
             stdout.close()
@@ -83,12 +85,16 @@ class Nursery:
         finally:
             os.close(from_us)
             os.close(to_us)
-        with self._heard:
-            if not self._heard.wait_for(lambda: self._born or self._gone, timeout_s) or not self._born:
-                raise OSError("the process that starts workers ended, or did not answer")
-            child = self._born.pop(0)
         child.stdin, child.stdout = stdin, stdout
         return child
+
+    def _answer(self, timeout_s: float) -> "Forked":
+        with self._heard:
+            self._heard.wait_for(lambda: self._born or self._gone, timeout_s)
+            if not self._born:
+                self._late = True
+                raise OSError("the process that starts workers ended, or did not answer")
+            return self._born.pop(0)
 
     def close(self) -> None:
         """End it, and with it every worker."""
@@ -128,7 +134,9 @@ class Forked:
         self.pid = pid
         self._heard = heard
         self._code: int | None = None
-        self._fd = os.pidfd_open(pid)  # names this process and never another that gets its number
+        self._fd = -1
+        with contextlib.suppress(ProcessLookupError):  # it has ended already, which will be told next
+            self._fd = os.pidfd_open(pid)  # names this process and never another that gets its number
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
@@ -143,14 +151,16 @@ class Forked:
 
     def kill(self) -> None:
         """End it at once."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+        with self._heard, contextlib.suppress(ProcessLookupError):
+            if self._code is None and self._fd >= 0:
+                signal.pidfd_send_signal(self._fd, signal.SIGKILL)
 
     def ended(self, code: int) -> None:
         """The nursery said that it ended."""
         if self._code is None:
             self._code = code
-            os.close(self._fd)
+            if self._fd >= 0:
+                os.close(self._fd)
 
 
 def main() -> None:

@@ -15,34 +15,28 @@ from tests.conftest import make_unet, write_checkpoint
 @cache
 def small_model(base: Path) -> Checkpoint:
     """A random model as `write_checkpoint` makes it, but for a UNet of two levels with three transformer blocks."""
-    folder = write_checkpoint(base / "small")
-    unet = make_unet(
-        seed=3,
-        layers_per_block=1,
-        block_out_channels=(16, 32),
-        attention_head_dim=2,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        mid_block_type=None,
+    return _model(
+        base / "small", (16, 32), ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
     )
-    unet.save_pretrained(folder / "unet")
-    return load_checkpoint(folder)
 
 
 @cache
 def tiny_model(base: Path) -> Checkpoint:
     """The same with a UNet of one transformer block, for what takes long by the block; its layers are not all kinds."""
-    folder = write_checkpoint(base / "tiny")
+    return _model(base / "tiny", (16,), ("CrossAttnDownBlock2D",), ("UpBlock2D",))
+
+
+def _model(folder: Path, channels: tuple[int, ...], down: tuple[str, ...], up: tuple[str, ...]) -> Checkpoint:
     unet = make_unet(
         seed=3,
         layers_per_block=1,
-        block_out_channels=(16,),
+        block_out_channels=channels,
         attention_head_dim=2,
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("UpBlock2D",),
+        down_block_types=down,
+        up_block_types=up,
         mid_block_type=None,
     )
-    unet.save_pretrained(folder / "unet")
+    unet.save_pretrained(write_checkpoint(folder) / "unet")
     return load_checkpoint(folder)
 
 

@@ -103,8 +103,9 @@ def test_numbers_that_no_float_holds() -> None:
 
 
 def test_warming_up_takes_any_parameters(editor: Editor) -> None:
-    editor.warm_up(24, 32, EditParams("x", anchors=1, prompts={100: "y", 31.5: "z"}))
-    editor.warm_up(24, 32, EditParams("x", anchors=1, shots=(120,)))
+    for more in ({"prompts": {100: "y", 31.5: "z"}}, {"shots": (120,)}):
+        editor.warm_up(24, 32, EditParams("x", anchors=1, **more))
+        assert editor.edit(make_frames(2), EditParams("x", anchors=1, num_inference_steps=1)).report.notes == ()
 
 
 @pytest.mark.parametrize("letter", ["x", "影", "é"])

@@ -91,7 +91,7 @@ def test_pages_have_the_tables_of_the_code() -> None:
     (["--fps", "25/0"], "--fps '25/0' is not a rate; give a number (25) or a fraction (30000/1001)."),
     (["--anchors", "a,b"], "--anchors 'a,b' is neither a number of anchors (3) nor a list of frames (0,40,80)."),
     (["--dtype", "int8"], "--dtype 'int8' is not known; choose one of auto, float32, float16, bfloat16."),
-    (["--device", "tpu"], "Device 'tpu' is not known; choose auto, cpu, cuda or cuda:N."),
+    (["--device", "tpu"], "--device 'tpu' is not known; choose auto, cpu, cuda or cuda:N."),
     (["--delta", "3"], "--delta does not fit the method fairy, which has no guided update; leave it out."),
 ])  # fmt: skip
 def test_errors_speak_of_what_was_typed(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,6 +108,16 @@ def test_an_error_has_fields_that_survive_a_process() -> None:
     assert str(error) == "num_inference_steps = 0 is not possible; it must be a whole number from 1 to 1000."
     assert error.sentence(spelled) == f"--steps{str(error).removeprefix('num_inference_steps =')}"
     assert str(InputError("No such thing; look again.")) == "No such thing; look again."
+
+
+def test_what_means_the_same_is_taken() -> None:
+    assert EditorSetup(without="fused-qkv").without == ("fused-qkv",)
+    assert EditorSetup(device="cpu:0").device == "cpu:0"
+    assert EditParams("x", delta=0.0).delta == 0.0  # of an update that the method has not
+    with pytest.raises(InputError, match="guidance_end does not fit"):
+        EditParams("x", method="pix2video", guidance_end=0.0)
+    with pytest.raises(InputError, match="without must be a list of names, not 3"):
+        EditorSetup(without=3)  # type: ignore[arg-type]
 
 
 def test_numbers_at_and_beyond_their_ends() -> None:
