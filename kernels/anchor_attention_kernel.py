@@ -362,9 +362,18 @@ def CANDIDATES(dims: Mapping[str, int]) -> list[Config]:
     wide = (32, 64) if dim > 80 else (32, 64, 128)
     plain = [_config(m, n, w, s) for m in (64, 128) for n in wide for w in (4, 8) for s in (2, 3, 4) if m >= w * 16]
     tricks: tuple[dict[str, int], ...] = (
-        {"MIXED": 1}, {"LAZY": 1}, {"MIXED": 1, "LAZY": 1}, {"TMA": 1}, {"TMA": 1, "MIXED": 1}, {"WARPS_SPLIT": 1},
+        {"MIXED": 1}, {"LAZY": 1}, {"MIXED": 1, "LAZY": 1}, {"TMA": 1}, {"TMA": 1, "MIXED": 1},
+        {"TMA": 1, "LAZY": 1}, {"TMA": 1, "MIXED": 1, "LAZY": 1},
     )  # fmt: skip
-    return plain + [_config(128, 64, 8, stages, **trick) for trick in tricks for stages in (2, 3)]
+    if _splits_warps():
+        tricks += ({"WARPS_SPLIT": 1},)
+    likely = [(128, n, w) for n in wide if n >= 64 for w in (4, 8)]
+    return plain + [_config(*blocks, stages, **trick) for blocks in likely for trick in tricks for stages in (2, 3)]
+
+
+def _splits_warps() -> bool:
+    """Whether warp specialisation changes anything: before compute capability 10.0 the machine code is the same."""
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (10, 0)
 
 
 def tuning_call(dims: Mapping[str, int], dtype: torch.dtype, device: torch.device) -> Callable[[Config], Tensor]:

@@ -233,7 +233,7 @@ def _winner(
 def _median_ms(call: Callable[[], object]) -> float:
     from triton.testing import do_bench
 
-    return float(do_bench(call, warmup=20, rep=80, return_mode="median"))
+    return float(do_bench(call, warmup=10, rep=40, return_mode="median"))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def ceilings(place: Place, figures: Figures, _: argparse.Namespace) -> None:
 def edit(place: Place, figures: Figures, options: argparse.Namespace) -> None:
     """The mission's number: 120 frames of 512×384, ten steps, three anchors, array in and array out."""
     frames = clip(place.frames, place.size.height, place.size.width)
-    with tempfile.TemporaryDirectory() as folder, _editor(place, Path(folder) / "model", figures) as editor:
+    with _editor(place, figures) as editor:
         for number in range(options.times):
             report = _edit(editor, frames)
             figures.tell(**{f"edit_{number + 1}": report})
@@ -104,20 +104,18 @@ def ways(place: Place, figures: Figures, _: argparse.Namespace) -> None:
     found: dict[str, NDArray[np.uint8]] = {}
     hashes: dict[str, str] = {}
     graphs = "cuda-graphs" if place.device.type == "cuda" else "eager"
-    with tempfile.TemporaryDirectory() as folder:
-        model = write_model(Path(folder) / "model", place.size, place.device, place.dtype)
-        tried: dict[str, dict[str, Any]] = {
-            "graphs": {"backend": graphs},
-            "host bank": {"backend": graphs, "bank": "host"},
-        }
-        if place.device.type == "cuda":
-            tried["plain"] = {"backend": graphs, "without": ("cuda-graphs",)}
-        for name, how in {**tried, "eager": {"backend": "eager"}}.items():
-            with _editor(place, model, figures, **how) as editor:
-                result = editor.edit(frames, _params())
-                found[name], hashes[name] = result.frames, result.report.frames_sha256
-                figures.tell(**{name: _short(result.report)})
-            _forget()
+    tried: dict[str, dict[str, Any]] = {
+        "graphs": {"backend": graphs},
+        "host bank": {"backend": graphs, "bank": "host"},
+    }
+    if place.device.type == "cuda":
+        tried["plain"] = {"backend": graphs, "without": ("cuda-graphs",)}
+    for name, how in {**tried, "eager": {"backend": "eager"}}.items():
+        with _editor(place, figures, **how) as editor:
+            result = editor.edit(frames, _params())
+            found[name], hashes[name] = result.frames, result.report.frames_sha256
+            figures.tell(**{name: _short(result.report)})
+        _forget()
     for other in [name for name in ("plain", "eager") if name in found]:
         levels = np.abs(found["graphs"].astype(int) - found[other].astype(int))
         figures.tell(**{f"graphs_to_{other}_levels": {"mean": float(levels.mean()), "largest": int(levels.max())}})
@@ -172,7 +170,7 @@ def micro_batches(place: Place, figures: Figures, _: argparse.Namespace) -> None
     """What a frame costs in micro-batches of several sizes, with the default's steps: what B is chosen from."""
     networks = make_networks(place.size, place.device, place.dtype)
     measured: dict[str, float] = {}
-    for frames in (3,) if place.size.unet else (3, 4, 5, 8, 12, 15):
+    for frames in (3,) if place.size.unet else (3, 5, 8, 12, 15, 20):
         case = make_case(replace(place.size, frames=frames), networks, place.device, place.dtype)
         rung = OurRung(case, "d", "ours", graphed_steps(place.device))
         rung.run()
@@ -187,11 +185,13 @@ def _case(place: Place, frames: int) -> Any:
     return make_case(replace(place.size, frames=frames), networks, place.device, place.dtype)
 
 
-def _editor(place: Place, model: Path, figures: Figures, **how: Any) -> Any:
-    """An Editor of a random model, which is written first where it is not there."""
+def _editor(place: Place, figures: Figures, **how: Any) -> Any:
+    """An Editor of a random model, which is written first where no part before has done so."""
     started = time.perf_counter()
+    model = Path(tempfile.gettempdir()) / f"fairy-random-model-{place.size.name}-{place.size.height}"
     if not model.exists():
-        write_model(model, place.size, place.device, place.dtype)
+        with tempfile.TemporaryDirectory(dir=model.parent) as folder:
+            write_model(Path(folder) / "model", place.size, place.device, place.dtype).rename(model)
         figures.tell(write_model_s=time.perf_counter() - started)
         started = time.perf_counter()
     name = str(place.dtype).removeprefix("torch.")

@@ -28,6 +28,7 @@ from fairy.runtime.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 4  # a rehearsal's limits are so many times longer: it has neither 16 cores nor a machine of its own
+LAST_WORDS_S = 4.0  # a part that is interrupted at its limit has so long to end
 TAIL = 4000  # characters of a part's output that the row keeps; the log has all
 
 
@@ -140,7 +141,11 @@ def _run(command: Sequence[str], out: int, limit_s: float) -> int | None:
         return None
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):  # tests tell then what failed by now
+                process.send_signal(signal.SIGINT)
+                process.wait(LAST_WORDS_S)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 

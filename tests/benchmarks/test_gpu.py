@@ -118,7 +118,7 @@ def test_a_part_that_is_stopped_leaves_its_log_and_what_it_told(tmp_path: Path) 
     )
     outcome = run_part(Part(1, "two words, one", _python(code, FIGURES), 3.0), tmp_path)
     assert (outcome.status, outcome.figures) == ("late", {"a": 1})
-    assert (tmp_path / "two-words-one.log").read_text() == "hi\n"
+    assert (tmp_path / "two-words-one.log").read_text().startswith("hi\n")
 
 
 def test_the_list_and_the_limits(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +127,7 @@ def test_the_list_and_the_limits(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split(" s  ")[1] for line in lines] == [part.name for part in parts()]
     assert last == f"at most {total_s():g} s with both starts, of 900 s"
     assert total_s() <= LENT_S
-    for call, most in zip(CALLS, (300, 360), strict=True):
+    for call, most in zip(CALLS, (360, 450), strict=True):
         assert sum(part.limit_s for part in parts() if part.call == call) <= most
     assert len({part.slug for part in parts()}) == len(parts())
 
