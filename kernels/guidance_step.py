@@ -15,7 +15,8 @@ Contract
     result        [F, C, h, w] float32, contiguous
 Bound: bytes, C·h·w·(G·size + 8) a frame: 0.17 MB at 4 × 48 × 64 with three branches in 16 bit. A step of 120 frames
     reads and writes 21 MB, 5 µs at 4 TB/s; the plain form runs some ten kernels instead of one.
-Measured place: not yet measured on a GPU; called by the denoising loop under the backends "compiled" and "cuda-graphs".
+Measured place: 7.6 µs for 3 frames on an H200 (float16, in a CUDA graph): 3.6 times as fast as the plain form; at
+    that size a launch is what it costs. Called by the denoising loop under the backends "compiled" and "cuda-graphs".
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -73,10 +73,10 @@ def parts() -> tuple[Part, ...]:
     tune = (*_PYTHON, "fairy.kernels.tune", "--used")
     return (
         Part(1, "ceilings", _ours("ceilings"), 20),
-        Part(1, "edit", _ours("edit", "--times", "2"), 110),
+        Part(1, "edit", _ours("edit", "--times", "2"), 90),
         Part(1, "kernels", _tests(), 130, _tests()),
-        Part(1, "embedded model", _ours("embedded"), 35),
-        Part(1, "banks and graphs", _ours("ways"), 55),
+        Part(1, "embedded model", _ours("embedded"), 30),
+        Part(1, "banks and graphs", _ours("ways"), 45),
         Part(
             2,
             "tuning",
@@ -86,11 +86,11 @@ def parts() -> tuple[Part, ...]:
         ),
         Part(2, "elementwise ops", (*_BENCH, *_ELEMENTWISE), 60, (*_BENCH, *_ELEMENTWISE)),
         Part(2, "gains", (*_PYTHON, "fairy.benchmarks.gpu.results", OUT, "--gains", "kernels/configs"), 10, ()),
-        Part(2, "micro-batches", _ours("micro-batches"), 50),
+        Part(2, "micro-batches", _ours("micro-batches"), 90),
         Part(2, "defaults", (*_PYTHON, "fairy.benchmarks.gpu.results", OUT, "--gains", "kernels/configs"), 10, ()),
         Part(2, "edit with defaults", _ours("edit", "--times", "2"), 60),
         Part(2, "profile", _ours("profile", "--trace", f"{OUT}/trace.json.gz"), 30),
-        Part(2, "attention and linears", (*_BENCH, *_LARGE), 45, (*_BENCH, *_LARGE)),
+        Part(2, "attention and linears", (*_BENCH, *_LARGE), 40, (*_BENCH, *_LARGE)),
         Part(2, "ladder", (*_LADDER, "--rungs", _RUNGS), 35, (*_LADDER, "--small", "--rungs", "a,d,guidance-step")),
     )  # fmt: skip
 

@@ -14,6 +14,12 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() and not interpreted else "cpu")
 
 
+@pytest.fixture(autouse=True)
+def whole_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN's convolutions would otherwise round float32 to TF32, as they do not in engines either."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture
 def poisoned() -> Iterator[None]:
     """New tensors are full of NaN, so that an output that is not written shows."""
