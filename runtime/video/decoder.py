@@ -6,8 +6,10 @@ It imports av and numpy, never a deep-learning library, and answers one request:
 import time
 from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path
+from typing import Any
 
 from av.video.frame import VideoFrame
 
@@ -16,7 +18,7 @@ from fairy.runtime.video.animated import AnimatedWebp, is_webp
 from fairy.runtime.video.boxes import is_cut_off, lacks_index
 from fairy.runtime.video.filters import filtered
 from fairy.runtime.video.info import ColorTags, Reading
-from fairy.runtime.video.look import look_at
+from fairy.runtime.video.look import Look, look_at
 from fairy.runtime.video.opened import CUT_OFF, DECODER_THREADS, Damaged, OpenedVideo, check_file, rgb
 
 _FEW, _MOST_DAMAGE = 3, 0.5
@@ -25,6 +27,8 @@ _NEAR_S, _MOST_PLACES = 0.5, 4
 """Damage so near to the one before is told with it; so many places are told."""
 _MOST_MISSING_S = 1.0
 """More of its end is not lost without a refusal; a container's duration is that of its longest stream."""
+_WORTH_S = 10.0
+"""A part that begins earlier is found by decoding."""
 _REPORT_EVERY_S = 0.2
 _BYTES_PER_PIXEL = 160
 """Room for a decoder's 16 reference pictures and its threads' own, 16 bit 4:2:2."""
@@ -81,8 +85,66 @@ def open_source(
 
 def _probe(source: OpenedVideo | AnimatedWebp, out: int) -> None:
     streams = source.describe()
+    # Where containers cannot seek exactly, or time stamps are made up, decoding begins at the beginning.
+    exact = streams["container"].startswith(("mov", "matroska"))
+    skipped = _skipped(source) if exact and isinstance(source, OpenedVideo) else None
+    if skipped is not None and _probe_from(skipped, source, streams, out):
+        return
+    _probe_from(None, source, streams, out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Skipped:
+    """The beginning of a file, of which only the first frame was decoded.
+
+    Attributes:
+        stamps: of all its pictures and some after them; which of them can be decoded by themselves.
+        number: of the picture from which on decoding goes.
+        look: of the first frame.
+    """
+
+    stamps: list[tuple[int, bool]]
+    number: int
+    look: Look
+
+
+def _skipped(source: OpenedVideo) -> _Skipped | None:
+    """What need not be decoded before the part that is wanted; None where that is little, or packets do not tell."""
+    if source.reading.start_s < _WORTH_S:
+        return None
+    frame, first = next(source.decode(), (None, 0))
+    look = None if frame is None else look_at(frame, source)
+    source.restart()
+    if look is None:
+        return None
+    start_s = float(first * source.tick) + source.reading.start_s
+    stamps = source.stamps(start_s + _WORTH_S)
+    source.restart()
+    if not stamps or stamps[0][0] != first:
+        return None
+    before = [i for i, (pts, key) in enumerate(stamps) if key and float(pts * source.tick) < start_s - _NEAR_S]
+    return _Skipped(stamps, before[-2], look) if len(before) > 1 else None
+
+
+def _frames_of(skipped: _Skipped | None, source: OpenedVideo | AnimatedWebp) -> Iterator[tuple[VideoFrame, int]]:
+    if skipped is None or not isinstance(source, OpenedVideo):
+        return source.decode()
+    pts = skipped.stamps[skipped.number][0]
+    source.restart(pts)
+    return _from(source.decode(skipped.stamps[0][0]), pts)
+
+
+def _probe_from(
+    skipped: _Skipped | None, source: OpenedVideo | AnimatedWebp, streams: dict[str, Any], out: int
+) -> bool:
+    """Decode and tell what was found; False, and nothing told, where packets and frames do not agree."""
     pts, keys, look, progress, duration = array("q"), array("q"), None, _Counted(out), 0
-    for frame, at in source.decode():
+    exact = streams["container"].startswith(("mov", "matroska"))
+    if skipped is not None:
+        look = skipped.look
+        pts.extend(at for at, _ in skipped.stamps[: skipped.number])
+        keys.extend(i for i, (_, key) in enumerate(skipped.stamps[: skipped.number]) if key)
+    for frame, at in _frames_of(skipped, source):
         look = look or look_at(frame, source)
         if frame.key_frame:
             keys.append(len(pts))
@@ -91,6 +153,9 @@ def _probe(source: OpenedVideo | AnimatedWebp, out: int) -> None:
         progress.tell(len(pts))
     if look is None:
         raise helper.Refusal(f"{source.path} has 0 frames of video.")
+    if skipped is not None and isinstance(source, OpenedVideo) and not _agree(skipped, pts, source):
+        source.restart()
+        return False
     zero: int = source.zero(pts[0])
     clock: wire.Message = {"time_base": str(source.tick)}
     if isinstance(source, OpenedVideo):
@@ -98,12 +163,18 @@ def _probe(source: OpenedVideo | AnimatedWebp, out: int) -> None:
         look.notes.extend(_damage_notes(source, len(pts)))
         duration = _last_duration(source, pts[-1], duration)
         clock["mended"] = source.is_mended
-    # Where containers cannot seek exactly, or time stamps are made up, decoding begins at the beginning.
-    exact = streams["container"].startswith(("mov", "matroska"))
     found = streams | look.to_wire() | clock | {"last_duration": duration, "zero": zero, "crop": source.crop}
     found |= {"ends_early": source.ends_early, "keys": len(keys) if exact else 0}
     shifted = array("q", (at - zero for at in pts))
     wire.send(out, {"found": found}, (shifted + keys) if exact else shifted)
+    return True
+
+
+def _agree(skipped: _Skipped, pts: "array[int]", source: OpenedVideo) -> bool:
+    """Whether the pictures from where decoding began to the part that is wanted are those that packets promised."""
+    sure = skipped.stamps[0][0] + int(source.reading.start_s / source.tick)
+    promised = [at for at, _ in skipped.stamps if at <= sure]
+    return list(pts[: len(promised)]) == promised
 
 
 def _check_whole(source: OpenedVideo, pts: "array[int]", duration: int) -> None:

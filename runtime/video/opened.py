@@ -7,6 +7,7 @@ import stat
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -82,13 +83,16 @@ class OpenedVideo:
     ) -> None:
         self.container.close()
 
-    def decode(self) -> Iterator[tuple[VideoFrame, int]]:
+    def decode(self, begin: int | None = None) -> Iterator[tuple[VideoFrame, int]]:
         """Every frame in the order shown with its time stamp, made strictly increasing.
 
         Where time goes back far, as in joined MPEG-TS files, it goes on from there. Raises at the first damage that
-        matters; ends with the first frame after the part that is wanted.
+        matters; ends with the first frame after the part that is wanted. `begin`: when the file's first frame is shown,
+        where decoding does not begin with it.
         """
         size, last, step, later, first = (0, 0), None, 1, 0, 0
+        if begin is not None:
+            self._start_s = float(begin * tick(self.stream))
         jump = int(JUMP_S / tick(self.stream))
         for frame in self._frames():
             pts = self._stamp(frame)
@@ -99,7 +103,8 @@ class OpenedVideo:
             if last is not None and (pts is None or pts <= last):
                 pts = last + max(frame.duration, 1)
             step = max((pts or 0) - last, 1) if last is not None else max(frame.duration, 1)
-            first = first if last is not None else (pts or 0)
+            if last is None:
+                first = (pts or 0) if begin is None else begin
             last = pts or 0
             time_s = float((last - first) * tick(self.stream))
             self._start_s = float(first * tick(self.stream))
@@ -114,6 +119,29 @@ class OpenedVideo:
             if past:
                 self.ends_early = True
                 return
+
+    def stamps(self, until_s: float) -> list[tuple[int, bool]] | None:
+        """When the pictures of the beginning are shown and which can be decoded by themselves, from the packets alone.
+
+        Returns them in the order shown, those of the packets up to `until_s` of the file's clock; None where packets do
+        not tell.
+        """
+        found: list[tuple[int, bool]] = []
+        try:
+            for packet in self.container.demux(self.stream):
+                if not packet.size and packet.pts is None:  # the end
+                    break
+                if packet.pts is None or packet.is_corrupt or packet.is_discard:
+                    return None
+                stored = packet.pts if packet.dts is None else packet.dts
+                if float(stored * self.tick) > until_s:
+                    break
+                found.append((packet.pts, packet.is_keyframe))
+        except av.FFmpegError:
+            return None
+        found.sort()
+        alike = any(first[0] == second[0] for first, second in pairwise(found))
+        return None if alike or _BROKEN.search(self.log.text()) else found
 
     def restart(self, pts: int | None = None) -> None:
         """Begins anew at the last picture that can be decoded by itself at or before `pts`, or at the beginning."""

@@ -11,6 +11,8 @@ from PIL import Image
 
 from fairy.kernels.errors import InputError, MachineError
 from fairy.runtime.video import Reading, VideoWriter, probe, probe_images, read_frames, read_images
+from fairy.runtime.video.decoder import _probe_from, _skipped, open_source
+from fairy.runtime.video.info import MAX_PIXELS
 from fairy.runtime.video.reader import _seek
 from tests.video.conftest import RED, picture
 
@@ -306,6 +308,48 @@ def test_a_late_start_is_sought_and_gives_the_same_frames(make, name, how):
         assert _seek(slow, start) is None
         fast = list(read_frames(info, start))
         assert all(np.array_equal(a, b) for a, b in zip(fast, read_frames(slow, start), strict=True))
+
+
+SLOW = {"rate": Fraction(10), "time_base": Fraction(1, 10), "pts": tuple(range(220))}
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("s.mp4", {"options": {"g": "20", "bf": "3", "x264-params": "open-gop=1"}}),
+        ("s.mkv", {"options": {"g": "15", "bf": "2"}}),
+        ("s.webm", {"codec": "libvpx-vp9", "options": {"g": "20", "deadline": "realtime", "cpu-used": "8"}}),
+        ("s.mov", {"codec": "mpeg4", "options": {"g": "12", "bf": "2"}}),
+    ],
+)
+def test_what_lies_before_a_late_start_is_told_by_packets_and_not_decoded(make, tmp_path, name, how):
+    path, late = make(name, **{**SLOW, **how}), Reading(start_s=15.0)
+    whole, found = probe(path), probe(path, reading=late)
+    assert found.pts.tolist() == whole.pts.tolist()
+    assert (found.color, found.rotation, found.last_duration, found.notes) == (
+        whole.color, whole.rotation, whole.last_duration, whole.notes,
+    )  # fmt: skip
+    last = [list(read_frames(info, 200)) for info in (whole, found)]
+    assert all(np.array_equal(a, b) for a, b in zip(*last, strict=True))
+    with open_source(path, MAX_PIXELS, late) as source, (tmp_path / "told").open("wb") as out:
+        skipped, streams = _skipped(source), source.describe()
+        assert skipped is not None
+        assert 100 < skipped.number < 150
+        wrong = replace(skipped, stamps=[at for i, at in enumerate(skipped.stamps) if i != skipped.number + 5])
+        assert not _probe_from(wrong, source, streams, out.fileno())
+        assert _probe_from(skipped, source, streams, out.fileno())
+
+
+def test_damage_before_a_late_start_is_not_met(make, tmp_path):
+    path = tmp_path / "hurt.mp4"
+    content = bytearray(make("s.mp4", **SLOW, options={"g": "10", "bf": "0"}).read_bytes())
+    middle = content.index(b"mdat") + 8000
+    content[middle : middle + 3000] = bytes(3000)
+    path.write_bytes(content)
+    found = probe(path, reading=Reading(start_s=15.0, strict=True))
+    assert found.num_frames == 220
+    with pytest.raises(InputError, match="is damaged"):
+        probe(path, reading=Reading(strict=True))
 
 
 def test_a_seek_that_finds_something_else_begins_at_the_beginning(make):
