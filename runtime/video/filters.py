@@ -15,7 +15,8 @@ _TONEMAP = (
     "scale",
     "out_transfer=bt709:out_primaries=bt709:out_color_matrix=bt709:out_range=tv:intent=perceptual:flags=bitexact",
 )
-"""swscale's perceptual intent maps tones as BT.2390 does, in ICtCp, and gamut with them."""
+"""swscale's perceptual intent: tones along a curve from the mastering peak (10 000 cd/m² where none is told) to white,
+gamut with them. Nothing of the grey scale is cut off; it is darker than BT.2390's: docs/files.md has both."""
 
 
 def filtered(frames: Iterator[tuple[VideoFrame, int]], reading: Reading) -> Iterator[tuple[VideoFrame, int]]:

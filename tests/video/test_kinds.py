@@ -12,7 +12,9 @@ from PIL import Image
 from fairy.kernels.errors import InputError, MachineError
 from fairy.runtime.video import Reading, VideoWriter, probe, probe_images, read_frames, read_images
 from fairy.runtime.video.decoder import _probe_from, _skipped, open_source
-from fairy.runtime.video.info import MAX_PIXELS
+from fairy.runtime.video.filters import filtered
+from fairy.runtime.video.info import MAX_PIXELS, ColorTags
+from fairy.runtime.video.opened import rgb
 from fairy.runtime.video.reader import _seek
 from tests.video.conftest import RED, picture
 
@@ -232,6 +234,34 @@ def test_high_dynamic_range_is_mapped_where_that_is_asked_for(make, transfer, na
     with VideoWriter(clip.with_name(f"out{name}.mp4"), width=96, height=64, source=info) as writer:
         writer.write(np.stack(frames))
     assert probe(writer.path).pix_fmt == "yuv420p"
+
+
+def pq_code(nits):
+    """SMPTE ST 2084 at 10 bit in limited range."""
+    y = (np.asarray(nits, float) / 10000) ** (2610 / 16384)
+    signal = ((3424 / 4096 + 2413 / 128 * y) / (1 + 2392 / 128 * y)) ** (2523 / 32)
+    return np.round(signal * 876 + 64).astype(np.uint16)
+
+
+def test_tone_mapping_keeps_every_step_of_a_grey_scale_and_leaves_it_grey():
+    """Shares of white as docs/files.md has them beside BT.2390's, for a peak that nobody told: 10 000 cd/m²."""
+    nits = [0.1, 1, 5, 20, 50, 100, 203, 400, 1000, 4000, 10000]
+    frame = av.VideoFrame(16 * len(nits), 16, "yuv420p10le")
+    luma, *chroma = frame.planes
+    rows = np.zeros((16, luma.line_size // 2), np.uint16)
+    rows[:, : frame.width] = np.repeat(pq_code(nits), 16)
+    luma.update(rows.tobytes())
+    for plane in chroma:
+        plane.update(np.full((8, plane.line_size // 2), 512, np.uint16).tobytes())
+    frame.colorspace, frame.color_range, frame.color_trc, frame.color_primaries = 9, 1, 16, 9
+    frame.time_base = Fraction(1, 25)
+    [(out, _)] = filtered(iter([(frame, 0)]), Reading(tonemap=True))
+    found = rgb(out, ColorTags(1, 1, 1, full=False), 0, flipped=False)[8, 8::16].astype(float)
+    assert np.ptp(found, axis=1).max() <= 2
+    assert (np.diff(found[:, 1]) > 5).all()
+    share = (found[:, 1] / 255) ** 2.4
+    assert share[-1] > 0.98
+    assert share[nits.index(203)] == pytest.approx(0.30, abs=0.02)
 
 
 # -- damage -------------------------------------------------------------------------------------------------------
