@@ -27,6 +27,7 @@ from fairy.kernels import gains
 from fairy.kernels.errors import InputError
 from fairy.runtime import Editor, EditParams, embedded_model
 from fairy.runtime.executor import InProcess
+from tests.conftest import ROOT
 from tests.engines.capture import away, broken_rules
 from tests.engines.test_fast import record_on_the_cpu
 from tests.runtime.conftest import make_frames
@@ -176,6 +177,7 @@ def test_what_overflowed_is_done_again_unrecorded(embedded: Checkpoint) -> None:
 def test_kernels_are_on_where_they_were_measured_to_be_faster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gains, "files", lambda package: tmp_path)
     (tmp_path / "configs").mkdir()
+    gains._table.cache_clear()
 
     def write(capability: tuple[int, int], content: str) -> None:
         (tmp_path / "configs" / gains.gains_name(capability)).write_text(content)
@@ -200,6 +202,17 @@ def test_kernels_are_on_where_they_were_measured_to_be_faster(monkeypatch: pytes
         write((8, 0), broken)
         assert left_out((8, 0)) == {"inductor", *STEP_OF_OP.values()}
     gains._table.cache_clear()
+
+
+def test_what_ships_was_measured_on_a_gpu_of_that_capability() -> None:
+    tables = [p for p in (ROOT / "kernels" / "configs").glob("*.json") if p.name.startswith("gains-")]
+    assert tables
+    for path in tables:
+        table = gains.parse_gains(path.read_text())
+        capability = tuple(table["capability"])
+        assert path.name == gains.gains_name(capability)
+        assert gains.faster_ops(capability) == {op for op, cases in table["ops"].items() if gains.gain(cases) >= 1.02}
+        assert str(gains.best_micro_batch(capability)) in table["micro_batch"]
 
 
 def test_every_op_has_its_step() -> None:
