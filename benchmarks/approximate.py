@@ -29,7 +29,7 @@ from fairy.runtime.device import resolve_device
 from fairy.runtime.editor import Editor
 from fairy.runtime.files import user_path, write_atomically
 from fairy.runtime.plan.params import EditParams
-from fairy.runtime.record.result import EditResult
+from fairy.runtime.record.edit_report import EditResult
 
 INSTRUCTIONS = ("sepia", "snow", "palette", "night", "background", "texture")
 COLUMNS = {

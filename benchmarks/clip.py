@@ -31,8 +31,8 @@ from fairy.runtime.device import resolve_device
 from fairy.runtime.editor import Editor
 from fairy.runtime.inputs.frames import open_source
 from fairy.runtime.plan.params import EditParams
+from fairy.runtime.record.edit_report import EditReport, EditResult
 from fairy.runtime.record.progress import Monitor
-from fairy.runtime.record.result import EditReport, EditResult
 
 STAGES = ("read", "text", "encode", "anchors", "frames", "decode")
 FRAME_BY_FRAME = "frame by frame"

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from fairy.runtime.editor import Editor
     from fairy.runtime.models import embedded_model
     from fairy.runtime.plan.params import EditParams
+    from fairy.runtime.record.edit_report import EditPart, EditResult
     from fairy.runtime.record.progress import Progress
-    from fairy.runtime.record.result import EditPart, EditResult
 
 __all__ = [
     "Cancelled",
@@ -43,8 +43,8 @@ _HOMES = {
     "NumericalError": "fairy.kernels.errors",
     "EditParams": "fairy.runtime.plan.params",
     "Progress": "fairy.runtime.record.progress",
-    "EditPart": "fairy.runtime.record.result",
-    "EditResult": "fairy.runtime.record.result",
+    "EditPart": "fairy.runtime.record.edit_report",
+    "EditResult": "fairy.runtime.record.edit_report",
     "Editor": "fairy.runtime.editor",
     "embedded_model": "fairy.runtime.models",
 }

@@ -7,7 +7,7 @@ import torch
 
 from fairy.kernels.errors import InputError
 from fairy.kernels.gains import best_micro_batch
-from fairy.runtime.setup import PRECISIONS
+from fairy.runtime.editor_setup import PRECISIONS
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in PRECISIONS}
 

@@ -33,6 +33,7 @@ from fairy.runtime.device import (
     resolve_dtype,
     worker_devices,
 )
+from fairy.runtime.editor_setup import EditorSetup
 from fairy.runtime.executor import Executor, InProcess
 from fairy.runtime.files import check_names, check_outputs, only_writer_of, user_path, write_picture
 from fairy.runtime.inputs.frames import Frames, VideoInput
@@ -42,15 +43,12 @@ from fairy.runtime.methods.fits import check_processes, check_resume
 from fairy.runtime.models import embedded_model
 from fairy.runtime.overlap import Behind, ahead
 from fairy.runtime.plan.batches import default_micro_batch
+from fairy.runtime.plan.file_request import DEFAULT_CRF, FileRequest
 from fairy.runtime.plan.identity import identity_of
 from fairy.runtime.plan.memory import check_memory
 from fairy.runtime.plan.params import EditParams
 from fairy.runtime.plan.plan import Plan, plan_edit
-from fairy.runtime.plan.request import DEFAULT_CRF, FileRequest
-from fairy.runtime.record.journal import Journal, folders_of_other_containers, journal_folder
-from fairy.runtime.record.progress import Monitor, Progress
-from fairy.runtime.record.report import report_of
-from fairy.runtime.record.result import (
+from fairy.runtime.record.edit_report import (
     EditPart,
     EditReport,
     EditResult,
@@ -59,8 +57,10 @@ from fairy.runtime.record.result import (
     side_by_side,
     side_by_side_width,
 )
+from fairy.runtime.record.journal import Journal, folders_of_other_containers, journal_folder
+from fairy.runtime.record.progress import Monitor, Progress
+from fairy.runtime.record.reporting import report_of
 from fairy.runtime.record.run import Run
-from fairy.runtime.setup import EditorSetup
 from fairy.runtime.workers.pool import PoolOptions, WorkerPool
 
 OnProgress = Callable[[Progress], object]

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from fairy.kernels.errors import InputError
-from fairy.runtime.cli.ending import ending_at_once
 from fairy.runtime.cli.engines import Decoder, Json, Store, facts_of, line_of, load_model, size_text
+from fairy.runtime.cli.interruption import ending_at_once
 
 if TYPE_CHECKING:
     from fairy.engines.build import BuildRequest, PlannedEngine

@@ -20,12 +20,12 @@ from rich.progress import (
 
 from fairy.runtime.cli.shared import Quiet, silence_libraries
 from fairy.runtime.cli.table import chosen, with_options
+from fairy.runtime.editor_setup import EditorSetup
 from fairy.runtime.methods.fits import check_processes, check_resume
 from fairy.runtime.options import options_of
+from fairy.runtime.plan.file_request import FileRequest
 from fairy.runtime.plan.params import EditParams
-from fairy.runtime.plan.request import FileRequest
 from fairy.runtime.plan.story import first_instruction
-from fairy.runtime.setup import EditorSetup
 from fairy.runtime.workers.torchrun import processes_asked_for
 
 _STAGES = {

@@ -14,13 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fairy.kernels.errors import Cancelled, InputError
 from fairy.runtime.cli.shared import Quiet, silence_libraries
 from fairy.runtime.cli.table import chosen, with_options
+from fairy.runtime.editor_setup import EditorSetup
 from fairy.runtime.files import check_can_write, user_path
 from fairy.runtime.fleet.fleet_options import FleetOptions
 from fairy.runtime.fleet.items import items_of_folder
 from fairy.runtime.options import options_of
+from fairy.runtime.plan.file_request import FileRequest
 from fairy.runtime.plan.params import EditParams
-from fairy.runtime.plan.request import FileRequest
-from fairy.runtime.setup import EditorSetup
 from fairy.runtime.workers.torchrun import torchrun_world
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from fairy.runtime.cli.bench import bench
 from fairy.runtime.cli.build import build, export
 from fairy.runtime.cli.edit import edit
 from fairy.runtime.cli.edit_many import edit_many
-from fairy.runtime.cli.ending import BY_SIGNAL, end_at_once
 from fairy.runtime.cli.engines import engines
+from fairy.runtime.cli.interruption import BY_SIGNAL, end_at_once
 from fairy.runtime.cli.table import spelled
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)

@@ -11,11 +11,11 @@ from pathlib import Path
 from fairy.export.steps import STEPS
 from fairy.kernels.errors import InputError
 from fairy.runtime.cli.table import spelled
+from fairy.runtime.editor_setup import EditorSetup
 from fairy.runtime.fleet.fleet_options import FleetOptions
 from fairy.runtime.options import Option, options_of
+from fairy.runtime.plan.file_request import FileRequest
 from fairy.runtime.plan.params import EditParams
-from fairy.runtime.plan.request import FileRequest
-from fairy.runtime.setup import EditorSetup
 
 
 def tables() -> dict[str, str]:

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from fairy.runtime.cli.table import help_of
+from fairy.runtime.editor_setup import EditorSetup
 from fairy.runtime.options import options_of
-from fairy.runtime.setup import EditorSetup
 
 _SETUP = options_of(EditorSetup)
 

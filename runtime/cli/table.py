@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from fairy.runtime.editor_setup import EditorSetup
 from fairy.runtime.fleet.fleet_options import FleetOptions
 from fairy.runtime.options import Flag, Names, Number, Option, Text, Whole, options_of
+from fairy.runtime.plan.file_request import FileRequest
 from fairy.runtime.plan.params import EditParams
-from fairy.runtime.plan.request import FileRequest
-from fairy.runtime.setup import EditorSetup
 
 TABLES = (EditParams, EditorSetup, FileRequest, FleetOptions)
 _SELF_EXPLAINING = (Flag, Names, Number, Text, Whole)  # kinds whose help need not say what may be given

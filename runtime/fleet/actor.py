@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairy.kernels.errors import Cancelled, InputError
+from fairy.runtime.editor_setup import EditorSetup
 from fairy.runtime.fleet.fleet_options import FleetOptions
 from fairy.runtime.fleet.items import WorkItem
 from fairy.runtime.fleet.results import ClipResult, edit_item, sentence_of
-from fairy.runtime.setup import EditorSetup
 
 if TYPE_CHECKING:
     from fairy.runtime.editor import Editor

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fairy.kernels.errors import Cancelled, InputError
+from fairy.runtime.editor_setup import EditorSetup
 from fairy.runtime.fleet.fleet_options import FleetOptions, with_gpus
 from fairy.runtime.fleet.items import WorkItem, check_distinct
 from fairy.runtime.fleet.results import ClipResult, FleetReport, check_items, edit_item
-from fairy.runtime.setup import EditorSetup
 
 OnResult = Callable[[ClipResult], object]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fairy.kernels.errors import InputError
+from fairy.runtime.editor_setup import EditorSetup
 from fairy.runtime.options import Flag, Number, Text, Whole, check_options, option
-from fairy.runtime.setup import EditorSetup
 
 DAY_S = 86_400.0
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from fairy.kernels.errors import InputError
 from fairy.runtime.files import user_path
+from fairy.runtime.plan.file_request import DEFAULT_CRF, check_crf
 from fairy.runtime.plan.params import EditParams
-from fairy.runtime.plan.request import DEFAULT_CRF, check_crf
 from fairy.runtime.video.formats import OUTPUTS, output_format
 
 _WRITTEN_AS = {".mts": ".ts", ".m2ts": ".ts"}

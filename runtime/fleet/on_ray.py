@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from fairy.kernels.errors import Cancelled, FairyError, InputError, MachineError
+from fairy.runtime.editor_setup import EditorSetup
 from fairy.runtime.files import settled, temporary_name
 from fairy.runtime.fleet.actor import EditorActor
 from fairy.runtime.fleet.cluster import connected, first_line
 from fairy.runtime.fleet.fleet_options import FleetOptions, room_for_editors, with_gpus
 from fairy.runtime.fleet.items import WorkItem
 from fairy.runtime.fleet.results import ClipResult, too_late
-from fairy.runtime.setup import EditorSetup
 
 _POLL_S = 0.2
 _GRACE_S = 20.0

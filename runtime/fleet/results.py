@@ -15,7 +15,7 @@ from fairy.runtime.fleet.items import WorkItem
 
 if TYPE_CHECKING:
     from fairy.runtime.editor import Editor
-    from fairy.runtime.record.result import EditReport
+    from fairy.runtime.record.edit_report import EditReport
 
 Status = Literal["done", "skipped", "failed"]
 

@@ -9,7 +9,7 @@ import torch
 
 from fairy.export.checkpoint import Checkpoint
 from fairy.runtime.plan.plan import Plan
-from fairy.runtime.record.result import installed_versions
+from fairy.runtime.record.edit_report import installed_versions
 
 
 def identity_of(

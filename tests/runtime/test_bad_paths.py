@@ -11,7 +11,7 @@ from fairy.kernels.errors import InputError
 from fairy.runtime import Editor, EditParams
 from fairy.runtime.cli.main import run
 from fairy.runtime.files import user_path
-from fairy.runtime.plan.request import check_fps
+from fairy.runtime.plan.file_request import check_fps
 from fairy.runtime.plan.story import read_prompts
 from tests.runtime.conftest import make_frames, write_clip
 

@@ -15,11 +15,11 @@ from fairy.runtime.cli.reference import filled, tables
 from fairy.runtime.cli.table import TABLES, help_of, spelled
 from fairy.runtime.device import DTYPES
 from fairy.runtime.editor import Editor
+from fairy.runtime.editor_setup import PRECISIONS, EditorSetup
 from fairy.runtime.fleet.fleet_options import FleetOptions
 from fairy.runtime.options import Number, Time, Whole, option, options_of
+from fairy.runtime.plan.file_request import FileRequest
 from fairy.runtime.plan.params import EditParams
-from fairy.runtime.plan.request import FileRequest
-from fairy.runtime.setup import PRECISIONS, EditorSetup
 
 DOCS = Path(__file__).parents[2] / "docs"
 ONE_EDIT = (EditParams, EditorSetup, FileRequest)

@@ -17,7 +17,7 @@ import torch
 from fairy.kernels.errors import InputError
 from fairy.runtime import Editor, EditParams, Progress
 from fairy.runtime import editor as editor_module
-from fairy.runtime.record.result import EditResult
+from fairy.runtime.record.edit_report import EditResult
 from fairy.runtime.workers.pool import PoolOptions, WorkerPool
 from tests.runtime.conftest import make_frames, write_clip
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from fairy.runtime.files import check_outputs, user_path, write_atomically
 from fairy.runtime.inputs.frames import Frames, Source
-from fairy.runtime.plan.request import DEFAULT_CRF, check_clock, check_crf, check_fps
+from fairy.runtime.plan.file_request import DEFAULT_CRF, check_clock, check_crf, check_fps
 from fairy.runtime.video import Clock, VideoWriter
 
 _GAP = 4  # pixels of the line between pictures beside each other

@@ -7,7 +7,7 @@ import torch
 from fairy.engines.engine import Usage
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.steps import STEPS
-from fairy.runtime.record.result import EditReport, installed_versions
+from fairy.runtime.record.edit_report import EditReport, installed_versions
 from fairy.runtime.record.run import Run
 
 
