@@ -40,6 +40,8 @@ _ROUNDING_S, _MARGIN_S = 1e-9, 1.0
 CUT_OFF = "{} is cut off: its end is missing; copy or download it again."
 _BEGIN_ANYWHERE = ("mpegts", "mpeg", "flv")
 """Containers whose clock may begin at any time."""
+_METADATA: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+"""What becomes of text that is no UTF-8; PyAV 19 keeps it by itself."""
 _FOREIGN = {b"OggS": "an Ogg file", b".RMF": "a RealMedia file", b"\x06\x0e\x2b\x34": "an MXF file"}
 _BROKEN = re.compile("EBML number|exceeds containing master element|exceeds max length")
 """What the Matroska demuxer says before it silently leaves out what it cannot follow."""
@@ -324,7 +326,8 @@ def open_container(path: Path, max_pixels: int) -> InputContainer:
     """A user's file with its streams known, and nothing of it decoded but what that takes."""
     try:
         options = formats.whitelist(2 * max_pixels + _ALIGNED**2)
-        return av.open(f"file:{path.absolute()}", options=options, metadata_errors="replace")
+        container: InputContainer = av.open(f"file:{path.absolute()}", options=options, **_METADATA)
+        return container
     except MemoryError:
         raise
     except av.EOFError:
