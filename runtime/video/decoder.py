@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path
-from typing import Any
+from typing import Self
 
+import av
 from av.video.frame import VideoFrame
 
 from fairy.runtime.video import helper, wire
@@ -39,6 +40,7 @@ def main() -> None:
 
 
 def serve(inbox: wire.Inbox, out: int) -> None:
+    """Answer the one request: what `reader.probe` and `reader.read_frames` send, and read. Raises `helper.Refusal`."""
     request, wanted = inbox.receive(1 << 30)
     max_pixels, path = int(request["max_pixels"]), Path(request["path"])
     helper.confine(helper.BASE_BYTES + max_pixels * _BYTES_PER_PIXEL, writes_files=False)
@@ -83,14 +85,73 @@ def open_source(
     return AnimatedWebp(path, max_pixels) if is_webp(path) else OpenedVideo(path, max_pixels, reading, threads)
 
 
+@dataclass(slots=True)
+class _Frames:
+    """What decoding finds: the time stamps, which frames can be decoded by themselves, the first one's look."""
+
+    pts: "array[int]"
+    keys: "array[int]"
+    look: Look | None = None
+    last_duration: int = 0
+
+    def take(
+        self, frames: Iterator[tuple[VideoFrame, int]], source: OpenedVideo | AnimatedWebp, progress: _Counted
+    ) -> Self:
+        """All of `frames`, which go on where this ends."""
+        for frame, at in frames:
+            self.look = self.look or look_at(frame, source)
+            if frame.key_frame:
+                self.keys.append(len(self.pts))
+            self.pts.append(at)
+            self.last_duration = frame.duration
+            progress.tell(len(self.pts))
+        return self
+
+
 def _probe(source: OpenedVideo | AnimatedWebp, out: int) -> None:
-    streams = source.describe()
+    streams, progress = source.describe(), _Counted(out)
     # Where containers cannot seek exactly, or time stamps are made up, decoding begins at the beginning.
     exact = streams["container"].startswith(("mov", "matroska"))
-    skipped = _skipped(source) if exact and isinstance(source, OpenedVideo) else None
-    if skipped is not None and _probe_from(skipped, source, streams, out):
-        return
-    _probe_from(None, source, streams, out)
+    frames = _late_frames(source, progress) if exact and isinstance(source, OpenedVideo) else None
+    frames = frames or _Frames(array("q"), array("q")).take(source.decode(), source, progress)
+    pts, keys, look, duration = frames.pts, frames.keys, frames.look, frames.last_duration
+    if look is None:
+        raise helper.Refusal(f"{source.path} has 0 frames of video.")
+    zero: int = source.zero(pts[0])
+    clock: wire.Message = {"time_base": str(source.tick)}
+    if isinstance(source, OpenedVideo):
+        _check_whole(source, pts, duration)
+        look.notes.extend(_damage_notes(source, len(pts)))
+        duration = _last_duration(source, pts[-1], duration)
+        clock["mended"] = source.is_mended
+    found = streams | look.to_wire() | clock | {"last_duration": duration, "zero": zero, "crop": source.crop}
+    found |= {"ends_early": source.ends_early, "keys": len(keys) if exact else 0}
+    shifted = array("q", (at - zero for at in pts))
+    wire.send(out, {"found": found}, (shifted + keys) if exact else shifted)
+
+
+def _late_frames(source: OpenedVideo, progress: _Counted) -> _Frames | None:
+    """The frames of a file of which a late part is wanted: what lies before it is told by packets, not decoded.
+
+    None where that gains little, where packets and frames do not agree, and where anything at all is wrong: then
+    decoding everything says what.
+    """
+    skipped = _skipped(source)
+    if skipped is None:
+        return None
+    before, (pts, _) = skipped.stamps[: skipped.number], skipped.stamps[skipped.number]
+    frames = _Frames(
+        array("q", (at for at, _ in before)), array("q", (i for i, (_, key) in enumerate(before) if key)), skipped.look
+    )
+    try:
+        source.restart(pts)
+        frames.take(_from(source.decode(skipped.stamps[0][0]), pts), source, progress)
+        agree = not source.is_mended and _agree(skipped, frames.pts, source)
+    except (helper.Refusal, av.FFmpegError):
+        agree = False
+    if not agree:
+        source.restart()
+    return frames if agree else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,50 +185,6 @@ def _skipped(source: OpenedVideo) -> _Skipped | None:
         return None
     before = [i for i, (pts, key) in enumerate(stamps) if key and float(pts * source.tick) < start_s - _NEAR_S]
     return _Skipped(stamps, before[-2], look) if len(before) > 1 else None
-
-
-def _frames_of(skipped: _Skipped | None, source: OpenedVideo | AnimatedWebp) -> Iterator[tuple[VideoFrame, int]]:
-    if skipped is None or not isinstance(source, OpenedVideo):
-        return source.decode()
-    pts = skipped.stamps[skipped.number][0]
-    source.restart(pts)
-    return _from(source.decode(skipped.stamps[0][0]), pts)
-
-
-def _probe_from(
-    skipped: _Skipped | None, source: OpenedVideo | AnimatedWebp, streams: dict[str, Any], out: int
-) -> bool:
-    """Decode and tell what was found; False, and nothing told, where packets and frames do not agree."""
-    pts, keys, look, progress, duration = array("q"), array("q"), None, _Counted(out), 0
-    exact = streams["container"].startswith(("mov", "matroska"))
-    if skipped is not None:
-        look = skipped.look
-        pts.extend(at for at, _ in skipped.stamps[: skipped.number])
-        keys.extend(i for i, (_, key) in enumerate(skipped.stamps[: skipped.number]) if key)
-    for frame, at in _frames_of(skipped, source):
-        look = look or look_at(frame, source)
-        if frame.key_frame:
-            keys.append(len(pts))
-        pts.append(at)
-        duration = frame.duration
-        progress.tell(len(pts))
-    if look is None:
-        raise helper.Refusal(f"{source.path} has 0 frames of video.")
-    if skipped is not None and isinstance(source, OpenedVideo) and not _agree(skipped, pts, source):
-        source.restart()
-        return False
-    zero: int = source.zero(pts[0])
-    clock: wire.Message = {"time_base": str(source.tick)}
-    if isinstance(source, OpenedVideo):
-        _check_whole(source, pts, duration)
-        look.notes.extend(_damage_notes(source, len(pts)))
-        duration = _last_duration(source, pts[-1], duration)
-        clock["mended"] = source.is_mended
-    found = streams | look.to_wire() | clock | {"last_duration": duration, "zero": zero, "crop": source.crop}
-    found |= {"ends_early": source.ends_early, "keys": len(keys) if exact else 0}
-    shifted = array("q", (at - zero for at in pts))
-    wire.send(out, {"found": found}, (shifted + keys) if exact else shifted)
-    return True
 
 
 def _agree(skipped: _Skipped, pts: "array[int]", source: OpenedVideo) -> bool:

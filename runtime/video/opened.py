@@ -143,11 +143,14 @@ class OpenedVideo:
             return None
         found.sort()
         alike = any(first[0] == second[0] for first, second in pairwise(found))
-        return None if alike or _BROKEN.search(self.log.text()) else found
+        broken = _BROKEN.search(self.log.text()) is not None
+        self.log.forget(_BROKEN)  # decoding meets it again, where it is
+        return None if alike or broken else found
 
     def restart(self, pts: int | None = None) -> None:
         """Begins anew at the last picture that can be decoded by itself at or before `pts`, or at the beginning."""
         self.damaged_s.clear()
+        self.is_mended, self.ends_early, self.gap_s = False, False, None
         if pts is None:
             self.container.close()
             self.container = open_container(self.path, self.max_pixels)

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from fairy.kernels.errors import InputError, MachineError
-from fairy.runtime.video import Reading, VideoWriter, probe, probe_images, read_frames, read_images
-from fairy.runtime.video.decoder import _probe_from, _skipped, open_source
+from fairy.runtime.video import Reading, VideoWriter, decoder, probe, probe_images, read_frames, read_images
+from fairy.runtime.video.decoder import open_source
 from fairy.runtime.video.filters import filtered
 from fairy.runtime.video.info import MAX_PIXELS, ColorTags
 from fairy.runtime.video.opened import rgb
@@ -352,7 +352,7 @@ SLOW = {"rate": Fraction(10), "time_base": Fraction(1, 10), "pts": tuple(range(2
         ("s.mov", {"codec": "mpeg4", "options": {"g": "12", "bf": "2"}}),
     ],
 )
-def test_what_lies_before_a_late_start_is_told_by_packets_and_not_decoded(make, tmp_path, name, how):
+def test_what_lies_before_a_late_start_is_told_by_packets_and_not_decoded(make, tmp_path, monkeypatch, name, how):
     path, late = make(name, **{**SLOW, **how}), Reading(start_s=15.0)
     whole, found = probe(path), probe(path, reading=late)
     assert found.pts.tolist() == whole.pts.tolist()
@@ -361,25 +361,33 @@ def test_what_lies_before_a_late_start_is_told_by_packets_and_not_decoded(make, 
     )  # fmt: skip
     last = [list(read_frames(info, 200)) for info in (whole, found)]
     assert all(np.array_equal(a, b) for a, b in zip(*last, strict=True))
+    assert found.keys == whole.keys
     with open_source(path, MAX_PIXELS, late) as source, (tmp_path / "told").open("wb") as out:
-        skipped, streams = _skipped(source), source.describe()
+        skipped = decoder._skipped(source)
         assert skipped is not None
         assert 100 < skipped.number < 150
         wrong = replace(skipped, stamps=[at for i, at in enumerate(skipped.stamps) if i != skipped.number + 5])
-        assert not _probe_from(wrong, source, streams, out.fileno())
-        assert _probe_from(skipped, source, streams, out.fileno())
+        for made, agrees in ((wrong, False), (skipped, True)):
+            monkeypatch.setattr(decoder, "_skipped", lambda source, made=made: made)
+            assert (decoder._late_frames(source, decoder._Counted(out.fileno())) is not None) is agrees
 
 
-def test_damage_before_a_late_start_is_not_met(make, tmp_path):
-    path = tmp_path / "hurt.mp4"
-    content = bytearray(make("s.mp4", **SLOW, options={"g": "10", "bf": "0"}).read_bytes())
-    middle = content.index(b"mdat") + 8000
-    content[middle : middle + 3000] = bytes(3000)
-    path.write_bytes(content)
-    found = probe(path, reading=Reading(start_s=15.0, strict=True))
-    assert found.num_frames == 220
-    with pytest.raises(InputError, match="is damaged"):
-        probe(path, reading=Reading(strict=True))
+def test_damage_before_a_late_start_is_not_met_and_later_damage_is_told_as_ever(make, tmp_path):
+    content = make("s.mp4", **SLOW, options={"g": "10", "bf": "0"}).read_bytes()
+    middle = content.index(b"mdat") + 4
+    length = int.from_bytes(content[middle - 8 : middle - 4], "big")
+    hurt = {}
+    for name, part in (("early", 0.3), ("late", 0.85)):
+        hurt[name], at = tmp_path / f"{name}.mp4", middle + int(part * length)
+        hurt[name].write_bytes(content[:at] + bytes(3000) + content[at + 3000 :])
+    found = probe(hurt["early"], reading=Reading(start_s=15.0, strict=True))
+    assert (found.num_frames, found.notes) == (220, probe(make("s.mp4", **SLOW, options={"g": "10", "bf": "0"})).notes)
+    for path, reading in ((hurt["early"], Reading(strict=True)), (hurt["late"], Reading(start_s=15.0, strict=True))):
+        with pytest.raises(InputError, match="is damaged"):
+            probe(path, reading=reading)
+    late, whole = probe(hurt["late"], reading=Reading(start_s=15.0)), probe(hurt["late"])
+    assert any("damaged in" in note for note in whole.notes)
+    assert (late.notes, late.pts.tolist(), late.mended) == (whole.notes, whole.pts.tolist(), whole.mended)
 
 
 def test_a_seek_that_finds_something_else_begins_at_the_beginning(make):
