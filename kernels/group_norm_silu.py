@@ -16,7 +16,7 @@ Bound: bytes. Two reads and one write, 3·N·C·H·W·size, since a batch does n
     and their use: at level 0 of SD1.5 (320 × 48 × 64) 5.9 MB a sample-forward in 16 bit, 1.5 µs at 4 TB/s.
 Measured place: on an H200 (float16, 9 samples, in a CUDA graph) 0.076 ms for 960 × 48 × 64, 4.6 times as fast as torch,
     whose kernel copies the layout, and 44 % of the bound; 1.9 to 2.8 times at the other sizes. torch.compile's is
-    faster at three of five. Called by the networks under the backends "compiled" and "cuda-graphs".
+    faster at four of five. Called by the networks under the backends "compiled" and "cuda-graphs".
 Legend: P pixels of a chunk, G groups and K channels of a group in a tile, S chunks of a sample.
 """
 

@@ -155,7 +155,7 @@ def profile(place: Place, figures: Figures, options: argparse.Namespace) -> None
     rows = sorted(averages, key=lambda row: -getattr(row, f"self_{by}"))[:_ROWS]
     figures.tell(
         rows=[{"name": r.key[:120], "calls": r.count, "self_us": getattr(r, f"self_{by}")} for r in rows],
-        kernels=sum(row.count for row in averages if getattr(row, f"self_{by}") > 0),
+        kernels=sum(row.count for row in averages if row.device_type.name == ("CUDA" if cuda else "CPU")),
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
@@ -187,14 +187,15 @@ def _case(place: Place, frames: int) -> Any:
 
 def _editor(place: Place, figures: Figures, **how: Any) -> Any:
     """An Editor of a random model, which is written first where no part before has done so."""
-    started = time.perf_counter()
-    model = Path(tempfile.gettempdir()) / f"fairy-random-model-{place.size.name}-{place.size.height}"
+    started, name = time.perf_counter(), str(place.dtype).removeprefix("torch.")
+    model = (
+        Path(tempfile.gettempdir()) / f"fairy-random-{place.size.name}-{place.size.height}-{place.device.type}-{name}"
+    )
     if not model.exists():
         with tempfile.TemporaryDirectory(dir=model.parent) as folder:
             write_model(Path(folder) / "model", place.size, place.device, place.dtype).rename(model)
         figures.tell(write_model_s=time.perf_counter() - started)
         started = time.perf_counter()
-    name = str(place.dtype).removeprefix("torch.")
     editor = Editor.from_pretrained(model, device=str(place.device), dtype=name, **how)
     figures.tell(load_s=time.perf_counter() - started)
     return closing(editor)

@@ -1,7 +1,7 @@
 """What is run on a GPU, in which order and for how long at most.
 
 A GPU is lent for 900 s, starting of machines included, in calls of at most 600 s. The first call says whether we are
-right and how fast a whole edit is; the second measures what defaults are chosen from, and edits once more with them.
+right and how fast a whole edit is; the second measures what defaults are chosen from, and edits again with them.
 Within a call the order is by value: whenever the machine is taken away, what was written by then is worth the most.
 """
 
@@ -71,6 +71,7 @@ def _tests() -> tuple[str, ...]:
 def parts() -> tuple[Part, ...]:
     """All parts, in their order."""
     tune = (*_PYTHON, "fairy.kernels.tune", "--used")
+    decide = (*_PYTHON, "fairy.benchmarks.gpu.results", OUT, "--gains", "kernels/configs")
     return (
         Part(1, "ceilings", _ours("ceilings"), 20),
         Part(1, "edit", _ours("edit", "--times", "2"), 90),
@@ -85,9 +86,9 @@ def parts() -> tuple[Part, ...]:
             (*tune, "--list"),
         ),
         Part(2, "elementwise ops", (*_BENCH, *_ELEMENTWISE), 60, (*_BENCH, *_ELEMENTWISE)),
-        Part(2, "gains", (*_PYTHON, "fairy.benchmarks.gpu.results", OUT, "--gains", "kernels/configs"), 10, ()),
+        Part(2, "kernels that are on", decide, 10, ()),
         Part(2, "micro-batches", _ours("micro-batches"), 90),
-        Part(2, "defaults", (*_PYTHON, "fairy.benchmarks.gpu.results", OUT, "--gains", "kernels/configs"), 10, ()),
+        Part(2, "micro-batch that is chosen", decide, 10, ()),
         Part(2, "edit with defaults", _ours("edit", "--times", "2"), 60),
         Part(2, "profile", _ours("profile", "--trace", f"{OUT}/trace.json.gz"), 30),
         Part(2, "attention and linears", (*_BENCH, *_LARGE), 40, (*_BENCH, *_LARGE)),

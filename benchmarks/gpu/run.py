@@ -28,7 +28,7 @@ from fairy.runtime.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 4  # a rehearsal's limits are so many times longer: it has neither 16 cores nor a machine of its own
-LAST_WORDS_S = 4.0  # a part that is interrupted at its limit has so long to end
+LAST_WORDS_S = 4.0  # so long before its limit a part is interrupted, that it may say what it has
 TAIL = 4000  # characters of a part's output that the row keeps; the log has all
 
 
@@ -135,15 +135,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(command: Sequence[str], out: int, limit_s: float) -> int | None:
     """The exit code, or None where the limit was reached; then its whole process group has been stopped."""
     process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True)
+    last_words_s = min(LAST_WORDS_S, limit_s / 4)
     try:
-        return process.wait(limit_s)
+        return process.wait(limit_s - last_words_s)
     except subprocess.TimeoutExpired:
         return None
     finally:
         if process.poll() is None:
             with suppress(subprocess.TimeoutExpired):  # tests tell then what failed by now
                 process.send_signal(signal.SIGINT)
-                process.wait(LAST_WORDS_S)
+                process.wait(last_words_s)
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -7,6 +7,11 @@ import pytest
 import torch
 
 
+def float8_tolerance(dtype: torch.dtype, usual: float, device: torch.device) -> float:
+    """How far products in 8 bit may be off: on an H200 sums in float32 were by up to 2.7e-3."""
+    return max(usual, 4e-3) if device.type == "cuda" and dtype == torch.float32 else usual
+
+
 @pytest.fixture
 def device() -> torch.device:
     """The GPU where there is one; the CPU in Triton's interpreter."""

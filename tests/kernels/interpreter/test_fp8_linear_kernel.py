@@ -14,11 +14,11 @@ from fairy.kernels.fp8_linear import (
     quantise_rows,
     quantise_rows_triton,
 )
+from tests.kernels.conftest import float8_tolerance
 
 BY_NIGHT = partial(pytest.param, marks=pytest.mark.nightly)
 
 # bf16: the interpreter's conversion cuts digits off instead of rounding to nearest
-FEW_DIGITS = {"cpu": 0.0, "cuda": 5e-3}  # Hopper's matrix units keep few digits of a sum in 8 bit
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
@@ -31,7 +31,7 @@ def _check(x: Tensor, outputs: int, *, biased: bool = True, **config) -> None:
     weight, scale = quantise_rows(_draw(outputs, x.shape[-1], dtype=torch.float32, device=x.device, seed=1) / 8)
     bias = _draw(outputs, dtype=x.dtype, device=x.device, seed=2) if biased else None
     found = fp8_linear_triton(x, weight, scale, bias, **config)
-    tolerance = max(TOLERANCE[x.dtype], FEW_DIGITS[x.device.type])
+    tolerance = float8_tolerance(x.dtype, TOLERANCE[x.dtype], x.device)
     assert found.dtype == x.dtype
     assert found.is_contiguous()
     exact = fp8_linear_reference(x.double() if x.dtype == torch.float32 else x, weight, scale, bias)
