@@ -8,8 +8,8 @@ all frames share has frame stride 0, so nothing is expanded or joined.
 Bound: at head dim 40 on Hopper the exponentials take longer than the matrix products. At 3072 queries, 12288 keys and
 8 heads a sample-forward needs 3.0e8 of them, 0.08 ms at 16 a clock on each of 132 multiprocessors at 1.755 GHz,
 against 0.05 ms for 48 GFLOP at 989 TFLOP/s. Measured place: 1.71 ms for nine samples on an H200, 254 TFLOP/s and 38 %
-of what the exponentials allow at its 1.98 GHz. In the machine code (Triton 3.7.1, sm_90, dim 40, blocks of 128 x 64, 8 warps): 22
-HGMMA, 68 EX2, 112 registers, no spills.
+of what the exponentials allow at its 1.98 GHz. In the machine code (Triton 3.7.1, sm_90, dim 40, blocks of 128 x 64, 8
+warps): 22 HGMMA, 68 EX2, 112 registers, no spills.
 
 What each trick does there; those that are a choice (a field of `Config.blocks`) are off by default, and on the H200 the
 tuner chose none of them:

@@ -16,8 +16,8 @@ Quantising is part of the definition: in float32, by one division a row, to near
 Source: per-token and per-channel scaling as in SmoothQuant (Xiao et al., arXiv 2211.10438), in e4m3 (Micikevicius et
     al., arXiv 2209.05433). torch's own `_scaled_mm` takes the same scales; which results it then gives besides bfloat16
     depends on its release, and an edit is in float16.
-On Hopper the matrix units keep few digits of a running sum in 8 bit (on an H200 sums were off by up to 2.7·10⁻³), so every
-    block of K products is added to a float32 sum outside of them.
+On Hopper the matrix units keep few digits of a running sum in 8 bit (on an H200 sums were off by up to 2.7·10⁻³), so
+    every block of K products is added to a float32 sum outside of them.
 Bound: at SD1.5's level 0 bytes, size·rows·(I + O) + I·O: the first linear of the feed-forward (320 → 2560 for 9 · 3072
     tokens) moves 160 MB, 48 µs at 3.35 TB/s, where 45.3 GFLOP take 23 µs at 1979 TFLOP/s and 46 µs in 16 bit, so that 8
     bit gains nothing there; at level 2 (1280 → 10240, 9 · 192 tokens) FLOP, 23 µs instead of 46.

@@ -188,9 +188,8 @@ def _case(place: Place, frames: int) -> Any:
 def _editor(place: Place, figures: Figures, **how: Any) -> Any:
     """An Editor of a random model, which is written first where no part before has done so."""
     started, name = time.perf_counter(), str(place.dtype).removeprefix("torch.")
-    model = (
-        Path(tempfile.gettempdir()) / f"fairy-random-{place.size.name}-{place.size.height}-{place.device.type}-{name}"
-    )
+    kind = f"{place.size.name}-{place.size.height}-{place.device.type}-{name}"
+    model = Path(tempfile.gettempdir()) / f"fairy-random-{kind}"
     if not model.exists():
         with tempfile.TemporaryDirectory(dir=model.parent) as folder:
             write_model(Path(folder) / "model", place.size, place.device, place.dtype).rename(model)
