@@ -80,7 +80,7 @@ def test_slow_and_fast_rates_that_files_have() -> None:
 def test_a_schedule_of_lists_in_lists(text: str, tmp_path: Path) -> None:
     path = tmp_path / "deep.yaml"
     path.write_text(text)
-    with pytest.raises(InputError, match="lists within lists"):
+    with pytest.raises(InputError, match="lists within lists|increasing flow level"):  # some versions of libyaml say so
         read_prompts(path)
 
 
