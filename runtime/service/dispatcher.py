@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,6 +24,9 @@ log = logging.getLogger("fairy.service")
 _MOST_ATTEMPTS = 3
 _RESTART_S = 5.0
 """Between two tries to start an editor that does not start."""
+_CANCEL_S = 60.0
+"""An editor that has not heard of a cancel by then is ended."""
+_MOST_TOLD = 50
 _INTERNAL = "The service met an internal error with this video; its log says more."
 
 
@@ -47,6 +51,7 @@ class Dispatcher:
         self._running: dict[str, EditorLink] = {}
         self._cancelled: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
+        self._insisting: set[asyncio.Task[None]] = set()
         self.failed = asyncio.Event()
 
     @property
@@ -91,6 +96,7 @@ class Dispatcher:
             if link is not None:
                 self._cancelled.add(job.id)
                 link.cancel(job.id)
+                self._insisting.add(asyncio.create_task(self._insist(job.id, link)))
             else:
                 await asyncio.to_thread(self._folder.remove_job, job.id)
             await self.tell(job.id)
@@ -105,19 +111,43 @@ class Dispatcher:
         await asyncio.to_thread(self._folder.remove_job, job.id)
         self._events.tell(job.owner, job.id, "deleted", {"id": job.id})
 
+    async def _insist(self, job_id: str, link: EditorLink) -> None:
+        """End an editor that does not hear that its job is cancelled."""
+        pid, ends = link.pid, time.monotonic() + _CANCEL_S
+        while self._running.get(job_id) is link and time.monotonic() < ends:
+            await asyncio.sleep(0.05)
+        if self._running.get(job_id) is link and link.pid == pid:
+            log.error("an editor did not stop", extra={"job": job_id, "editor": link.number})
+            await link.stop(0.0)
+        self._insisting = {task for task in self._insisting if not task.done()}
+
     def record(self, job: Job) -> dict[str, Any]:
         """The job as clients see it."""
-        place = None
-        if job.status == "queued":
-            queue = self._store.queue()
-            place = queue.index(job.id) if job.id in queue else 0
-        return video_of(
-            job,
-            source=self._store.source(job.source_id),
-            live=self._live.get(job.id),
-            place=place,
-            keep_s=self._keep_s,
-        )
+        return self.records([job])[0]
+
+    def records(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """Jobs as clients see them."""
+        waits = any(job.status == "queued" for job in jobs)
+        places = {job_id: place for place, job_id in enumerate(self._store.queue())} if waits else {}
+        return [
+            video_of(
+                job,
+                source=self._store.source(job.source_id),
+                live=self._live.get(job.id),
+                place=places.get(job.id, 0),
+                keep_s=self._keep_s,
+            )
+            for job in jobs
+        ]
+
+    async def _tell_waiting(self) -> None:
+        """Let those who wait know their new places."""
+        if not self._events.listeners:
+            return
+        jobs = await asyncio.to_thread(self._store.unfinished)
+        waiting = [job for job in jobs if job.status == "queued"][:_MOST_TOLD]
+        for job, record in zip(waiting, await asyncio.to_thread(self.records, waiting), strict=True):
+            self._events.tell(job.owner, job.id, "video", record)
 
     async def tell(self, job_id: str) -> None:
         """Let listeners know how a job stands."""
@@ -174,6 +204,7 @@ class Dispatcher:
         outcome: dict[str, Any] | None = None
         try:
             await self.tell(job.id)
+            await self._tell_waiting()
             async for message in link.edit(self._order(job)):
                 if "stage" in message:
                     await self._progress(job, live, message)
@@ -246,7 +277,7 @@ class Dispatcher:
         if job.id in self._cancelled:
             await asyncio.to_thread(self._folder.remove_job, job.id)
         elif job.attempts < _MOST_ATTEMPTS:
-            await asyncio.to_thread(self._store.put_back, job.id, as_tried=True)
+            await asyncio.to_thread(self._store.put_back, job.id)
         else:
             sentence = f"The editor ended {job.attempts} times while it worked on this video; it was given up."
             await asyncio.to_thread(self._store.fail, job.id, "editor_lost", sentence)

@@ -71,7 +71,7 @@ class EditorLink:
         self._said: deque[str] = deque(maxlen=20)
         self._hearing = asyncio.create_task(self._hear_errors(self._process))
         setup = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self._setup).items()}
-        self._send({"do": "open", "setup": setup, "most_frames": self._most_frames})
+        self._send({"do": "open", "setup": setup, "number": self.number, "most_frames": self._most_frames})
         try:
             message = await self._receive()
         except EditorLost as lost:

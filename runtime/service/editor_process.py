@@ -3,7 +3,7 @@
 It loads one model, says so, and edits what it is told, one after another. JSON lines, commands on stdin, answers on a
 copy of stdout (what libraries print goes to stderr):
 
-    in   {"do": "open", "setup": {…}, "most_frames": N}        once, first
+    in   {"do": "open", "setup": {…}, "number": its place among the editors, "most_frames": N}    once, first
     in   {"do": "edit", "id", "source", "folder", "result", "prompt", "params", "crf", "compare"}
     in   {"do": "cancel", "id"}
     out  {"ready": model} | {"refused": sentence, "code": exit code}
@@ -18,15 +18,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from fairy.kernels.errors import Cancelled, FairyError, InputError
 from fairy.runtime.editor_setup import EditorSetup
-from fairy.runtime.files import write_picture
+from fairy.runtime.files import BusyError, write_picture
 from fairy.runtime.methods import find_method
 from fairy.runtime.methods.fits import check_resume
 from fairy.runtime.plan.params import EditParams
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from fairy.runtime.record.edit_report import EditReport
     from fairy.runtime.record.progress import Progress
 
+_FREE_S = 60.0
 _SHEET_FRAMES = 12
 _SHEET_COLUMNS = 4
 _THUMBNAIL_SIDE, _SHEET_SIDE = 320, 160
@@ -87,7 +89,7 @@ class EditorProcess:
         if opening is None:
             return 0
         threading.Thread(target=self._listen, daemon=True).start()
-        setup = EditorSetup(**opening["setup"])
+        setup = on_gpu_of_its_own(EditorSetup(**opening["setup"]), opening["number"])
         try:
             with setup.open() as editor:
                 self._lines.send({"ready": str(editor_model(editor, setup))})
@@ -119,7 +121,8 @@ class EditorProcess:
         cancel = self._cancels[job_id]
         try:
             order = Order.of_json(message)
-            self._lines.send({"id": job_id, "completed": self._finished(editor, order, cancel, most_frames)})
+            told_of = self._when_free(lambda: self._finished(editor, order, cancel, most_frames), cancel)
+            self._lines.send({"id": job_id, "completed": told_of})
         except Cancelled:
             self._lines.send({"id": job_id, "failed": "The edit was cancelled.", "code": "cancelled"})
         except InputError as error:
@@ -142,6 +145,16 @@ class EditorProcess:
         finally:
             self._cancels.pop(job_id, None)
 
+    def _when_free(self, work: Callable[[], dict[str, Any]], cancel: threading.Event) -> dict[str, Any]:
+        """Waits for the editor of a service that was killed, which may still be ending with the same job."""
+        ends = time.monotonic() + _FREE_S
+        while True:
+            try:
+                return work()
+            except BusyError:
+                if time.monotonic() > ends or cancel.wait(0.2):
+                    raise
+
     def _finished(self, editor: "Editor", order: Order, cancel: threading.Event, most_frames: int) -> dict[str, Any]:
         from fairy.runtime.record.journal import journal_folder
 
@@ -160,6 +173,14 @@ class EditorProcess:
         return told(report) | {"seconds": f"{pictures_of(order, report.num_frames):.3f}", "gpu_bytes": gpu_peak_bytes()}
         pictures_of(order, report.num_frames)
         return told(report)
+
+
+def on_gpu_of_its_own(setup: EditorSetup, number: int) -> EditorSetup:
+    """The setup with the editor's own GPU, where the device is not named and there are several."""
+    import torch
+
+    count = torch.cuda.device_count() if setup.device in ("auto", "cuda") and setup.gpus == 1 else 0
+    return replace(setup, device=f"cuda:{number % count}") if count > 1 else setup
 
 
 class _Teller:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairy.kernels.errors import InputError, MachineError
-from fairy.runtime.files import only_writer_of
+from fairy.runtime.files import BusyError, only_writer_of
 
 _ID = re.compile(r"(video|source)_[0-9a-f]{32}")
 CONTAINERS = {"mp4": "video/mp4", "mov": "video/quicktime", "mkv": "video/x-matroska", "webm": "video/webm"}
@@ -72,9 +72,7 @@ class DataFolder:
         try:
             with only_writer_of(self.rows):
                 yield
-        except InputError as error:
-            if "being written" not in str(error):
-                raise
+        except BusyError:
             raise InputError(f"{self.root} is used by another service; stop that or name another --data.") from None
 
     @property

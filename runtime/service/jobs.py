@@ -8,6 +8,7 @@ import json
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -195,17 +196,20 @@ class JobStore:
     def queue(self) -> list[str]:
         """Ids of the waiting jobs in the order in which they would be taken if no other came."""
         rows = self._read(
-            "SELECT j.id, j.owner, j.priority, j.place, COALESCE(t.last, 0) AS last "
-            "FROM jobs j LEFT JOIN turns t ON t.owner = j.owner WHERE j.status = 'queued'"
+            "SELECT j.id, j.owner, j.priority, j.place, COALESCE(t.last, 0) AS last FROM jobs j "
+            "LEFT JOIN turns t ON t.owner = j.owner WHERE j.status = 'queued' ORDER BY j.priority DESC, j.place"
         )
-        waiting = [dict(row) for row in rows]
-        last = {row["owner"]: float(row["last"]) for row in waiting}
-        now, order = max([time.time(), *last.values()]), []
+        waiting: dict[str, deque[sqlite3.Row]] = {}
+        for row in rows:
+            waiting.setdefault(row["owner"], deque()).append(row)
+        last = {owner: float(own[0]["last"]) for owner, own in waiting.items()}
+        now, order = max(last.values(), default=0.0), []
         while waiting:
-            best = min(waiting, key=lambda row: (-row["priority"], last[row["owner"]], row["place"]))
-            waiting.remove(best)
-            order.append(str(best["id"]))
-            last[best["owner"]] = now = now + 1
+            owner = min(waiting, key=lambda o: (-waiting[o][0]["priority"], last[o], waiting[o][0]["place"]))
+            order.append(str(waiting[owner].popleft()["id"]))
+            last[owner] = now = now + 1
+            if not waiting[owner]:
+                del waiting[owner]
         return order
 
     def claim(self) -> Job | None:
@@ -228,20 +232,17 @@ class JobStore:
             )
             return _job(db.execute("SELECT * FROM jobs WHERE id = ?", (row["id"],)).fetchone())
 
-    def put_back(self, job_id: str, *, as_tried: bool) -> None:
-        """A job that was interrupted waits again, in its old place; `as_tried`: the attempt counts."""
+    def put_back(self, job_id: str) -> None:
+        """A job whose editor was lost waits again, in its old place."""
         with self._writing() as db:
-            less = 0 if as_tried else 1
-            db.execute(
-                "UPDATE jobs SET status = 'queued', attempts = MAX(attempts - ?, 0) "
-                "WHERE id = ? AND status = 'in_progress'",
-                (less, job_id),
-            )
+            db.execute("UPDATE jobs SET status = 'queued' WHERE id = ? AND status = 'in_progress'", (job_id,))
 
     def put_all_back(self) -> int:
-        """Whatever ran when the service ended waits again."""
+        """Whatever ran when the service ended waits again; that was no attempt."""
         with self._writing() as db:
-            return db.execute("UPDATE jobs SET status = 'queued' WHERE status = 'in_progress'").rowcount
+            return db.execute(
+                "UPDATE jobs SET status = 'queued', attempts = MAX(attempts - 1, 0) WHERE status = 'in_progress'"
+            ).rowcount
 
     def note_preview(self, job_id: str) -> None:
         """The edited anchors can be looked at."""

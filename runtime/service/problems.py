@@ -1,6 +1,7 @@
 """Errors as clients of the API expect them: one JSON body, one sentence, no path and no traceback."""
 
 import logging
+import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,6 +56,11 @@ def not_found(what: str = "video") -> Problem:
     return Problem(404, f"There is no such {what}; check its id.", code="not_found")
 
 
+def disk_full() -> Problem:
+    """507."""
+    return Problem(507, "The service's disk is full; delete videos or try later.", code="disk_full")
+
+
 def add_handlers(app: FastAPI) -> None:
     """Every error of the app in that form."""
 
@@ -78,6 +84,13 @@ def add_handlers(app: FastAPI) -> None:
         }
         message = sentences.get(error.status_code, str(error.detail))
         return Problem(error.status_code, message, code="http_error", headers=error.headers).answer()
+
+    @app.exception_handler(sqlite3.OperationalError)
+    async def _rows(_: Request, error: sqlite3.OperationalError) -> JSONResponse:
+        log.error("the table of jobs failed: %s", error)
+        if "full" in str(error):
+            return disk_full().answer()
+        return Problem(503, "The table of jobs failed; try again.", code="disk_failed").answer()
 
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> JSONResponse:

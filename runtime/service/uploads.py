@@ -15,7 +15,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from fairy.runtime.service.files import SPARE_BYTES, DataFolder
-from fairy.runtime.service.problems import Problem
+from fairy.runtime.service.problems import Problem, disk_full
 
 MOST_FIELDS = 200
 LONGEST_FIELD_BYTES = 64 * 1024
@@ -99,11 +99,6 @@ def too_large(max_bytes: int) -> Problem:
     """413."""
     sentence = f"The video is larger than {max_bytes / 1e6:.0f} MB, the most that is taken; send a shorter one."
     return Problem(413, sentence, code="too_large", param="input_reference")
-
-
-def disk_full() -> Problem:
-    """507."""
-    return Problem(507, "The service's disk is full; delete videos or try later.", code="disk_full")
 
 
 def _of_disk(error: OSError) -> Problem:

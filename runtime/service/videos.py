@@ -266,7 +266,7 @@ def list_videos(
     """The caller's videos, newest first; `after` is the last id of the page before."""
     place = None if after is None else service.own(after, caller).place
     found = service.store.page(caller.name, limit=limit + 1, after=place, newest_first=order == "desc")
-    data = [service.dispatcher.record(job) for job in found[:limit]]
+    data = service.dispatcher.records(found[:limit])
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     return JSONResponse(
         {"object": "list", "data": data, "has_more": len(found) > limit, "first_id": first, "last_id": last}
