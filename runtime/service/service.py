@@ -67,12 +67,14 @@ class Service:
         if asked.callback_url is not None:
             try:
                 if self.webhooks is None:
-                    raise Refused("Webhooks are off here; leave callback_url out and poll, or listen to /events.")
+                    raise Refused("callback_url cannot be used, for webhooks are off here; poll, or listen to /events.")
                 self.webhooks.check(asked.callback_url)
             except Refused as refused:
                 raise Problem(400, str(refused), code="url_refused", param="callback_url") from None
         if asked.source_url is not None and not self.options.allow_url:
-            sentence = "Fetching from URLs is off here; send the video as input_reference."
+            sentence = (
+                "source_url cannot be used, for fetching from URLs is off here; send the video as input_reference."
+            )
             raise Problem(400, sentence, code="url_refused", param="source_url")
 
     async def keep_upload(self, form: Form, caller: Caller) -> StoredSource:
