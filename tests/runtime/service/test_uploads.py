@@ -31,7 +31,9 @@ def _left(service: Server) -> set[str]:
 
 def part(name: str, value: bytes, *, file_name: str | None = None, more: str = "") -> bytes:
     file = "" if file_name is None else f'; filename="{file_name}"'
-    return f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n{more}\r\n'.encode() + value + b"\r\n"
+    return (
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n{more}\r\n'.encode() + value + b"\r\n"
+    )
 
 
 END = f"--{BOUNDARY}--\r\n".encode()
@@ -50,7 +52,10 @@ def post(service: Server, body: bytes, content_type: str = f"multipart/form-data
         (b"nonsense", "damaged_form"),
         (PROMPT + END, "invalid_value"),
         (part("input_reference", b"", file_name="a.mp4") + PROMPT + END, "empty_video"),
-        (part("input_reference", b"x", file_name="a") + part("video", b"x", file_name="b") + PROMPT + END, "two_videos"),
+        (
+            part("input_reference", b"x", file_name="a") + part("video", b"x", file_name="b") + PROMPT + END,
+            "two_videos",
+        ),
         (part("attachment", b"x", file_name="a.mp4") + PROMPT + END, "unknown_file"),
         (PROMPT + PROMPT + END, "given_twice"),
         (part("prompt", b"\xff\xfe") + END, "not_text"),
@@ -67,12 +72,16 @@ def test_a_form_that_cannot_be_read(service: Server, body: bytes, code: str) -> 
     assert answer.json()["error"]["code"] == code
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data", "multipart/form-data; boundary=" + "b" * 100, ""])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "multipart/form-data", "multipart/form-data; boundary=" + "b" * 100, ""]
+)
 def test_what_is_no_form(service: Server, kind: str) -> None:
     assert post(service, PROMPT + END, kind).json()["error"]["code"] == "not_multipart"
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "..\\..\\x.mp4", "/abs/olute.mp4", "a\r\nX-Evil: 1", "\x00.mp4", "."])
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "..\\..\\x.mp4", "/abs/olute.mp4", "a\r\nX-Evil: 1", "\x00.mp4", "."]
+)
 def test_a_file_name_is_never_part_of_a_path(service: Server, clip: Path, name: str) -> None:
     clean = name.replace("\r\n", "%0d%0a").replace("\x00", "%00")
     body = part("input_reference", clip.read_bytes(), file_name=clean.replace("\\", "\\\\")) + PROMPT

@@ -61,7 +61,12 @@ def test_a_result_is_edited_again(client: OpenAI, made: dict) -> None:
 
 
 def test_a_source_is_edited_again_without_another_upload(service: Server, made: dict) -> None:
-    body = {"prompt": "make it sepia", "source_video_id": made["id"], "seed": 5, **{k: int(v) for k, v in QUICK.items()}}
+    body = {
+        "prompt": "make it sepia",
+        "source_video_id": made["id"],
+        "seed": 5,
+        **{k: int(v) for k, v in QUICK.items()},
+    }
     again = service.client.post("/v1/videos", json=body).json()
     assert service.done(again["id"])["frames_sha256"] == made["frames_sha256"]
 
