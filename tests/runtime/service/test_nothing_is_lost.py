@@ -106,6 +106,10 @@ def test_sigterm_lets_the_running_edit_end_and_refuses_new_ones(tmp_path: Path, 
         server.process.terminate()
         for _ in stream.iter_text():  # the stream ends by itself
             pass
+    assert server.client.get("/ready").status_code == 503
+    refused = server.create(long_clip)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
+    assert server.get(running)["status"] == "in_progress"
     assert server.stop(told=True) == 0, server.log
     server = Server(tmp_path / "data", "--grace", "1s")
     assert server.get(running)["status"] == "completed"
