@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fairy.runtime.allocation import keep_freed_memory
 from fairy.runtime.cli.shared import Quiet, silence_libraries
 from fairy.runtime.cli.table import chosen, with_options
 from fairy.runtime.editor_setup import EditorSetup
@@ -66,6 +67,7 @@ def edit(
     request = FileRequest.checked(
         video, out, others=(context.params["prompts"], params.depth), **chosen(FileRequest, given)
     )
+    keep_freed_memory()
     with setup.open() as editor, _telling_of_journal(), _progress_bar(quiet) as on_progress:
         written = {name: getattr(request, name) for name in options_of(FileRequest)}
         done = editor.edit_file(request.video, request.out, params, **written, on_progress=on_progress, resume=resume)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fairy.kernels.errors import Cancelled, InputError
+from fairy.runtime.allocation import keep_freed_memory
 from fairy.runtime.cli.shared import Quiet, silence_libraries
 from fairy.runtime.cli.table import chosen, with_options
 from fairy.runtime.editor_setup import EditorSetup
@@ -60,6 +61,7 @@ def edit_many(
         with redirect_stdout(sys.stderr), _progress_bar(quiet, len(items)) as on_result:
             from fairy.runtime.fleet import edit_many as edit_items
 
+            keep_freed_memory()
             done = edit_items(items, setup, options, skip_existing=skip_existing, on_result=on_result)
     except KeyboardInterrupt:
         raise Cancelled(f"Interrupted; finished clips are in {out}; go on with --skip-existing --resume.") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairy.kernels.errors import Cancelled, InputError
+from fairy.runtime.allocation import keep_freed_memory
 from fairy.runtime.editor_setup import EditorSetup
 from fairy.runtime.fleet.fleet_options import FleetOptions
 from fairy.runtime.fleet.items import WorkItem
@@ -39,6 +40,7 @@ class EditorActor:
         self._refused: tuple[str, int] | None = None
         try:
             self._check_marks()
+            keep_freed_memory()
             self._editor = setup.open()
         except Exception as error:  # of any kind: it is told by `ready`
             self._refused = sentence_of(error)

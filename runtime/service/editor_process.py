@@ -26,6 +26,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from fairy.kernels.errors import Cancelled, FairyError, InputError
+from fairy.runtime.allocation import keep_freed_memory
 from fairy.runtime.editor_setup import EditorSetup
 from fairy.runtime.files import BusyError, write_picture
 from fairy.runtime.methods import find_method
@@ -269,6 +270,7 @@ def pictures_of(order: Order, num_frames: int) -> float:
 def main() -> int:
     """Take stdin and stdout for the protocol and run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's to handle
+    keep_freed_memory()
     answers = os.dup(1)
     os.dup2(2, 1)
     return EditorProcess(Lines(0, answers)).run()

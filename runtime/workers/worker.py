@@ -20,6 +20,7 @@ from fairy.engines.backends import make_backend
 from fairy.engines.store.store import EngineStore
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
 from fairy.kernels.errors import Cancelled, FairyError, MachineError
+from fairy.runtime.allocation import keep_freed_memory
 from fairy.runtime.bank.anchor_bank import StepBank
 from fairy.runtime.denoise.networks import Networks
 from fairy.runtime.denoise.segment_edit import SegmentEdit
@@ -335,6 +336,7 @@ def main(checkpoint: Checkpoint | None = None) -> None:
         checkpoint: the model, where the process that this one was forked from has loaded it.
     """
     end_with_parent()
+    keep_freed_memory()
     out = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     outbox, listener = Outbox(out), Listener(0)
