@@ -116,10 +116,11 @@ export class Compose {
   }
 
   #showLimits() {
-    const { max_upload_bytes: bytes, max_seconds: seconds } = this.service;
+    const { max_upload_bytes: bytes, max_seconds: seconds, max_frames: frames } = this.service;
     const limits = [];
     if (bytes) limits.push(`up to ${size(bytes)}`);
     if (seconds) limits.push(`up to ${span(seconds)} are edited at a time`);
+    if (frames) limits.push(`up to ${frames.toLocaleString("en")} frames`);
     const text = limits.join(", ");
     setText(byId("limits"), text && `${text.charAt(0).toUpperCase()}${text.slice(1)}.`);
   }

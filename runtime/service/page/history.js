@@ -26,7 +26,7 @@ export class History {
       if (belongs && !ids.has(job.id)) this.jobs.remove(job.id);
     }
     if (this.#last === null || !page.has_more) this.#turn(page);
-    for (const job of page.data) this.jobs.put(job);
+    this.#put(page);
   }
 
   /** Mark the job that is shown. */
@@ -41,11 +41,15 @@ export class History {
     try {
       const page = await api.list(this.#last);
       this.#turn(page);
-      for (const job of page.data) this.jobs.put(job);
+      this.#put(page);
       if (page.data.length) this.#items.get(page.data[0].id)?.link.focus();
     } catch (error) {
       say(error.message);
     }
+  }
+
+  #put(page) {
+    for (const job of page.data.toReversed()) this.jobs.put(job);
   }
 
   #turn(page) {

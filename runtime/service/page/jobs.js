@@ -9,6 +9,7 @@ export const wasCancelled = (job) => job.status === "failed" && job.error?.code 
 
 export class Jobs extends EventTarget {
   #jobs = new Map();
+  #order = new Map(); // id -> number; newer jobs have higher ones
 
   get(id) {
     return this.#jobs.get(id);
@@ -16,7 +17,8 @@ export class Jobs extends EventTarget {
 
   /** Newest first. */
   all() {
-    return [...this.#jobs.values()].sort((a, b) => b.created_at - a.created_at);
+    const newer = (a, b) => b.created_at - a.created_at || this.#order.get(b.id) - this.#order.get(a.id);
+    return [...this.#jobs.values()].sort(newer);
   }
 
   get someRun() {
@@ -28,6 +30,7 @@ export class Jobs extends EventTarget {
     const before = this.#jobs.get(job.id);
     if (before && hasEnded(before) && !hasEnded(job)) return;
     this.#jobs.set(job.id, job);
+    if (!before) this.#order.set(job.id, this.#order.size); // of one second's jobs the newest comes last
     this.dispatchEvent(new CustomEvent("change", { detail: { id: job.id, job, before } }));
   }
 
@@ -78,7 +81,13 @@ export function part(job) {
 export function valuesOf(job) {
   const { prompt: _prompt, compare: _compare, ...values } = job.params ?? {};
   const entries = Object.entries(values).filter(([, value]) => value !== null && value !== undefined);
-  return Object.fromEntries(entries.map(([name, value]) => [name, Array.isArray(value) ? value.join(",") : value]));
+  return Object.fromEntries(entries.map(([name, value]) => [name, asText(value)]));
+}
+
+/** Lists as the fields of a form write them: 0,24,60; those with pairs in them as JSON. */
+function asText(value) {
+  if (!Array.isArray(value)) return typeof value === "object" ? JSON.stringify(value) : value;
+  return value.some((item) => typeof item === "object") ? JSON.stringify(value) : value.join(",");
 }
 
 /** A seed that a person can read out. */

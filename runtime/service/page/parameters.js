@@ -132,9 +132,10 @@ function control(parameter, id) {
   return make("input", { id, name, type: "text", inputMode, autocomplete: "off", placeholder: short });
 }
 
-function hintText(help, { usual, kind }) {
-  const isSaid = kind === "choice" || kind === "flag" || usual === null || usual === undefined || usual === "";
-  return isSaid || !help ? help : `${help.replace(/\.$/, "")}. Usually ${usual}.`;
+/** What is usual is said where it is a number; where the model decides, an empty field says enough. */
+function hintText(help, { name, usual }) {
+  const isSaid = !usual || !help || (name in FIRST && !/^[\d.]+$/.test(usual));
+  return isSaid ? help : `${help.replace(/\.$/, "")}. Usually ${usual}.`;
 }
 
 function wrongness(parameter, text) {

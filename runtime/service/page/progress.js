@@ -2,7 +2,7 @@
 
 import { api } from "./api.js";
 import { Compare } from "./compare.js";
-import { byId, clock, make, say, setText, timeLeft, when } from "./dom.js";
+import { byId, make, say, setText, span, timeLeft, when } from "./dom.js";
 import { doing, hasEnded, newSeed, part, valuesOf, wasCancelled } from "./jobs.js";
 
 const STEPS = ["probe", "anchors", "frames"];
@@ -218,7 +218,7 @@ function factsOf(job) {
   if (job.num_frames) facts.push(["Frames", String(job.num_frames)]);
   if (job.seconds) facts.push(["Length", `${job.seconds} s`]);
   facts.push(["Made", when(job.created_at)]);
-  if (job.completed_at && job.started_at) facts.push(["Took", `${clock(job.completed_at - job.started_at)} min`]);
+  if (job.completed_at && job.started_at) facts.push(["Took", span(job.completed_at - job.started_at)]);
   if (job.expires_at) facts.push(["Kept until", when(job.expires_at)]);
   if (job.frames_sha256) facts.push(["SHA-256 of the frames", job.frames_sha256]);
   return facts.filter(([, value]) => value !== "");
