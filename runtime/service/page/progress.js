@@ -204,9 +204,10 @@ export class JobView {
   }
 }
 
+/** The steps of a stage are the model's, not the video's: a share says more than their number. */
 function lineOf(job) {
-  const count = job.stage_total > 1 && job.status === "in_progress" ? `, ${job.stage_done} of ${job.stage_total}` : "";
-  return `${doing(job)}${count}`;
+  const share = job.status === "in_progress" && job.progress > 0 ? `, ${Math.round(job.progress)} %` : "";
+  return `${doing(job)}${share}`;
 }
 
 function factsOf(job) {
