@@ -2,8 +2,8 @@
 
     python examples/make_looks.py OUT_FOLDER
 
-Writes a JPEG a look and looks.json. The photograph is one of those that ship inside scikit-image (chelsea, the cat; public
-domain, CC0), which the model was not trained on. Of its looks, those that are plain to see are offered.
+Writes a JPEG a look and looks.json. The photograph is one of those that ship inside scikit-image (chelsea, the cat;
+public domain, CC0), which the model was not trained on. Of its looks, those that are plain to see are offered.
 """
 
 import argparse
