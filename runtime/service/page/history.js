@@ -105,8 +105,8 @@ function makeItem(job, listeners) {
     state.classList.toggle("bad-text", next.status === "failed" && stateOf(next).startsWith("Failed"));
     bar.hidden = hasEnded(next);
     bar.value = next.progress ?? 0;
-    use.setAttribute("aria-label", `Use the settings of “${next.prompt}” again`);
-    remove.setAttribute("aria-label", `Delete “${next.prompt}”`);
+    use.setAttribute("aria-label", `Use again: ${next.prompt}`);
+    remove.setAttribute("aria-label", `Delete: ${next.prompt}`);
     showPicture(picture, next);
   };
   show(job);

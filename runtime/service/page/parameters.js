@@ -84,10 +84,8 @@ export class Parameters {
     const error = make("p", { className: "error", id: `${id}-error` });
     const hint = make("p", { className: "soft", id: `${id}-help` }, hintText(FIRST[name]?.[1] ?? help, parameter));
     input.setAttribute("aria-describedby", `${hint.id} ${error.id}`);
-    input.addEventListener("change", () => {
-      this.#check(name);
-      this.#changed();
-    });
+    input.addEventListener("change", () => this.#check(name));
+    input.addEventListener("input", () => this.#changed());
     this.#fields.set(name, { parameter, input, error });
     const label = make("label", { htmlFor: id }, inWords(name));
     const line = make("div", { className: kind === "flag" ? "control flag" : "control" }, input);
@@ -106,7 +104,7 @@ export class Parameters {
   #changed() {
     const count = Object.keys(this.values).length;
     setText(byId("more-changed"), count ? ` ${count} changed` : "");
-    byId("reset").hidden = count === 0;
+    byId("reset").disabled = count === 0; // hiding it would move the button that is about to be pressed
     this.onChange();
   }
 }
@@ -114,7 +112,7 @@ export class Parameters {
 function newSeedButton(input) {
   const draw = () => {
     input.value = String(newSeed());
-    input.dispatchEvent(new Event("change"));
+    for (const event of ["input", "change"]) input.dispatchEvent(new Event(event));
   };
   return make("button", { type: "button", on: { click: draw } }, "New seed");
 }
