@@ -16,18 +16,18 @@ from PIL import Image
 
 WIDTH, HEIGHT = 256, 192
 LOOKS = {
-    "Watercolour": "make it a watercolour painting",
     "Pencil sketch": "make it a pencil sketch",
     "Poster": "make it a comic",
     "Sepia": "make it sepia",
-    "Black and white": "make it black and white",
-    "Negative": "make it a negative",
-    "Sunset": "make it sunset",
-    "Night": "make it night",
     "Snow": "make it snow",
-    "Fog": "make it foggy",
+    "Sunset": "make it sunset",
     "Underwater": "put it underwater",
     "Thermal image": "make it a thermal image",
+    "Negative": "make it a negative",
+    "Black and white": "make it black and white",
+    "Night": "make it night",
+    "Fog": "make it foggy",
+    "Watercolour": "make it a watercolour painting",
 }
 
 

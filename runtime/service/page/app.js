@@ -66,7 +66,7 @@ class App {
     addEventListener("pageshow", (event) => event.persisted && this.events.open());
     addEventListener("beforeunload", (event) => this.#compose?.isSending && event.preventDefault());
     document.addEventListener("visibilitychange", () => this.#visibilityChanged());
-    this.#jobs.addEventListener("change", ({ detail }) => this.#changed(detail));
+    this.#jobs.addEventListener("change", (/** @type {any} */ event) => this.#changed(event.detail));
     byId("sign-in-form").addEventListener("submit", (event) => {
       event.preventDefault();
       this.#signIn();

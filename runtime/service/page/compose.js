@@ -223,12 +223,18 @@ export class Compose {
     }
   }
 
-  #send(values, signal) {
+  /** A file that has been sent once need not be sent again, as long as the service has it. */
+  async #send(values, signal) {
     const { kind, file, id } = this.#source;
     if (kind === "result") return api.remix(id, values);
-    // A file that has been sent once need not be sent again.
-    if (id) return api.create({ ...values, source_video_id: id }, null);
-    return api.create(values, file, (done, total) => this.#showSending(done, total), signal);
+    if (!id) return api.create(values, file, (done, total) => this.#showSending(done, total), signal);
+    try {
+      return await api.create({ ...values, source_video_id: id }, null);
+    } catch (error) {
+      if (error.status !== 404 || !file) throw error;
+      delete this.#source.id;
+      return this.#send(values, signal);
+    }
   }
 
   /** Whether something is missing or wrong; the first of it has the focus then. */

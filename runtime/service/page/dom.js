@@ -62,7 +62,7 @@ export function parseClock(text) {
 export function size(bytes) {
   if (bytes < 1e6) return `${Math.max(1, Math.round(bytes / 1e3))} kB`;
   if (bytes < 1e9) return `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
-  return `${(bytes / 1e9).toFixed(1)} GB`;
+  return `${Number((bytes / 1e9).toFixed(1))} GB`;
 }
 
 /** A length of time in words. @param {number} seconds */
@@ -82,7 +82,7 @@ export function timeLeft(seconds) {
 /** @param {number} unixSeconds */
 export function when(unixSeconds) {
   const date = new Date(unixSeconds * 1000);
-  const time = date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  const time = date.toLocaleTimeString([], { hour: "numeric", minute: "2-digit" });
   if (date.toDateString() === new Date().toDateString()) return `today, ${time}`;
   return `${date.toLocaleDateString([], { day: "numeric", month: "short" })}, ${time}`;
 }

@@ -116,9 +116,9 @@ function makeItem(job, listeners) {
 function stateOf(job) {
   if (job.status === "queued") return doing(job);
   if (!hasEnded(job)) return `${doing(job)}, ${Math.round(job.progress ?? 0)} %`;
+  if (job.status !== "completed") return `${doing(job)} · ${when(job.created_at)}`;
   const { seed } = job.params ?? {};
-  const what = job.status === "completed" ? "" : `${doing(job)}, `;
-  return `${what}${when(job.created_at)}${seed === undefined || seed === null ? "" : ` · seed ${seed}`}`;
+  return seed === undefined || seed === null ? when(job.created_at) : `${when(job.created_at)} · seed ${seed}`;
 }
 
 function showPicture(picture, job) {

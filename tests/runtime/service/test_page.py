@@ -29,7 +29,8 @@ ARGUMENTS = [
 ]  # fmt: skip
 GAP = 4
 LIMIT_S = 40.0
-SLOWEST = 100  # steps: the most that the service takes
+MOST_STEPS = 100  # that the service takes
+LONG = {"num_inference_steps": 12}  # with the long film: anchors within seconds, all frames within a minute
 KEY = "a-key-for-the-tests-of-the-page"
 
 pytestmark = [
@@ -130,6 +131,12 @@ def browser(open_page: Callable[..., Browser], service: Server) -> Browser:
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty frames, 0.8 s, with a tone."""
     return write_clip(tmp_path_factory.mktemp("film") / "my film.mp4", make_frames(20, 96, 128))
+
+
+@pytest.fixture(scope="module")
+def long_film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Long enough for something to be done while it is edited."""
+    return write_clip(tmp_path_factory.mktemp("long") / "long film.mp4", make_frames(150, 96, 128))
 
 
 @pytest.fixture(scope="module")
@@ -256,10 +263,12 @@ def test_the_result_plays_with_its_sound(browser: Browser, done: dict[str, Any])
     assert page.evaluate("document.getElementById('player-video').muted")
 
 
-def test_the_look_is_there_before_the_rest_and_can_be_changed(browser: Browser, service: Server, film: Path) -> None:
+def test_the_look_is_there_before_the_rest_and_can_be_changed(
+    browser: Browser, service: Server, long_film: Path
+) -> None:
     page = browser.page
-    browser.choose(film)
-    first = browser.start("make it snow", num_inference_steps=SLOWEST)
+    browser.choose(long_film)
+    first = browser.start("make it snow", **LONG)
     browser.until_shown("#anchors-picture")
     assert page.evaluate("document.getElementById('anchors-picture').naturalWidth") >= 2 * 128
     assert page.is_visible("#bar")
@@ -288,10 +297,10 @@ def test_the_look_is_there_before_the_rest_and_can_be_changed(browser: Browser, 
     assert service.done(third)["error"]["code"] == "cancelled"
 
 
-def test_a_reload_picks_up_where_it_was(browser: Browser, service: Server, film: Path) -> None:
+def test_a_reload_picks_up_where_it_was(browser: Browser, service: Server, long_film: Path) -> None:
     page = browser.page
-    browser.choose(film)
-    video_id = browser.start("make it snow", num_inference_steps=SLOWEST)
+    browser.choose(long_film)
+    video_id = browser.start("make it snow", **LONG)
     page.reload()
     browser.until_shown("#running")
     assert browser.id == video_id
@@ -345,6 +354,43 @@ def test_an_edit_is_deleted_after_a_question(browser: Browser, service: Server, 
     assert service.client.get(f"/v1/videos/{video_id}").status_code == 404
     browser.open(f"#{video_id}")
     browser.until_shown("#missing")
+
+
+def test_a_file_is_dropped_and_sent_once(browser: Browser, service: Server, film: Path) -> None:
+    page = browser.page
+    sizes: list[int] = []
+
+    def _post(request: Any) -> None:
+        if request.method == "POST":
+            sizes.append(int(request.all_headers()["content-length"]))
+
+    page.on("requestfinished", _post)
+    dropped = """(bytes) => { const data = new DataTransfer();
+        data.items.add(new File([Uint8Array.from(bytes)], 'dropped.mp4', {type: 'video/mp4'}));
+        document.getElementById('prompt').dispatchEvent(
+            new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})); }"""
+    page.evaluate(dropped, list(film.read_bytes()))
+    browser.until(lambda: page.inner_text("#part-length"))
+    first = browser.start("make it snow")
+    browser.until_shown("#done")
+    page.click("#new-edit")
+    second = browser.start("make it sepia")
+    browser.until_shown("#done")
+    assert service.get(second)["file_name"] == "dropped.mp4" == service.get(first)["file_name"]
+    assert sizes[0] > film.stat().st_size
+    assert 0 < sizes[1] < 2000
+
+
+def test_older_edits_are_shown_when_asked_for(open_page: Callable[..., Browser], service: Server, film: Path) -> None:
+    ids = [service.done(service.made(film, end="0.1")["id"])["id"] for _ in range(2)]
+    browser = open_page(service.url)
+    pages = re.compile(r"/v1/videos\?limit=20")
+    browser.page.route(pages, lambda route: route.continue_(url=route.request.url.replace("limit=20", "limit=1")))
+    browser.open()
+    shown = "[...document.querySelectorAll('#edits a')].map(a => a.hash.slice(1))"
+    browser.until(lambda: browser.page.evaluate(shown) == [ids[1]])
+    browser.page.click("#older")
+    browser.until(lambda: browser.page.evaluate(shown) == [ids[1], ids[0]])
 
 
 # What can go wrong
@@ -402,9 +448,9 @@ def test_a_refusal_of_the_service_stands_at_the_field_it_is_about(browser: Brows
     browser.page.click("#start-edit")
     browser.until(lambda: browser.page.inner_text("#parameter-anchors-error"))
     assert browser.focus == "parameter-anchors"
-    browser.set(anchors="", num_inference_steps=SLOWEST + 1)
+    browser.set(anchors="", num_inference_steps=MOST_STEPS + 1)
     browser.page.click("#start-edit")
-    assert f"between 1 and {SLOWEST}" in browser.page.inner_text("#parameter-num_inference_steps-error")
+    assert f"between 1 and {MOST_STEPS}" in browser.page.inner_text("#parameter-num_inference_steps-error")
     assert browser.focus == "parameter-num_inference_steps"
 
 
@@ -548,19 +594,19 @@ def _tab_to(browser: Browser, name: str) -> bool:
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_barrier_and_nothing_wider_than_the_screen(
-    open_page: Callable[..., Browser], service: Server, done: dict[str, Any], film: Path, width: int, scheme: str
+    open_page: Callable[..., Browser], service: Server, done: dict[str, Any], long_film: Path, width: int, scheme: str
 ) -> None:
     browser = open_page(service.url, viewport={"width": width, "height": 740}, color_scheme=scheme).open()
     page = browser.page
     found = {"start": _barriers(browser)}
-    browser.choose(film)
+    browser.choose(long_film)
     page.fill("#start", "soon")
     page.press("#start", "Tab")
     browser.set(seed=3)
     page.click("#rest > summary")
     found["form"] = _barriers(browser)
     page.fill("#start", "")
-    browser.start("make it snow", num_inference_steps=SLOWEST)
+    browser.start("make it snow", **LONG)
     browser.until_shown("#go-on")
     found["look"] = _barriers(browser)
     page.click("#cancel")
