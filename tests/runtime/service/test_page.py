@@ -1,6 +1,7 @@
 """The page in a real browser against the real service: the whole way of a creator, by pointer and by keyboard.
 
-Needs Chromium (Debian: `apt-get install chromium`), named by CHROMIUM or on PATH, and Playwright's Python package. The checks of accessibility also need axe-core: `npm pack axe-core` and AXE=…/axe.min.js.
+Needs Chromium (Debian: `apt-get install chromium`), named by CHROMIUM or on PATH, and Playwright's Python package.
+The checks of accessibility also need axe-core: `npm pack axe-core`, unpacked, and AXE=…/axe.min.js.
 """
 
 import contextlib
@@ -315,6 +316,18 @@ def test_a_reload_picks_up_where_it_was(browser: Browser, service: Server, long_
     browser.until_shown("#failed")
 
 
+def test_who_waits_sees_the_place_in_the_queue(browser: Browser, service: Server, long_film: Path) -> None:
+    ids = [service.made(long_film, prompt="make it snow", **LONG)["id"] for _ in range(3)]
+    for video_id, place in ((ids[1], "next in the queue"), (ids[2], "1 edit comes first")):
+        browser.open(f"#{video_id}")
+        browser.until(lambda place=place: place in browser.page.inner_text("#stage-line"))
+    service.client.post(f"/v1/videos/{ids[1]}/cancel")
+    browser.until(lambda: "next in the queue" in browser.page.inner_text("#stage-line"))
+    browser.page.click("#cancel")
+    browser.until_shown("#failed")
+    service.client.post(f"/v1/videos/{ids[0]}/cancel")
+
+
 def test_settings_are_used_again_and_results_edited_further(
     browser: Browser, service: Server, done: dict[str, Any]
 ) -> None:
@@ -520,8 +533,8 @@ def test_the_page_says_that_the_service_is_gone_and_goes_on_when_it_is_back(
         second = Server(tmp_path / "data", "--port", port, ready=False)
         stack.callback(second.stop)
         browser.until(lambda: not browser.page.is_visible("#notice"))
-        browser.until_shown("#done")
         assert browser.id == video_id
+        assert browser.page.is_visible("#running")
 
 
 def test_a_key_is_asked_for_and_kept_from_scripts(
