@@ -104,6 +104,10 @@ def cut_to_bytes(name: str, most: int) -> str:
     return name if len(whole) <= most else whole[:most].decode(errors="ignore")
 
 
+class BusyError(InputError):
+    """Somebody else is writing the same file; it is free when they end."""
+
+
 @contextmanager
 def only_writer_of(*paths: Path | None) -> Iterator[None]:
     """Holds these outputs for one edit at a time.
@@ -111,7 +115,7 @@ def only_writer_of(*paths: Path | None) -> Iterator[None]:
     By a socket's name, which the system takes back however the process ends and which is no file. Linux only.
 
     Raises:
-        InputError: another edit on this machine is writing one of them.
+        BusyError: another edit on this machine is writing one of them.
     """
     with ExitStack() as held:
         for path in paths if sys.platform == "linux" else ():
@@ -124,7 +128,7 @@ def only_writer_of(*paths: Path | None) -> Iterator[None]:
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
                     continue
-                raise InputError(
+                raise BusyError(
                     f"{path} is being written by another edit at this moment; wait for its end or name another file."
                 ) from None
         yield

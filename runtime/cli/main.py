@@ -25,6 +25,7 @@ from fairy.runtime.cli.edit import edit
 from fairy.runtime.cli.edit_many import edit_many
 from fairy.runtime.cli.engines import engines
 from fairy.runtime.cli.interruption import BY_SIGNAL, end_at_once
+from fairy.runtime.cli.serve import serve
 from fairy.runtime.cli.table import spelled
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -113,6 +114,7 @@ app.command()(edit)
 app.command()(edit_many)
 app.command()(build)
 app.command()(export)
+app.command()(serve)
 app.add_typer(engines, name="engines")
 app.add_typer(bench, name="bench")
 

@@ -12,8 +12,9 @@ from fairy.runtime.fleet.fleet_options import FleetOptions
 from fairy.runtime.options import Flag, Names, Number, Option, Text, Whole, options_of
 from fairy.runtime.plan.file_request import FileRequest
 from fairy.runtime.plan.params import EditParams
+from fairy.runtime.service.options import ServiceOptions
 
-TABLES = (EditParams, EditorSetup, FileRequest, FleetOptions)
+TABLES = (EditParams, EditorSetup, FileRequest, FleetOptions, ServiceOptions)
 _SELF_EXPLAINING = (Flag, Names, Number, Text, Whole)  # kinds whose help need not say what may be given
 _FLAGS = {name: option.flag for table in TABLES for name, option in options_of(table).items() if option.flag}
 

@@ -1,0 +1,167 @@
+"""The application: the API, the page, health and numbers."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.middleware.cors import CORSMiddleware
+
+from fairy.runtime.options import Choice, Flag, Kind, Number, Text, Time, Whole
+from fairy.runtime.service.access import COOKIE, Caller, Guard
+from fairy.runtime.service.problems import Problem, add_handlers
+from fairy.runtime.service.requests import edit_options
+from fairy.runtime.service.service import Service
+from fairy.runtime.service.videos import Asking, Running, caller_of, router
+
+PAGE = Path(__file__).parent / "page"
+_DESCRIPTION = (
+    "Edits whole videos from one written instruction. The shape is that of OpenAI's videos API; parameters of an edit "
+    "are fields with the names of the library's."
+)
+_COOKIE_S = 30 * 86_400
+open_routes = APIRouter(tags=["service"])
+
+
+class SignIn(BaseModel):
+    """What the page's form sends."""
+
+    model_config = ConfigDict(extra="forbid")
+    key: str = Field(min_length=1, max_length=500)
+
+
+def make_app(service: Service) -> FastAPI:
+    """The application over a running service."""
+    app = FastAPI(
+        title="fairy",
+        version=version("fairy-runtime"),
+        description=_DESCRIPTION,
+        docs_url=None,  # those pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        license_info={"name": "Apache-2.0"},
+    )
+    app.state.service = service
+    add_handlers(app)
+    app.include_router(router, dependencies=[Depends(caller_of)])
+    app.include_router(open_routes)
+    if PAGE.is_dir():
+        app.mount("/page", StaticFiles(directory=PAGE))
+    if service.options.cors_origin:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(service.options.cors_origin),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "idempotency-key", "last-event-id"],
+        )
+    app.add_middleware(Guard, gate=service.gate)
+    return app
+
+
+@open_routes.get("/health")
+async def health() -> dict[str, str]:
+    """Alive."""
+    return {"status": "ok"}
+
+
+@open_routes.get("/ready", responses={503: {"description": "No editor is ready, or the service is being stopped"}})
+def ready(service: Running) -> Response:
+    """Ready for videos: an editor has its model, and the disk takes rows."""
+    if not service.dispatcher.ready:
+        return JSONResponse({"status": "stopping" if service.dispatcher.draining else "loading"}, status_code=503)
+    if not service.store.is_writable():
+        return JSONResponse({"status": "disk"}, status_code=503)
+    return JSONResponse({"status": "ready"})
+
+
+@open_routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+def metrics(request: Request, service: Running) -> Response:
+    """Numbers for Prometheus."""
+    if not service.options.metrics_open:
+        service.gate.caller(request)
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@open_routes.get("/v1/session")
+def session(request: Request, service: Running) -> dict[str, Any]:
+    """Whether a key is needed, and whether this browser has signed in."""
+    try:
+        caller = service.gate.caller(request)
+    except Problem:
+        return {"key_required": True, "signed_in": False, "name": None}
+    return {"key_required": service.gate.keys is not None, "signed_in": True, "name": caller.name or None}
+
+
+@open_routes.post("/v1/session", responses={401: {"description": "The key is wrong"}})
+def sign_in(body: SignIn, request: Request, service: Running) -> Response:
+    """Exchange a key for a cookie that scripts cannot read."""
+    keys = service.gate.keys
+    caller = Caller() if keys is None else keys.find(body.key)
+    if caller is None:
+        raise Problem(401, "This key is not known; check it.", code="invalid_api_key", param="key")
+    response = JSONResponse({"key_required": keys is not None, "signed_in": True, "name": caller.name or None})
+    secure = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
+    response.set_cookie(
+        COOKIE, service.gate.cookie(caller), max_age=_COOKIE_S, httponly=True, samesite="strict", secure=secure
+    )
+    return response
+
+
+@open_routes.delete("/v1/session")
+def sign_out() -> Response:
+    """Forget the cookie."""
+    response = JSONResponse({"signed_in": False})
+    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    return response
+
+
+@open_routes.get("/v1/models")
+def models(caller: Asking, service: Running) -> dict[str, Any]:
+    """The one model that is served."""
+    model = {"id": service.model, "object": "model", "created": 0, "owned_by": "fairy"}
+    return {"object": "list", "data": [model]}
+
+
+@open_routes.get("/v1/service")
+def about(caller: Asking, service: Running) -> dict[str, Any]:
+    """What the page needs to know: limits, parameters, and looks that the model is good at."""
+    options = service.options
+    return {
+        "version": version("fairy-runtime"),
+        "model": service.model,
+        "ready": service.dispatcher.ready,
+        "max_upload_bytes": options.max_upload,
+        "max_frames": options.max_frames,
+        "max_seconds": None,
+        "looks": _looks(service.model),
+        "parameters": [
+            {"name": name, "help": option.sentence, "usual": option.ends_in, **_limits(name, option.kind, service)}
+            for name, option in edit_options().items()
+        ],
+    }
+
+
+def _limits(name: str, kind: Kind, service: Service) -> dict[str, Any]:
+    low, high = getattr(kind, "low", None), getattr(kind, "high", None)
+    ceiling = {"num_inference_steps": service.options.max_steps, "long_side": service.options.max_long_side}.get(name)
+    names = ((Whole, "whole"), (Time, "time"), (Number, "number"), (Flag, "flag"), (Choice, "choice"), (Text, "text"))
+    found = next((word for type_, word in names if isinstance(kind, type_)), "text")
+    finite = None if high is None or high in (float("inf"), 2**63 - 1) else high
+    return {"kind": found, "low": low, "high": ceiling or finite, "choices": getattr(kind, "choices", None)}
+
+
+def _looks(model: str) -> list[dict[str, str]]:
+    path = PAGE / "looks" / "looks.json"
+    if model != "fairy-embedded" or not path.is_file():
+        return []
+    return [{**look, "picture": f"/page/looks/{look['picture']}"} for look in json.loads(path.read_text())]
+
+
+@open_routes.get("/", response_class=FileResponse, include_in_schema=False)
+async def page() -> Response:
+    """The page."""
+    return FileResponse(PAGE / "index.html", media_type="text/html; charset=utf-8")

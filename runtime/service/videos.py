@@ -1,0 +1,420 @@
+"""`/v1/videos` in the shape of OpenAI's videos API, and what we add to it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel, ConfigDict
+from starlette.types import Receive, Scope, Send
+
+from fairy.runtime.service.access import Caller
+from fairy.runtime.service.events import Event
+from fairy.runtime.service.files import CONTAINERS, VARIANTS
+from fairy.runtime.service.housekeeping import Reading
+from fairy.runtime.service.jobs import Job, StoredSource
+from fairy.runtime.service.problems import Problem, not_found
+from fairy.runtime.service.requests import asked_of, video_request
+from fairy.runtime.service.service import Service
+from fairy.runtime.service.uploads import Form, receive_form
+
+_POLL = {"openai-poll-after-ms": "500"}
+_LARGEST_JSON_BYTES = 1 << 20
+_LONGEST_KEY = 200
+router = APIRouter(prefix="/v1", tags=["videos"])
+
+
+class Video(BaseModel):
+    """One edit and, when it is completed, its video."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "id": "video_0123456789abcdef0123456789abcdef",
+                "object": "video",
+                "status": "in_progress",
+                "progress": 40,
+                "created_at": 1_790_000_000,
+                "model": "fairy-embedded",
+                "prompt": "make it snow",
+                "stage": "frames",
+                "eta_s": 12.5,
+                "preview_ready": True,
+            }
+        }
+    )
+    id: str
+    object: Literal["video"]
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    progress: int
+    created_at: int
+    started_at: int | None = None
+    completed_at: int | None = None
+    expires_at: int | None = None
+    model: str
+    prompt: str
+    seconds: str | None = None
+    size: str | None = None
+    remixed_from_video_id: str | None = None
+    error: dict[str, Any] | None = None
+    queue_position: int | None = None
+    stage: Literal["probe", "shots", "anchors", "frames"] | None = None
+    stage_done: int | None = None
+    stage_total: int | None = None
+    eta_s: float | None = None
+    preview_ready: bool = False
+    has_compare: bool = False
+    file_name: str | None = None
+    params: dict[str, Any] = {}
+    container: str = "mp4"
+    priority: int = 0
+    num_frames: int | None = None
+    frames_sha256: str | None = None
+    notes: list[str] = []
+
+
+class VideoList(BaseModel):
+    """A page of a list."""
+
+    object: Literal["list"]
+    data: list[Video]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+class Deleted(BaseModel):
+    """What is gone."""
+
+    id: str
+    object: Literal["video.deleted"]
+    deleted: Literal[True]
+
+
+class ErrorBody(BaseModel):
+    """Every error."""
+
+    error: dict[str, Any]
+
+
+def service_of(request: Request) -> Service:
+    """The running service."""
+    found: Service = request.app.state.service
+    return found
+
+
+def caller_of(request: Request) -> Caller:
+    """Who asks. Raises Problem (401)."""
+    return service_of(request).gate.caller(request)
+
+
+Asking = Annotated[Caller, Depends(caller_of)]
+Running = Annotated[Service, Depends(service_of)]
+
+
+def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
+    return {code: {"model": ErrorBody} for code in (401, 403, 421, *codes)}
+
+
+def request_schema(*file_fields: str) -> dict[str, Any]:
+    """The body of a request for an edit, as OpenAPI tells it."""
+    schema = video_request().model_json_schema()
+    as_json = {**schema, "title": "VideoRequest"}
+    if not file_fields:
+        return {"requestBody": {"required": True, "content": {"application/json": {"schema": as_json}}}}
+    files = {name: {"type": "string", "format": "binary", "description": "The source video."} for name in file_fields}
+    form = {**schema, "title": "VideoForm", "properties": {**files, **schema["properties"]}}
+    content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": as_json}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+@router.post(
+    "/videos",
+    responses={200: {"model": Video}, **_errors(400, 404, 408, 409, 413, 422, 429, 503, 507)},
+    openapi_extra=request_schema("input_reference"),
+)
+async def create(request: Request, caller: Asking, service: Running) -> Response:
+    """Edit a video. Its parameters are form fields with the names of the library's.
+
+    The source is a file part `input_reference`, or the source of an earlier video (`source_video_id`, with which the
+    body may be JSON too). `seconds` edits so much from `start` on; `size` is the box within which the result fits.
+    """
+    return await _accepted(request, caller, service)
+
+
+@router.post(
+    "/videos/edits",
+    responses={200: {"model": Video}, **_errors(400, 404, 408, 409, 413, 422, 429, 503, 507)},
+    openapi_extra=request_schema("video"),
+)
+async def edit(request: Request, caller: Asking, service: Running) -> Response:
+    """The same with the file part named `video`; a field `video[id]` names a completed video instead."""
+    return await _accepted(request, caller, service)
+
+
+@router.post(
+    "/videos/{video_id}/remix",
+    responses={200: {"model": Video}, **_errors(400, 404, 409, 422, 429, 503, 507)},
+    openapi_extra=request_schema(),
+)
+async def remix(video_id: str, request: Request, caller: Asking, service: Running) -> Response:
+    """Edit the result of a completed video."""
+    service.check_taking(caller)
+    fields = await _json_object(request)
+    before = service.own(video_id, caller)
+    asked = asked_of(fields, service.options, service.model)
+    service.check_asked(asked, caller)
+    source = await service.result_as_source(before)
+    return await _answered(service, caller, request, asked, source, remixed_from=before.id)
+
+
+async def _accepted(request: Request, caller: Caller, service: Service) -> Response:
+    service.check_taking(caller)
+    form = Form()
+    try:
+        if request.headers.get("content-type", "").startswith("application/json"):
+            fields = await _json_object(request)
+        else:
+            limits: dict[str, Any] = {"max_bytes": service.options.max_upload, "idle_s": service.options.upload_idle}
+            form = await receive_form(request, service.folder, **limits)
+            fields = dict(form.fields)
+        edited = fields.pop("video[id]", None)
+        asked = asked_of(fields, service.options, service.model)
+        service.check_asked(asked, caller)
+        given = [form.video, asked.source_video_id, asked.source_url, edited]
+        if sum(value is not None for value in given) != 1:
+            sentence = "A video is missing, or given twice; send one file as input_reference, or one source_video_id."
+            raise Problem(400, sentence, code="invalid_value", param="input_reference")
+        if form.video is not None:
+            source = await service.keep_upload(form, caller)
+        elif asked.source_url is not None:
+            source = await service.fetched(asked.source_url, caller)
+        elif edited is not None:
+            source = await service.result_as_source(service.own(str(edited), caller))
+        else:
+            source = _source_again(service, caller, str(asked.source_video_id))
+    finally:
+        form.discard()
+    return await _answered(
+        service, caller, request, asked, source, remixed_from=None if edited is None else str(edited)
+    )
+
+
+def _source_again(service: Service, caller: Caller, video_id: str) -> StoredSource:
+    source = service.store.source(service.own(video_id, caller).source_id)
+    if source is None or not service.folder.source(source.id).exists():
+        raise not_found("source")
+    return source
+
+
+async def _answered(
+    service: Service,
+    caller: Caller,
+    request: Request,
+    asked: Any,
+    source: StoredSource,
+    *,
+    remixed_from: str | None = None,
+) -> Response:
+    """Accept and answer with the record; an upload that no job comes of is removed."""
+    key = request.headers.get("idempotency-key")
+    job: Job | None = None
+    try:
+        if key is not None and not (0 < len(key) <= _LONGEST_KEY and key.isprintable()):
+            sentence = f"The Idempotency-Key must have 1 to {_LONGEST_KEY} printable characters."
+            raise Problem(400, sentence, code="invalid_value", param="Idempotency-Key")
+        repeated = request.headers.get("x-stainless-retry-count", "0") not in ("", "0")
+        job = await service.accept(asked, source, caller, idempotency=key, repeated=repeated, remixed_from=remixed_from)
+    finally:
+        if job is None or job.source_id != source.id:
+            await service.drop_unused(source)
+    return await _record(service, job)
+
+
+async def _json_object(request: Request) -> dict[str, Any]:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _LARGEST_JSON_BYTES:
+            raise Problem(413, "The body is larger than 1 MiB, the most that JSON may have.", code="too_large")
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise Problem(400, "The body must be a JSON object.", code="not_json")
+    return fields
+
+
+async def _record(service: Service, job: Job) -> Response:
+    record = await asyncio.to_thread(service.dispatcher.record, job)
+    return JSONResponse(record, headers=_POLL)
+
+
+@router.get("/videos", responses={200: {"model": VideoList}, **_errors(400, 404)})
+def list_videos(
+    caller: Asking,
+    service: Running,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(max_length=64)] = None,
+    order: Literal["asc", "desc"] = "desc",
+) -> Response:
+    """The caller's videos, newest first; `after` is the last id of the page before."""
+    place = None if after is None else service.own(after, caller).place
+    found = service.store.page(caller.name, limit=limit + 1, after=place, newest_first=order == "desc")
+    data = service.dispatcher.records(found[:limit])
+    first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    return JSONResponse(
+        {"object": "list", "data": data, "has_more": len(found) > limit, "first_id": first, "last_id": last}
+    )
+
+
+@router.get("/videos/{video_id}", responses={200: {"model": Video}, **_errors(404)})
+async def retrieve(video_id: str, caller: Asking, service: Running) -> Response:
+    """How a video stands."""
+    return await _record(service, service.own(video_id, caller))
+
+
+@router.delete("/videos/{video_id}", responses={200: {"model": Deleted}, **_errors(404)})
+async def delete(video_id: str, caller: Asking, service: Running) -> Response:
+    """Stop the edit if it still runs, and remove the video and its source."""
+    job = service.own(video_id, caller)
+    await service.dispatcher.forget(job)
+    source = service.store.source(job.source_id)
+    if source is not None:
+        await service.drop_unused(source)
+    return JSONResponse({"id": job.id, "object": "video.deleted", "deleted": True})
+
+
+@router.post("/videos/{video_id}/cancel", responses={200: {"model": Video}, **_errors(404)})
+async def cancel(video_id: str, caller: Asking, service: Running) -> Response:
+    """Stop the edit; the video is `failed` with the code `cancelled` then. One that has ended stays as it is."""
+    job = service.own(video_id, caller)
+    await service.dispatcher.cancel(job)
+    return await _record(service, service.own(video_id, caller))
+
+
+@router.api_route(
+    "/videos/{video_id}/content",
+    methods=["GET", "HEAD"],
+    response_class=FileResponse,
+    responses={200: {"content": {"video/mp4": {}}}, 206: {"description": "A part of it"}, **_errors(400, 404, 416)},
+)
+def content(
+    video_id: str,
+    caller: Asking,
+    service: Running,
+    variant: Literal["video", "compare", "thumbnail", "spritesheet", "anchors", "source", "report"] = "video",
+    download: bool = False,
+) -> Response:
+    """The bytes: the edited video, a picture of it, the edited anchors, source and result side by side, the source."""
+    job = service.own(video_id, caller)
+    source = service.store.source(job.source_id)
+    name = PurePath(source.file_name).stem if source else "video"
+    if variant == "source":
+        path, kind = service.folder.source(job.source_id), "application/octet-stream"
+        shown = source.file_name if source else "video"
+    elif variant == "video":
+        container = job.asked["container"]
+        path, kind = service.folder.result(job.id, container), CONTAINERS[container]
+        shown = f"{name} edited.{container}"
+    else:
+        path, kind = service.folder.job(job.id) / VARIANTS[variant].name, VARIANTS[variant].media_type
+        shown = f"{name} {path.name}"
+    there = job.status == "completed" or variant == "source" or (variant == "anchors" and job.preview)
+    if not there or not path.is_file():
+        raise Problem(404, f"The video {job.id} is {job.status} and has no {variant} yet.", code="not_ready")
+    disposition = "attachment" if download or variant == "source" else "inline"
+    response = _ReadFile(
+        service.reading, job.id, path, media_type=kind, filename=shown, content_disposition_type=disposition
+    )
+    if job.status == "completed":
+        response.headers["cache-control"] = "private, max-age=3600"
+    return response
+
+
+class _ReadFile(FileResponse):
+    """A file that is not removed while it is sent."""
+
+    def __init__(self, reading: Reading, job_id: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._reading, self._job_id = reading, job_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        end = self._reading.begin(self._job_id)
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            end()
+
+
+def _own_job(video_id: str, caller: Asking, service: Running) -> Job:
+    return service.own(video_id, caller)
+
+
+@router.get("/videos/{video_id}/events", response_class=EventSourceResponse, responses=_errors(404))
+async def events_of_one(
+    request: Request, job: Annotated[Job, Depends(_own_job)], caller: Asking, service: Running
+) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events of one video: `video` with the whole record at every step, until it has ended."""
+    async for event in _events(request, service, caller, job.id):
+        yield event
+
+
+@router.get("/events", response_class=EventSourceResponse, responses=_errors())
+async def events_of_all(request: Request, caller: Asking, service: Running) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events of all of the caller's videos."""
+    async for event in _events(request, service, caller, None):
+        yield event
+
+
+async def _events(
+    request: Request, service: Service, caller: Caller, job_id: str | None
+) -> AsyncIterator[ServerSentEvent]:
+    """First how things stand, or what was missed since Last-Event-ID; then what happens."""
+
+    def wanted(event: Event) -> bool:
+        return event.owner == caller.name and job_id in (None, event.job_id)
+
+    happening = service.events.listen(wanted)
+    listening = asyncio.ensure_future(anext(happening))  # listens from here on, so that nothing falls between
+    await asyncio.sleep(0)
+    try:
+        seen = request.headers.get("last-event-id", "")
+        missed = service.events.since(int(seen), wanted) if seen.isdigit() and len(seen) < 20 else []
+        for event in missed:
+            yield _sse(event)
+        if job_id is not None:
+            jobs = [job for job in [service.store.get(job_id)] if job is not None]
+        else:
+            jobs = await asyncio.to_thread(service.store.unfinished, caller.name)
+        for job in jobs:
+            record = await asyncio.to_thread(service.dispatcher.record, job)
+            yield ServerSentEvent(event="video", data=record, retry=2000)
+            if job_id is not None and job.status in ("completed", "failed"):
+                return
+        while True:
+            try:
+                happened = await listening
+            except StopAsyncIteration:
+                return
+            listening = asyncio.ensure_future(anext(happening))
+            if happened is None:
+                continue
+            yield _sse(happened)
+            if job_id is not None and (
+                happened.kind == "deleted" or happened.data["status"] in ("completed", "failed")
+            ):
+                return
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        await happening.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+
+def _sse(event: Event) -> ServerSentEvent:
+    return ServerSentEvent(event=event.kind, data=event.data, id=str(event.number))

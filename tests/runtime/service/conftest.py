@@ -1,0 +1,16 @@
+"""One running service for all tests of a process that do not end it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.runtime.service.server import Server
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """No keys, one warm editor."""
+    running = Server(tmp_path_factory.mktemp("service") / "data")
+    yield running
+    assert running.stop() == 0, running.log
+    assert not any("Traceback" in line for line in running.log), running.log
