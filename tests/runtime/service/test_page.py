@@ -321,11 +321,11 @@ def test_who_waits_sees_the_place_in_the_queue(browser: Browser, service: Server
     for video_id, place in ((ids[1], "next in the queue"), (ids[2], "1 edit comes first")):
         browser.open(f"#{video_id}")
         browser.until(lambda place=place: place in browser.page.inner_text("#stage-line"))
-    service.client.post(f"/v1/videos/{ids[1]}/cancel")
+    service.client.post(f"/v1/videos/{ids[0]}/cancel")
     browser.until(lambda: "next in the queue" in browser.page.inner_text("#stage-line"))
     browser.page.click("#cancel")
     browser.until_shown("#failed")
-    service.client.post(f"/v1/videos/{ids[0]}/cancel")
+    service.client.post(f"/v1/videos/{ids[1]}/cancel")
 
 
 def test_settings_are_used_again_and_results_edited_further(
@@ -530,7 +530,7 @@ def test_the_page_says_that_the_service_is_gone_and_goes_on_when_it_is_back(
         first.kill()
         browser.until(lambda: "does not answer" in browser.page.inner_text("#notice"))
         port = first.url.rpartition(":")[2]
-        second = Server(tmp_path / "data", "--port", port, ready=False)
+        second = Server(tmp_path / "data", "--port", port, "--grace", "1s", ready=False)
         stack.callback(second.stop)
         browser.until(lambda: not browser.page.is_visible("#notice"))
         assert browser.id == video_id
