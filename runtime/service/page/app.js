@@ -8,7 +8,7 @@ import { hasEnded, Jobs } from "./jobs.js";
 import { JobView } from "./progress.js";
 
 const VIEWS = ["sign-in", "compose", "job", "missing"];
-const READY_POLL_MS = 3000;
+const RETRY_MS = 3000;
 const LOST_AFTER_MS = 1500; // a stream that comes back at once is not worth a word
 
 class App {
@@ -16,8 +16,9 @@ class App {
   #compose = /** @type {Compose|null} */ (null);
   #view = "";
   #lostTimer = 0;
-  #isLost = false;
   #hasBeenOpen = false;
+  #isWaiting = false; // for the model
+  #notices = { lost: "", loading: "", refused: "" }; // the first that is not empty is shown
 
   constructor() {
     const listeners = {
@@ -89,7 +90,8 @@ class App {
   }
 
   async #route(isAsked = false) {
-    if (!this.#compose) return;
+    if (!this.#compose) return undefined;
+    this.#notice("refused", "");
     const id = this.#wanted;
     this.history.select(id);
     if (!id) return this.#showView("compose", isAsked);
@@ -192,13 +194,14 @@ class App {
     else if (!this.#jobs.someRun) this.events.close();
   }
 
-  /** What ended while nobody listened is not sent again: ask for it. */
+  /** What happened while nobody listened is not sent again: ask for it. */
   async #opened() {
     const wasAway = this.#hasBeenOpen;
     this.#hasBeenOpen = true;
     this.#clearLost();
     if (!wasAway) return;
     try {
+      this.#showService(await api.service());
       await this.history.load();
       const { id } = this.jobView;
       if (id) await this.#fetch(id);
@@ -209,8 +212,7 @@ class App {
 
   #lost() {
     this.#lostTimer ||= window.setTimeout(() => {
-      this.#isLost = true;
-      this.#notice("The service does not answer. What it was doing is kept; this page goes on as soon as it is back.");
+      this.#notice("lost", "The service does not answer. What it was doing is kept; this page goes on as soon as it is back.");
     }, LOST_AFTER_MS);
     api.session().then(
       (session) => session.key_required && !session.signed_in && this.#askKey(), () => {});
@@ -219,51 +221,54 @@ class App {
   #clearLost() {
     clearTimeout(this.#lostTimer);
     this.#lostTimer = 0;
-    if (this.#isLost) say("The service is back.");
-    this.#isLost = false;
-    this.#notice("");
+    if (this.#notices.lost) say("The service is back.");
+    this.#notice("lost", "");
   }
 
   /** Nothing could be loaded at all: try again until it can. */
   #waitForService(error) {
     if (error.status === 401) return this.#askKey();
-    this.#isLost = true;
-    this.#notice(`${error.message} Trying again.`);
-    return setTimeout(() => this.start(), READY_POLL_MS);
+    this.#notice("lost", `${error.message} Trying again.`);
+    return setTimeout(() => this.start(), RETRY_MS);
   }
 
   #refused(error) {
     if (error.status === 401) this.#askKey();
-    else this.#notice(error.message);
+    else this.#notice("refused", error.message);
   }
 
-  #notice(text) {
-    setText(byId("notice"), text);
-    byId("notice").hidden = !text;
+  #notice(kind, text) {
+    this.#notices[kind] = text;
+    const shown = Object.values(this.#notices).find(Boolean) ?? "";
+    setText(byId("notice"), shown);
+    byId("notice").hidden = !shown;
   }
 
   #showService({ model, version, ready }) {
     setText(byId("model"), [model, version && `fairy ${version}`].filter(Boolean).join(" · "));
-    byId("model").title = version ? `fairy ${version}` : "";
     if (!ready) this.#waitForModel();
   }
 
   async #waitForModel() {
-    this.#notice("The model is being loaded. You can prepare your edit meanwhile; it starts as soon as it can.");
-    for (let isReady = false; !isReady;) {
-      await new Promise((resolve) => setTimeout(resolve, READY_POLL_MS));
-      isReady = (await api.service().catch(() => ({ ready: this.#isLost }))).ready;
+    if (this.#isWaiting) return;
+    this.#isWaiting = true;
+    this.#notice("loading", "The model is being loaded. You can prepare your edit meanwhile; it starts as soon as it can.");
+    let isReady = false;
+    while (!isReady && this.#isWaiting) {
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+      isReady = (await api.service().catch(() => ({ ready: false }))).ready;
     }
-    if (!this.#isLost) this.#notice("");
+    this.#isWaiting = false;
+    this.#notice("loading", "");
   }
 
   // The key
 
   #askKey() {
+    this.#isWaiting = false;
     clearTimeout(this.#lostTimer);
     this.#lostTimer = 0;
-    this.#isLost = false;
-    this.#notice("");
+    for (const kind of Object.keys(this.#notices)) this.#notice(kind, "");
     this.events.close();
     this.#jobs.clear();
     byId("history").hidden = true;

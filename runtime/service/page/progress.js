@@ -6,6 +6,7 @@ import { byId, make, say, setText, span, timeLeft, when } from "./dom.js";
 import { doing, hasEnded, newSeed, part, valuesOf, wasCancelled } from "./jobs.js";
 
 const STEPS = ["probe", "anchors", "frames"];
+const LONG_PROMPT = 80; // characters, from which on a smaller heading reads better
 const stepOf = (stage) => STEPS.indexOf(stage === "shots" ? "probe" : stage);
 
 export class JobView {
@@ -83,6 +84,7 @@ export class JobView {
 
   #showHead(job) {
     setText(byId("job-title"), job.prompt ?? "An edit");
+    byId("job-title").classList.toggle("long", (job.prompt ?? "").length > LONG_PROMPT);
     const about = [job.file_name ?? "video", part(job)];
     const { seed } = job.params ?? {};
     if (seed !== undefined && seed !== null) about.push(`seed ${seed}`);

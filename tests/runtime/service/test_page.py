@@ -537,6 +537,18 @@ def test_the_page_says_that_the_service_is_gone_and_goes_on_when_it_is_back(
         assert browser.page.is_visible("#running")
 
 
+def test_a_model_that_is_being_loaded_is_told_until_it_is_ready(
+    open_page: Callable[..., Browser], service: Server
+) -> None:
+    browser = open_page(service.url)
+    told = {**service.client.get("/v1/service").json(), "ready": False}
+    browser.page.route("**/v1/service", lambda route: route.fulfill(json=told))
+    browser.open()
+    browser.until(lambda: "being loaded" in browser.page.inner_text("#notice"))
+    told["ready"] = True
+    browser.until(lambda: not browser.page.is_visible("#notice"))
+
+
 def test_a_key_is_asked_for_and_kept_from_scripts(
     open_page: Callable[..., Browser], tmp_path: Path, film: Path
 ) -> None:
