@@ -88,7 +88,7 @@ function send(form, onProgress, signal) {
 }
 
 const FIRST_RETRY_MS = 1000;
-const LONGEST_RETRY_MS = 15000;
+const LONGEST_RETRY_MS = 5000;
 
 /** One stream of events for the whole page; it comes back by itself. */
 export class EventLine {

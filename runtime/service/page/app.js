@@ -212,7 +212,8 @@ class App {
 
   #lost() {
     this.#lostTimer ||= window.setTimeout(() => {
-      this.#notice("lost", "The service does not answer. What it was doing is kept; this page goes on as soon as it is back.");
+      this.#notice("lost", "The service does not answer. What it was doing is kept; "
+        + "this page goes on as soon as it is back.");
     }, LOST_AFTER_MS);
     api.session().then(
       (session) => session.key_required && !session.signed_in && this.#askKey(), () => {});
@@ -252,7 +253,8 @@ class App {
   async #waitForModel() {
     if (this.#isWaiting) return;
     this.#isWaiting = true;
-    this.#notice("loading", "The model is being loaded. You can prepare your edit meanwhile; it starts as soon as it can.");
+    this.#notice("loading", "The model is being loaded. You can prepare your edit meanwhile; "
+      + "it starts as soon as it can.");
     let isReady = false;
     while (!isReady && this.#isWaiting) {
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS));

@@ -167,7 +167,9 @@ export class Compose {
   #fileProblem(file) {
     const limit = this.service.max_upload_bytes;
     if (file.size === 0) return `${file.name} is empty.`;
-    if (limit && file.size > limit) return `${file.name} has ${size(file.size)}; this service takes up to ${size(limit)}.`;
+    if (limit && file.size > limit) {
+      return `${file.name} has ${size(file.size)}; this service takes up to ${size(limit)}.`;
+    }
     if (/^(image|audio|text)\//.test(file.type) && file.type !== "image/gif") return `${file.name} is not a video.`;
     return "";
   }
@@ -208,7 +210,8 @@ export class Compose {
   async #submit() {
     setText(byId("submit-error"), "");
     if (this.isSending || this.#hasProblem()) return;
-    const values = { prompt: byId("prompt").value.trim(), ...this.parameters.values, ...this.timeline.part, compare: true };
+    const prompt = byId("prompt").value.trim();
+    const values = { prompt, ...this.parameters.values, ...this.timeline.part, compare: true };
     this.#sending = new AbortController();
     this.#showSending(0, 0);
     try {

@@ -93,10 +93,10 @@ function makeItem(job, listeners) {
   const link = make("a", { href: `#${encodeURIComponent(job.id)}` },
     make("span", { className: "edit-picture" }, picture),
     make("span", { className: "edit-text" }, words, state, bar));
-  const use = make("button", { type: "button", className: "quiet", on: { click: () => listeners.onUse(current) } },
-    "Use again");
-  const remove = make("button", { type: "button", className: "quiet", on: { click: () => listeners.onDelete(current) } },
-    "Delete");
+  const use = make("button", { type: "button", className: "quiet",
+    on: { click: () => listeners.onUse(current) } }, "Use again");
+  const remove = make("button", { type: "button", className: "quiet",
+    on: { click: () => listeners.onDelete(current) } }, "Delete");
   const item = make("li", { className: "edit" }, link, make("div", { className: "edit-actions" }, use, remove));
   const show = (next) => {
     current = next;

@@ -6,6 +6,11 @@ import { byId, make, say, setText, span, timeLeft, when } from "./dom.js";
 import { doing, hasEnded, newSeed, part, valuesOf, wasCancelled } from "./jobs.js";
 
 const STEPS = ["probe", "anchors", "frames"];
+const BEFORE_LOOK = "The look comes first: a few frames of the video, edited together. "
+  + "You can leave this page; the edit goes on.";
+const CHOICE = "This is the look of the whole video. The rest is already under way; "
+  + "change it now if it is not what you meant.";
+const AGREED = "The rest of the video follows this look.";
 const LONG_PROMPT = 80; // characters, from which on a smaller heading reads better
 const stepOf = (stage) => STEPS.indexOf(stage === "shots" ? "probe" : stage);
 
@@ -117,9 +122,7 @@ export class JobView {
     byId("choice-actions").hidden = isAsking;
     for (const id of ["go-on", "other-seed", "other-words"]) byId(id).hidden = !isOpen;
     setText(byId("cancel"), isOpen ? "Stop" : "Cancel");
-    setText(byId("choice-text"), isOpen ? "This is the look of the whole video. The rest is already under way; change it now "
-      + "if it is not what you meant." : hasLook ? "The rest of the video follows this look."
-      : "The look comes first: a few frames of the video, edited together. You can leave this page; the edit goes on.");
+    setText(byId("choice-text"), isOpen ? CHOICE : hasLook ? AGREED : BEFORE_LOOK);
     if (hasLook) this.#showAnchors(job);
   }
 
@@ -136,7 +139,7 @@ export class JobView {
     this.#agreed.add(job.id);
     this.#showRunning(job);
     byId("job-title").focus({ preventScroll: true });
-    say("The rest of the video follows this look.");
+    say(AGREED);
   }
 
   #askWords(isAsking) {

@@ -1,6 +1,6 @@
 /**
- * The chosen video with a strip of thumbnails and two handles. The browser decodes it by itself; where it cannot (HEVC in
- * most), the two fields alone are left.
+ * The chosen video with a strip of thumbnails and two handles. The browser decodes it by itself; where it cannot (HEVC
+ * in most), the two fields alone are left.
  */
 
 import { byId, clock, mark, parseClock, setText, span } from "./dom.js";
@@ -84,7 +84,9 @@ export class Timeline {
     if (Number.isNaN(start) || Number.isNaN(end)) text = "Write times as seconds (12.5) or minutes (1:05).";
     else if (end !== null && end <= (start ?? 0)) text = "The end must come after the start.";
     else if (this.#duration !== null && (start ?? 0) >= this.#duration) text = "The start lies behind the video’s end.";
-    else if (this.#isTooLong()) text = `This service edits up to ${span(this.maxSeconds)} at a time; choose a shorter part.`;
+    else if (this.#isTooLong()) {
+      text = `This service edits up to ${span(this.maxSeconds)} at a time; choose a shorter part.`;
+    }
     mark(this.#fields.start, byId("trim-error"), text);
     mark(this.#fields.end, byId("trim-error"), text);
     return text;
