@@ -213,6 +213,11 @@ def test_the_slider_shows_source_and_result_of_the_same_frame(
     half = width // 2
     assert _difference(drawn[:, : half - 2], source[0][:, : half - 2]) < 4
     assert _difference(drawn[:, half + 2 :], result[0][:, half + 2 :]) < 4
+    for wrong in (-GAP, GAP):  # the gap lies in neither half
+        shifted = both[0][:, width + GAP + wrong :][:, half + 2 : width - GAP]
+        right = result[0][:, half + 2 : width - GAP]
+        now = drawn[:, half + 2 : width - GAP]
+        assert _difference(now, right) < _difference(now, shifted)
 
     page.evaluate("document.getElementById('player-video').currentTime = 5 * 0.04 + 0.02")
     browser.until(lambda: _difference(_canvas(browser)[:, half + 2 :], result[5][:, half + 2 :]) < 4)
@@ -435,6 +440,26 @@ def test_limits_are_told_before_anything_is_sent(
     browser.page.click("#start-edit")
     assert "up to 0.5 s" in browser.page.inner_text("#trim-error")
     assert posts == []
+
+
+def test_sending_is_shown_and_can_be_stopped(browser: Browser, service: Server, film: Path, tmp_path: Path) -> None:
+    page = browser.page
+    large = tmp_path / "large.mp4"
+    large.write_bytes(film.read_bytes() + bytes(4_000_000))
+    before = service.client.get("/v1/videos").json()["first_id"]
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 400_000}
+    page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", slow)
+    browser.choose(large)
+    page.fill("#prompt", "make it snow")
+    page.click("#start-edit")
+    browser.until(lambda: 0 < page.evaluate("document.getElementById('sent').value") < 100)
+    assert re.search(r"Sending the video, .* of 4.\d MB", page.inner_text("#sending-text"))
+    assert browser.focus == "stop-sending"
+    page.click("#stop-sending")
+    browser.until_shown("#start-edit")
+    assert browser.focus == "start-edit"
+    assert page.inner_text("#submit-error") == ""
+    assert service.client.get("/v1/videos").json()["first_id"] == before
 
 
 @pytest.mark.parametrize(
