@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from fairy.runtime.editor import Editor
     from fairy.runtime.models import embedded_model
     from fairy.runtime.plan.params import EditParams
-    from fairy.runtime.record.edit_report import EditPart, EditResult
+    from fairy.runtime.record.edit_report import EditPart, EditReport, EditResult
     from fairy.runtime.record.progress import Progress
 
 __all__ = [
     "Cancelled",
     "EditParams",
     "EditPart",
+    "EditReport",
     "EditResult",
     "Editor",
     "FairyError",
@@ -44,6 +45,7 @@ _HOMES = {
     "EditParams": "fairy.runtime.plan.params",
     "Progress": "fairy.runtime.record.progress",
     "EditPart": "fairy.runtime.record.edit_report",
+    "EditReport": "fairy.runtime.record.edit_report",
     "EditResult": "fairy.runtime.record.edit_report",
     "Editor": "fairy.runtime.editor",
     "embedded_model": "fairy.runtime.models",

@@ -16,6 +16,7 @@ from fairy.runtime.fleet.fleet_options import FleetOptions
 from fairy.runtime.options import Option, options_of
 from fairy.runtime.plan.file_request import FileRequest
 from fairy.runtime.plan.params import EditParams
+from fairy.runtime.service.options import ServiceOptions
 
 
 def tables() -> dict[str, str]:
@@ -26,6 +27,7 @@ def tables() -> dict[str, str]:
         "EditorSetup": _options(options_of(EditorSetup)),
         "FileRequest": _options(options_of(FileRequest)),
         "FleetOptions": _options(options_of(FleetOptions)),
+        "ServiceOptions": _options(options_of(ServiceOptions)),
         "steps": _table(("step", "what it does", "exact", "runs on", "gain, computed or read"), steps),
     }
 

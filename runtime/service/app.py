@@ -161,7 +161,7 @@ def _looks(model: str) -> list[dict[str, str]]:
     return [{**look, "picture": f"/page/looks/{look['picture']}"} for look in json.loads(path.read_text())]
 
 
-@open_routes.get("/", response_class=FileResponse, include_in_schema=False)
+@open_routes.api_route("/", methods=["GET", "HEAD"], response_class=FileResponse, include_in_schema=False)
 async def page() -> Response:
     """The page."""
     return FileResponse(PAGE / "index.html", media_type="text/html; charset=utf-8")

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from opentelemetry import trace  # which FastAPI brings; without an SDK it does nothing
+
 from fairy.kernels.errors import FairyError, InputError
 from fairy.runtime.files import write_atomically
 from fairy.runtime.service.editor_link import EditorLink, EditorLost
@@ -21,6 +23,7 @@ from fairy.runtime.service.metrics import Metrics
 from fairy.runtime.service.records import Live, public_report, video_of
 
 log = logging.getLogger("fairy.service")
+_TRACER = trace.get_tracer("fairy.service")
 _MOST_ATTEMPTS = 3
 _RESTART_S = 5.0
 """Between two tries to start an editor that does not start."""
@@ -42,7 +45,7 @@ class Dispatcher:
         metrics: Metrics,
         keep_s: float,
     ) -> None:
-        self.draining = False
+        self.draining = self._drained = False
         self.fatal: FairyError | None = None
         self._links, self._store, self._folder = links, store, folder
         self._events, self._metrics, self._keep_s = events, metrics, keep_s
@@ -74,8 +77,14 @@ class Dispatcher:
             self._wake.notify_all()
 
     async def drain(self, grace_s: float) -> None:
-        """Take no further job; running ones get `grace_s`, then wait for the next start with their journals kept."""
+        """Take no further job; running ones get `grace_s`, then wait for the next start with their journals kept.
+
+        The second time it does nothing.
+        """
         self.draining = True
+        if self._drained:
+            return
+        self._drained = True
         await self.wake()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s if self._running else 0.01)
@@ -205,16 +214,17 @@ class Dispatcher:
         try:
             await self.tell(job.id)
             await self._tell_waiting()
-            async for message in link.edit(self._order(job)):
-                if "stage" in message:
-                    await self._progress(job, live, message)
-                elif "preview" in message:
-                    await asyncio.to_thread(self._store.note_preview, job.id)
-                    await self.tell(job.id)
-                else:
-                    outcome = message
-            assert outcome is not None
-            await self._record(job, outcome)
+            with _TRACER.start_as_current_span("edit", attributes={"fairy.job": job.id, "fairy.attempt": job.attempts}):
+                async for message in link.edit(self._order(job)):
+                    if "stage" in message:
+                        await self._progress(job, live, message)
+                    elif "preview" in message:
+                        await asyncio.to_thread(self._store.note_preview, job.id)
+                        await self.tell(job.id)
+                    else:
+                        outcome = message
+                assert outcome is not None
+                await self._record(job, outcome)
         except EditorLost as lost:
             await self._lost(job, str(lost))
         finally:
@@ -235,6 +245,8 @@ class Dispatcher:
 
     async def _progress(self, job: Job, live: Live, message: dict[str, Any]) -> None:
         before = (live.stage, live.percent)
+        if live.stage != message["stage"]:
+            trace.get_current_span().add_event(message["stage"])
         live.note(message["stage"], message["done"], message["total"])
         if (live.stage, live.percent) != before:
             await self.tell(job.id)

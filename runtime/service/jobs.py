@@ -140,26 +140,24 @@ class JobStore:
 
     def add(self, job: Job, *, most_waiting: int, most_of_owner: int) -> Job | None:
         """Put a job into the queue; None where that is full. A known idempotency key gives the job it made."""
+        added = self.add_all([job], most_waiting=most_waiting, most_of_owner=most_of_owner)
+        return added[0] if added else None
+
+    def add_all(self, jobs: Sequence[Job], *, most_waiting: int, most_of_owner: int) -> list[Job]:
+        """Put jobs of one owner into the queue, all or (an empty list) none; known idempotency keys as in `add`."""
         with self._writing() as db:
-            if job.idempotency is not None:
-                rows = db.execute(
-                    "SELECT * FROM jobs WHERE owner = ? AND idempotency = ?", (job.owner, job.idempotency)
-                ).fetchall()
-                if rows:
-                    return _job(rows[0])
+            owner, added = jobs[0].owner, []
             waiting, own = db.execute(
-                "SELECT COUNT(*), COALESCE(SUM(owner = ?), 0) FROM jobs WHERE status = 'queued'", (job.owner,)
+                "SELECT COUNT(*), COALESCE(SUM(owner = ?), 0) FROM jobs WHERE status = 'queued'", (owner,)
             ).fetchone()
-            if waiting >= most_waiting or own >= most_of_owner:
-                return None
-            names = (
-                "id", "owner", "source_id", "status", "priority", "prompt", "model", "created_at", "fingerprint",
-                "remixed_from", "idempotency", "callback_url",
-            )  # fmt: skip
-            values = [getattr(job, name) for name in names] + [json.dumps(job.asked)]
-            marks = ", ".join("?" * len(values))
-            db.execute(f"INSERT INTO jobs ({', '.join(names)}, asked) VALUES ({marks})", values)
-            return _job(db.execute("SELECT * FROM jobs WHERE id = ?", (job.id,)).fetchone())
+            known = {job.id: _made_by_key(db, job) for job in jobs}
+            new = sum(found is None for found in known.values())
+            if new and (waiting + new > most_waiting or own + new > most_of_owner):
+                return []
+            for job in jobs:
+                found = known[job.id]
+                added.append(_insert(db, job) if found is None else found)
+            return added
 
     def get(self, job_id: str) -> Job | None:
         """The job of that id."""
@@ -348,6 +346,25 @@ def _connect(path: Path) -> sqlite3.Connection:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
     return db
+
+
+def _made_by_key(db: sqlite3.Connection, job: Job) -> Job | None:
+    if job.idempotency is None:
+        return None
+    found = db.execute("SELECT * FROM jobs WHERE owner = ? AND idempotency = ?", (job.owner, job.idempotency))
+    row = found.fetchone()
+    return None if row is None else _job(row)
+
+
+def _insert(db: sqlite3.Connection, job: Job) -> Job:
+    names = (
+        "id", "owner", "source_id", "status", "priority", "prompt", "model", "created_at", "fingerprint",
+        "remixed_from", "idempotency", "callback_url",
+    )  # fmt: skip
+    values = [getattr(job, name) for name in names] + [json.dumps(job.asked)]
+    marks = ", ".join("?" * len(values))
+    db.execute(f"INSERT INTO jobs ({', '.join(names)}, asked) VALUES ({marks})", values)
+    return _job(db.execute("SELECT * FROM jobs WHERE id = ?", (job.id,)).fetchone())
 
 
 def _job(row: sqlite3.Row) -> Job:

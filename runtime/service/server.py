@@ -1,7 +1,7 @@
 """Binds, runs and ends the service: uvicorn around the app, editors beside it, an orderly end on SIGTERM.
 
-On the first SIGTERM or Ctrl-C no new job is taken and open streams end; the running edit has `grace` seconds, then its
-journal waits for the next start. A second signal ends at once.
+On the first SIGTERM or Ctrl-C no new job is taken and open streams end; the running edit has `grace` seconds, in which
+clients can still ask how it stands, then its journal waits for the next start. A second signal ends at once.
 """
 
 import asyncio
@@ -33,7 +33,8 @@ from fairy.runtime.service.service import Service
 from fairy.runtime.service.webhooks import Webhooks, read_secret
 
 log = logging.getLogger("fairy.service")
-_STREAMS_END_S = 2.0
+_CLOSING_S = 5
+"""How long downloads may go on after the last edit has ended."""
 _BACKLOG = 512
 
 
@@ -139,10 +140,10 @@ class _Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            lifespan="off",
+            lifespan="on",
             backlog=_BACKLOG,
             timeout_keep_alive=20,
-            timeout_graceful_shutdown=int(_STREAMS_END_S + service.options.grace),
+            timeout_graceful_shutdown=_CLOSING_S,
             proxy_headers=False,
             h11_max_incomplete_event_size=64 * 1024,
         )
@@ -154,9 +155,18 @@ class _Server(uvicorn.Server):
         if self._service.dispatcher.draining:
             os._exit(128 + sig)
         self._service.dispatcher.draining = True
-        asyncio.get_running_loop().call_soon_threadsafe(self._service.events.close)
         log.info("stopping", extra={"signal": signal.Signals(sig).name})
-        self.should_exit = True
+        asyncio.get_running_loop().call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        self._service.events.close()
+        self._ending = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        try:
+            await self._service.dispatcher.drain(self._service.options.grace)
+        finally:
+            self.should_exit = True
 
 
 def _listening(options: ServiceOptions) -> socket.socket:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,54 +124,63 @@ class Service:
 
     async def accept(
         self,
-        asked: Asked,
+        batch: Sequence[Asked],
         source: StoredSource,
         caller: Caller,
         *,
         idempotency: str | None = None,
         repeated: bool = False,
         remixed_from: str | None = None,
-    ) -> Job:
-        """Put an edit into the queue; when this returns it is on the disk.
+    ) -> list[Job]:
+        """Put edits of one source into the queue, all or none; when this returns they are on the disk.
 
         Args:
-            idempotency: the client's key; the same key gives the same job.
+            idempotency: the client's key; the same key gives the same jobs.
             repeated: the client says that it asks again.
 
         Raises:
             Problem: the queue is full (429), or the key was used for something else (422).
         """
-        fingerprint = asked.fingerprint(source.sha256)
         if repeated and idempotency is None:
-            before = await asyncio.to_thread(self.store.repeated, caller.name, fingerprint, time.time() - _REPEATED_S)
-            if before is not None:
+            before = await asyncio.to_thread(self._made_before, batch, source, caller)
+            if before:
                 return before
-        job = Job(
-            place=0,
-            id=new_id("video"),
-            owner=caller.name,
-            source_id=source.id,
-            status="queued",
-            priority=asked.priority,
-            prompt=asked.prompt,
-            model=self.model,
-            created_at=time.time(),
-            fingerprint=fingerprint,
-            asked=asked.stored(),
-            remixed_from=remixed_from,
-            idempotency=idempotency,
-            callback_url=asked.callback_url,
-        )
+        jobs = [
+            Job(
+                place=0,
+                id=new_id("video"),
+                owner=caller.name,
+                source_id=source.id,
+                status="queued",
+                priority=asked.priority,
+                prompt=asked.prompt,
+                model=self.model,
+                created_at=time.time(),
+                fingerprint=asked.fingerprint(source.sha256),
+                asked=asked.stored(),
+                remixed_from=remixed_from,
+                idempotency=None if idempotency is None else f"{idempotency}/{number}",
+                callback_url=asked.callback_url,
+            )
+            for number, asked in enumerate(batch)
+        ]
         limits = {"most_waiting": self.options.queue, "most_of_owner": self._most_of(caller)}
-        added = await asyncio.to_thread(lambda: self.store.add(job, **limits))
-        if added is None:
+        added = await asyncio.to_thread(lambda: self.store.add_all(jobs, **limits))
+        if not added:
             raise self._refused(self._full())
-        if added.id != job.id and added.fingerprint != fingerprint:
+        if [job.fingerprint for job in added] != [job.fingerprint for job in jobs]:
             sentence = "This Idempotency-Key was used for another request; choose a new one."
             raise Problem(422, sentence, code="idempotency_key_reused")
-        await self.dispatcher.tell(added.id)
+        for job in added:
+            await self.dispatcher.tell(job.id)
         await self.dispatcher.wake()
         return added
+
+    def _made_before(self, batch: Sequence[Asked], source: StoredSource, caller: Caller) -> list[Job]:
+        """The jobs of the same request a short while ago, if they are all there."""
+        since = time.time() - _REPEATED_S
+        found = [self.store.repeated(caller.name, asked.fingerprint(source.sha256), since) for asked in batch]
+        return [job for job in found if job is not None] if all(found) else []
 
     async def drop_unused(self, source: StoredSource) -> None:
         """Remove an upload that no job came of."""

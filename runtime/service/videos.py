@@ -18,7 +18,7 @@ from fairy.runtime.service.files import CONTAINERS, VARIANTS
 from fairy.runtime.service.housekeeping import Reading
 from fairy.runtime.service.jobs import Job, StoredSource
 from fairy.runtime.service.problems import Problem, not_found
-from fairy.runtime.service.requests import asked_of, video_request
+from fairy.runtime.service.requests import MOST_PROMPTS, Asked, asked_of, video_request
 from fairy.runtime.service.service import Service
 from fairy.runtime.service.uploads import Form, receive_form
 
@@ -120,14 +120,21 @@ def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
     return {code: {"model": ErrorBody} for code in (401, 403, 421, *codes)}
 
 
-def request_schema(*file_fields: str) -> dict[str, Any]:
-    """The body of a request for an edit, as OpenAPI tells it."""
+def request_schema(*file_fields: str, many: bool = False) -> dict[str, Any]:
+    """The body of a request for one edit, or for `many`, as OpenAPI tells it."""
     schema = video_request().model_json_schema()
-    as_json = {**schema, "title": "VideoRequest"}
+    fields = dict(schema["properties"])
+    if many:
+        text = {name: fields["prompt"][name] for name in ("type", "minLength", "maxLength")}
+        listed = {"type": "array", "items": text, "minItems": 1, "maxItems": MOST_PROMPTS}
+        fields["prompt"] = listed | {"description": "The instructions, each of which makes a video."}
+    as_json = {**schema, "title": "VideoRequest", "properties": fields}
     if not file_fields:
         return {"requestBody": {"required": True, "content": {"application/json": {"schema": as_json}}}}
     files = {name: {"type": "string", "format": "binary", "description": "The source video."} for name in file_fields}
-    form = {**schema, "title": "VideoForm", "properties": {**files, **schema["properties"]}}
+    in_form = {f"{name}[]" if many and name == "prompt" else name: value for name, value in fields.items()}
+    required = ["prompt[]" if many else "prompt"]
+    form = {**schema, "title": "VideoForm", "properties": {**files, **in_form}, "required": required}
     content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": as_json}}
     return {"requestBody": {"required": True, "content": content}}
 
@@ -143,7 +150,8 @@ async def create(request: Request, caller: Asking, service: Running) -> Response
     The source is a file part `input_reference`, or the source of an earlier video (`source_video_id`, with which the
     body may be JSON too). `seconds` edits so much from `start` on; `size` is the box within which the result fits.
     """
-    return await _accepted(request, caller, service)
+    (job,) = await _accepted(request, caller, service)
+    return await _record(service, job)
 
 
 @router.post(
@@ -153,7 +161,21 @@ async def create(request: Request, caller: Asking, service: Running) -> Response
 )
 async def edit(request: Request, caller: Asking, service: Running) -> Response:
     """The same with the file part named `video`; a field `video[id]` names a completed video instead."""
-    return await _accepted(request, caller, service)
+    (job,) = await _accepted(request, caller, service)
+    return await _record(service, job)
+
+
+@router.post(
+    "/videos/batches",
+    responses={200: {"model": VideoList}, **_errors(400, 404, 408, 413, 422, 429, 503, 507)},
+    openapi_extra=request_schema("input_reference", many=True),
+)
+async def create_batch(request: Request, caller: Asking, service: Running) -> Response:
+    """Several edits of one upload: `prompt[]` once for each instruction; all are taken, or none."""
+    jobs = await _accepted(request, caller, service, many=True)
+    data = await asyncio.to_thread(service.dispatcher.records, jobs)
+    listed = {"object": "list", "data": data, "has_more": False, "first_id": jobs[0].id, "last_id": jobs[-1].id}
+    return JSONResponse(listed, headers=_POLL)
 
 
 @router.post(
@@ -169,10 +191,12 @@ async def remix(video_id: str, request: Request, caller: Asking, service: Runnin
     asked = asked_of(fields, service.options, service.model)
     service.check_asked(asked, caller)
     source = await service.result_as_source(before)
-    return await _answered(service, caller, request, asked, source, remixed_from=before.id)
+    (job,) = await _queued(service, caller, request, [asked], source, remixed_from=before.id)
+    return await _record(service, job)
 
 
-async def _accepted(request: Request, caller: Caller, service: Service) -> Response:
+async def _accepted(request: Request, caller: Caller, service: Service, *, many: bool = False) -> list[Job]:
+    """Read the form or the JSON object, keep the video, and queue what it asks for."""
     service.check_taking(caller)
     form = Form()
     try:
@@ -183,56 +207,68 @@ async def _accepted(request: Request, caller: Caller, service: Service) -> Respo
             form = await receive_form(request, service.folder, **limits)
             fields = dict(form.fields)
         edited = fields.pop("video[id]", None)
-        asked = asked_of(fields, service.options, service.model)
-        service.check_asked(asked, caller)
-        given = [form.video, asked.source_video_id, asked.source_url, edited]
-        if sum(value is not None for value in given) != 1:
-            sentence = "A video is missing, or given twice; send one file as input_reference, or one source_video_id."
-            raise Problem(400, sentence, code="invalid_value", param="input_reference")
-        if form.video is not None:
-            source = await service.keep_upload(form, caller)
-        elif asked.source_url is not None:
-            source = await service.fetched(asked.source_url, caller)
-        elif edited is not None:
-            source = await service.result_as_source(service.own(str(edited), caller))
-        else:
-            source = _source_again(service, caller, str(asked.source_video_id))
+        batch = [asked_of(one, service.options, service.model) for one in _each(fields, many)]
+        for asked in batch:
+            service.check_asked(asked, caller)
+        source = await _source(service, caller, form, batch[0], edited)
     finally:
         form.discard()
-    return await _answered(
-        service, caller, request, asked, source, remixed_from=None if edited is None else str(edited)
-    )
+    edited_id = None if edited is None else str(edited)
+    return await _queued(service, caller, request, batch, source, remixed_from=edited_id)
 
 
-def _source_again(service: Service, caller: Caller, video_id: str) -> StoredSource:
-    source = service.store.source(service.own(video_id, caller).source_id)
+def _each(fields: dict[str, Any], many: bool) -> list[dict[str, Any]]:
+    """The request for each instruction of a batch. Raises Problem."""
+    if not many:
+        return [fields]
+    prompts = fields.get("prompt")
+    if not isinstance(prompts, list) or not 0 < len(prompts) <= MOST_PROMPTS:
+        sentence = f"prompt is missing or no list; send prompt[] once for each of 1 to {MOST_PROMPTS} instructions."
+        raise Problem(400, sentence, code="invalid_value", param="prompt")
+    return [{**fields, "prompt": prompt} for prompt in prompts]
+
+
+async def _source(service: Service, caller: Caller, form: Form, asked: Asked, edited: Any) -> StoredSource:
+    """The one video that is to be edited. Raises Problem."""
+    given = [form.video, asked.source_video_id, asked.source_url, edited]
+    if sum(value is not None for value in given) != 1:
+        sentence = "A video is missing, or given twice; send one file as input_reference, or one source_video_id."
+        raise Problem(400, sentence, code="invalid_value", param="input_reference")
+    if form.video is not None:
+        return await service.keep_upload(form, caller)
+    if asked.source_url is not None:
+        return await service.fetched(asked.source_url, caller)
+    if edited is not None:
+        return await service.result_as_source(service.own(str(edited), caller))
+    source = service.store.source(service.own(str(asked.source_video_id), caller).source_id)
     if source is None or not service.folder.source(source.id).exists():
         raise not_found("source")
     return source
 
 
-async def _answered(
+async def _queued(
     service: Service,
     caller: Caller,
     request: Request,
-    asked: Any,
+    batch: list[Asked],
     source: StoredSource,
     *,
     remixed_from: str | None = None,
-) -> Response:
-    """Accept and answer with the record; an upload that no job comes of is removed."""
+) -> list[Job]:
+    """Queue the edits; an upload that no job comes of is removed."""
     key = request.headers.get("idempotency-key")
-    job: Job | None = None
+    jobs: list[Job] = []
     try:
         if key is not None and not (0 < len(key) <= _LONGEST_KEY and key.isprintable()):
             sentence = f"The Idempotency-Key must have 1 to {_LONGEST_KEY} printable characters."
             raise Problem(400, sentence, code="invalid_value", param="Idempotency-Key")
         repeated = request.headers.get("x-stainless-retry-count", "0") not in ("", "0")
-        job = await service.accept(asked, source, caller, idempotency=key, repeated=repeated, remixed_from=remixed_from)
+        more: dict[str, Any] = {"idempotency": key, "repeated": repeated, "remixed_from": remixed_from}
+        jobs = await service.accept(batch, source, caller, **more)
     finally:
-        if job is None or job.source_id != source.id:
+        if source.id not in {job.source_id for job in jobs}:
             await service.drop_unused(source)
-    return await _record(service, job)
+    return jobs
 
 
 async def _json_object(request: Request) -> dict[str, Any]:

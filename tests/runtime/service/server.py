@@ -105,10 +105,10 @@ class Server:
         self.process.wait(30)
         self.client.close()
 
-    def stop(self, limit_s: float = 60.0) -> int:
-        """Politely; the exit code."""
+    def stop(self, limit_s: float = 60.0, *, told: bool = False) -> int:
+        """Politely; the exit code. `told`: it has had its signal, and a second one would end it at once."""
         self.client.close()
-        if self.process.poll() is None:
+        if self.process.poll() is None and not told:
             self.process.terminate()
         code = self.process.wait(limit_s)
         self._reader.join(10)

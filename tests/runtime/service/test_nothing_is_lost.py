@@ -40,9 +40,9 @@ def _wait_for_frames(server: Server, video_id: str, share: float) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_killed_service_goes_on_with_every_job(tmp_path: Path, long_clip: Path, expected: str) -> None:
-    """Killed three times at random moments; the rest of ten is for the night."""
-    _kill_and_go_on(tmp_path, long_clip, expected, kills=3)
+    _kill_and_go_on(tmp_path, long_clip, expected, kills=1)
 
 
 @pytest.mark.nightly
@@ -66,6 +66,7 @@ def _kill_and_go_on(tmp_path: Path, long_clip: Path, expected: str, *, kills: in
     assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_killed_editor_costs_no_job_and_a_resumed_one_has_the_same_bytes(
     service: Server, long_clip: Path, expected: str
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_killed_editor_costs_no_job_and_a_resumed_one_has_the_same_bytes(
     assert report["resumed_batches"] > 0
 
 
+@pytest.mark.nightly
 def test_a_job_that_ends_every_editor_is_given_up(service: Server, clip: Path) -> None:
     poison = service.made(clip, num_inference_steps="90")["id"]
     other = service.made(clip)["id"]
@@ -95,6 +97,7 @@ def test_a_job_that_ends_every_editor_is_given_up(service: Server, clip: Path) -
     assert service.done(other)["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_sigterm_lets_the_running_edit_end_and_refuses_new_ones(tmp_path: Path, long_clip: Path, expected: str) -> None:
     server = Server(tmp_path / "data")
     running, waiting = (server.made(long_clip, **PARAMS)["id"] for _ in range(2))
@@ -103,7 +106,11 @@ def test_sigterm_lets_the_running_edit_end_and_refuses_new_ones(tmp_path: Path, 
         server.process.terminate()
         for _ in stream.iter_text():  # the stream ends by itself
             pass
-    assert server.stop() == 0, server.log
+    assert server.client.get("/ready").status_code == 503
+    refused = server.create(long_clip)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
+    assert server.get(running)["status"] == "in_progress"
+    assert server.stop(told=True) == 0, server.log
     server = Server(tmp_path / "data", "--grace", "1s")
     assert server.get(running)["status"] == "completed"
     assert server.get(running)["frames_sha256"] == expected
@@ -114,6 +121,7 @@ def test_sigterm_lets_the_running_edit_end_and_refuses_new_ones(tmp_path: Path, 
     assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_refuses_uploads_and_breaks_no_job(tmp_path: Path, clip: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -226,3 +226,18 @@ def test_the_openapi_page_is_complete(service: Server) -> None:
     for path, methods in spec["paths"].items():
         for method, operation in methods.items():
             assert operation.get("description"), (method, path)
+
+
+def test_a_batch_of_instructions_on_one_upload(service: Server, clip: Path) -> None:
+    files = {"input_reference": ("clip.mp4", clip.read_bytes())}
+    fields = {"prompt[]": ["make it sepia", "make it snow"], **QUICK}
+    before = len(list((service.data / "sources").iterdir()))
+    made = service.client.post("/v1/videos/batches", data=fields, files=files).json()["data"]
+    assert [video["prompt"] for video in made] == fields["prompt[]"]
+    assert len(list((service.data / "sources").iterdir())) == before + 1
+    videos = [service.done(video["id"]) for video in made]
+    assert [video["status"] for video in videos] == ["completed"] * 2
+    assert videos[0]["frames_sha256"] != videos[1]["frames_sha256"]
+    for data in ({"prompt": "x"}, {"prompt[]": ["x", ""]}, {"prompt[]": ["x"] * 101}):
+        assert service.client.post("/v1/videos/batches", data=data, files=files).status_code == 400
+    assert len(list((service.data / "sources").iterdir())) == before + 1
