@@ -79,7 +79,11 @@ class App {
   // Where we are: "#<id of a job>", or nothing for the form.
 
   get #wanted() {
-    return decodeURIComponent(location.hash.slice(1));
+    try {
+      return decodeURIComponent(location.hash.slice(1));
+    } catch {
+      return location.hash; // of nobody's making; no job is called so
+    }
   }
 
   #goHome(event) {
@@ -95,20 +99,25 @@ class App {
     const id = this.#wanted;
     this.history.select(id);
     if (!id) return this.#showView("compose", isAsked);
-    if (!this.#jobs.get(id) && !(await this.#fetch(id))) return this.#showView("missing", isAsked);
-    if (this.#wanted !== id) return undefined;
+    if (!this.#jobs.get(id) && (await this.#fetch(id)) === "missing") return this.#showView("missing", isAsked);
+    if (this.#wanted !== id || !this.#jobs.get(id)) return undefined;
     this.#showJob(this.#jobs.get(id));
     this.history.select(id);
     return this.#showView("job", isAsked);
   }
 
+  /** Ask for one job; what else can go wrong is said by itself. @returns "there", "missing" or "refused" */
   async #fetch(id) {
     try {
       this.#jobs.put(await api.video(id));
-      return true;
+      return "there";
     } catch (error) {
-      if (error.status !== 404) this.#refused(error);
-      return false;
+      if (error.status !== 404) {
+        this.#refused(error);
+        return "refused";
+      }
+      this.#jobs.remove(id);
+      return "missing";
     }
   }
 

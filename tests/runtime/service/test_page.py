@@ -370,8 +370,11 @@ def test_an_edit_is_deleted_after_a_question(browser: Browser, service: Server, 
     page.click("#confirm button[value=yes]")
     page.wait_for_selector(item, state="detached")
     assert service.client.get(f"/v1/videos/{video_id}").status_code == 404
-    browser.open(f"#{video_id}")
-    browser.until_shown("#missing")
+    for gone in (video_id, "%", "video_of_nobody"):
+        browser.open()
+        browser.until_shown("#compose")
+        browser.open(f"#{gone}")
+        browser.until_shown("#missing")
 
 
 def test_a_file_is_dropped_and_sent_once(browser: Browser, service: Server, film: Path) -> None:
