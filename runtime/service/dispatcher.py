@@ -108,6 +108,7 @@ class Dispatcher:
                 self._insisting.add(asyncio.create_task(self._insist(job.id, link)))
             else:
                 await asyncio.to_thread(self._folder.remove_job, job.id)
+                await self._tell_waiting()
             await self.tell(job.id)
         return failed
 
