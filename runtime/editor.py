@@ -36,6 +36,7 @@ from fairy.runtime.device import (
 from fairy.runtime.editor_setup import EditorSetup
 from fairy.runtime.executor import Executor, InProcess
 from fairy.runtime.files import check_names, check_outputs, only_writer_of, user_path, write_picture
+from fairy.runtime.inputs.encoded import EncodedPictures
 from fairy.runtime.inputs.frames import Frames, VideoInput
 from fairy.runtime.inputs.reads import read_frames_of
 from fairy.runtime.methods import find_method
@@ -47,7 +48,7 @@ from fairy.runtime.plan.file_request import DEFAULT_CRF, FileRequest
 from fairy.runtime.plan.identity import identity_of
 from fairy.runtime.plan.memory import check_memory
 from fairy.runtime.plan.params import EditParams
-from fairy.runtime.plan.plan import Plan, plan_edit
+from fairy.runtime.plan.plan import Plan, plan_edit, resolved_for
 from fairy.runtime.record.edit_report import (
     EditPart,
     EditReport,
@@ -332,6 +333,20 @@ class Editor:
             with run.monitor.timed("write"):
                 stack.close()
             run.tally.notes += writer.notes
+
+    def keep_encoded(self, most_bytes: int = 256 << 20) -> None:
+        """From now on encode each picture once, for several edits of one video; 0 = no longer.
+
+        The results are the same to the byte. Several workers encode for themselves and keep nothing.
+
+        Args:
+            most_bytes: of ordinary memory for the last pictures' latents; a frame of 512x384 has 48 kB in float32.
+        """
+        self._networks.encoded = EncodedPictures(most_bytes) if most_bytes else None
+
+    def resolve(self, params: EditParams) -> EditParams:
+        """The parameters as an edit by this model uses them: for None what it recommends, else our default."""
+        return resolved_for(self._networks.checkpoint, params)
 
     def warm_up(self, height: int, width: int, params: EditParams | None = None) -> None:
         """Run a one-step edit of gray frames of this size, so that the first real one pays for no first use."""

@@ -18,6 +18,7 @@ from fairy.runtime.bank.anchor_bank import AnchorBank, CarriedAnchor, StepBank
 from fairy.runtime.bank.float8 import Float8Bank
 from fairy.runtime.bank.host import HostBank
 from fairy.runtime.denoise.guidance import branch_text
+from fairy.runtime.inputs.encoded import EncodedPictures, key_of
 from fairy.runtime.inputs.frames import Frames
 from fairy.runtime.plan.geometry import pad_by_reflection, scale_frames
 from fairy.runtime.record.run import Run
@@ -26,7 +27,11 @@ _OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "Failed to allocate me
 
 
 class Networks:
-    """A backend's engines, called in a job's precision on its device. It keeps nothing of a job."""
+    """A backend's engines, called in a job's precision on its device. It keeps nothing of a job.
+
+    Attributes:
+        encoded: pictures that were encoded, where they are kept from job to job.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, backend: Backend, device: torch.device, *, bank_on_host: bool = False
@@ -35,6 +40,7 @@ class Networks:
         self.backend = backend
         self.device = device
         self.bank_on_host = bank_on_host
+        self.encoded: EncodedPictures | None = None
 
     def encode_text(self, run: Run, prompt: str) -> Tensor:
         """Text features of every guidance branch for an instruction: [branches, tokens, channels]."""
@@ -74,8 +80,21 @@ class Networks:
 
             return finite(run, attempt, "The image latents")
 
+        def latents_of(picture: Frames) -> Tensor:
+            def encode() -> Tensor:
+                return encode_one(self._network_input(run, picture))
+
+            if self.encoded is None:
+                return encode()
+            precision = run.pace.precision
+            key = key_of(picture, (run.plan.geometry, precision))
+            latents = self.encoded.get(key, self.device, encode)
+            if run.pace.precision != precision:  # it was not enough, which the next job must find out too
+                self.encoded.forget(key)
+            return latents
+
         with run.monitor.timed("encode"):
-            return torch.cat([encode_one(self._network_input(run, picture)) for picture in pictures])
+            return torch.cat([latents_of(picture) for picture in pictures])
 
     def decode(self, run: Run, latents: Tensor) -> list[Frames]:
         """Latents [n, c, h, w] to frames [height, width, 3] at the size of the result, one at a time."""

@@ -130,6 +130,7 @@ def models(caller: Asking, service: Running) -> dict[str, Any]:
 def about(caller: Asking, service: Running) -> dict[str, Any]:
     """What the page needs to know: limits, parameters, and looks that the model is good at."""
     options = service.options
+    usual = next((link.usual for link in service.dispatcher.editors if link.usual), {})
     return {
         "version": version("fairy-runtime"),
         "model": service.model,
@@ -139,7 +140,12 @@ def about(caller: Asking, service: Running) -> dict[str, Any]:
         "max_seconds": None,
         "looks": _looks(service.model),
         "parameters": [
-            {"name": name, "help": option.sentence, "usual": option.ends_in, **_limits(name, option.kind, service)}
+            {
+                "name": name,
+                "help": option.sentence,
+                "usual": str(usual.get(name, option.ends_in)),
+                **_limits(name, option.kind, service),
+            }
             for name, option in edit_options().items()
         ],
     }

@@ -33,6 +33,7 @@ class EditorLink:
     def __init__(self, number: int, setup: EditorSetup, most_frames: int, command: tuple[str, ...] = COMMAND) -> None:
         self.number, self.starts = number, 0
         self.model: str | None = None
+        self.usual: dict[str, Any] = {}
         self._setup, self._most_frames, self._command = setup.absolute(), most_frames, command
         self._process: asyncio.subprocess.Process | None = None
 
@@ -78,7 +79,7 @@ class EditorLink:
             raise MachineError(f"An editor ended before it had loaded its model ({lost}).") from None
         if "refused" in message:
             raise (InputError if message["code"] == 2 else MachineError)(message["refused"])
-        self.model = str(message["ready"])
+        self.model, self.usual = str(message["ready"]), message["usual"]
         return self.model
 
     async def edit(self, order: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ copy of stdout (what libraries print goes to stderr):
     in   {"do": "open", "setup": {…}, "number": its place among the editors, "most_frames": N}    once, first
     in   {"do": "edit", "id", "source", "folder", "result", "prompt", "params", "crf", "compare"}
     in   {"do": "cancel", "id"}
-    out  {"ready": model} | {"refused": sentence, "code": exit code}
+    out  {"ready": model, "usual": {parameter: value}} | {"refused": sentence, "code": exit code}
     out  {"id", "stage", "done", "total"} | {"id", "preview": true}
     out  {"id", "completed": {…}} | {"id", "failed": sentence, "code": "invalid_input" | "cancelled" | …}
 
@@ -31,6 +31,7 @@ from fairy.runtime.editor_setup import EditorSetup
 from fairy.runtime.files import BusyError, write_picture
 from fairy.runtime.methods import find_method
 from fairy.runtime.methods.fits import check_resume
+from fairy.runtime.options import options_of
 from fairy.runtime.plan.params import EditParams
 from fairy.runtime.service.files import VARIANTS
 from fairy.runtime.service.messages import Lines, params_of_json
@@ -93,7 +94,8 @@ class EditorProcess:
         setup = on_gpu_of_its_own(EditorSetup(**opening["setup"]), opening["number"])
         try:
             with setup.open() as editor:
-                self._lines.send({"ready": str(editor_model(editor, setup))})
+                editor.keep_encoded()  # a batch has many edits of one video
+                self._lines.send({"ready": editor_model(setup), "usual": usual_values(editor)})
                 for message in self._taken():
                     self._edit(editor, message, opening["most_frames"])
         except FairyError as error:
@@ -214,7 +216,14 @@ def can_resume(params: EditParams) -> bool:
     return True
 
 
-def editor_model(editor: "Editor", setup: EditorSetup) -> str:
+def usual_values(editor: "Editor") -> dict[str, Any]:
+    """What an edit that says nothing is done with, for those parameters that a model recommends."""
+    usual = editor.resolve(EditParams("anything"))
+    values = {name: getattr(usual, name) for name, option in options_of(EditParams).items() if option.default is None}
+    return {name: value for name, value in values.items() if isinstance(value, int | float | str)}
+
+
+def editor_model(setup: EditorSetup) -> str:
     """The name of what was loaded, without a folder's path."""
     return "fairy-embedded" if setup.model is None else str(setup.model).rstrip("/").split("/")[-1]
 
