@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 from fairy.kernels.errors import InputError, MachineError
 
+_CONNECT_S = 10.0
 _OBJECT_STORE_BYTES = 80 << 20
 """Near the least that Ray accepts: clips travel as paths, results as reports."""
 
@@ -76,8 +78,22 @@ def _local(ray: Any) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _check_port(address: str) -> None:
+    """Refuse a HOST:PORT where nothing listens, which Ray would try for minutes. Raises InputError."""
+    host, found, port = address.rpartition(":")
+    if not found or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        remedy = "give the address of one that this machine belongs to, or local"
+        raise InputError(f"No Ray cluster answers at {address!r} ({reason}); {remedy}.") from error
+
+
 @contextmanager
 def _remote(ray: Any, address: str) -> Iterator[None]:
+    _check_port(address)
     try:
         try:
             with _own_signals():

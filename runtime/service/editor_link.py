@@ -19,6 +19,8 @@ from fairy.runtime.service.messages import line_of
 
 log = logging.getLogger("fairy.service")
 COMMAND = (sys.executable, "-P", "-m", "fairy.runtime.service.editor_process")
+RAY_COMMAND = (sys.executable, "-P", "-m", "fairy.runtime.service.ray_bridge")
+"""And the cluster's address."""
 _LONGEST_LINE_BYTES = 64 << 20
 """Of a report; far more than one of a day of video has."""
 
@@ -30,11 +32,15 @@ class EditorLost(Exception):
 class EditorLink:
     """One editor process and the pipes to it; `start` makes it anew where it has ended."""
 
-    def __init__(self, number: int, setup: EditorSetup, most_frames: int, command: tuple[str, ...] = COMMAND) -> None:
+    def __init__(
+        self, number: int, setup: EditorSetup, most_frames: int, folder: Path, command: tuple[str, ...] = COMMAND
+    ) -> None:
+        """`folder`: the service's; `command`: what speaks for the editor."""
         self.number, self.starts = number, 0
         self.model: str | None = None
         self.usual: dict[str, Any] = {}
-        self._setup, self._most_frames, self._command = setup.absolute(), most_frames, command
+        self._setup, self._command = setup.absolute(), command
+        self._more = {"number": number, "most_frames": most_frames, "folder": str(folder)}
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -72,7 +78,7 @@ class EditorLink:
         self._said: deque[str] = deque(maxlen=20)
         self._hearing = asyncio.create_task(self._hear_errors(self._process))
         setup = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self._setup).items()}
-        self._send({"do": "open", "setup": setup, "number": self.number, "most_frames": self._most_frames})
+        self._send({"do": "open", "setup": setup, **self._more})
         try:
             message = await self._receive()
         except EditorLost as lost:

@@ -3,7 +3,7 @@
 It loads one model, says so, and edits what it is told, one after another. JSON lines, commands on stdin, answers on a
 copy of stdout (what libraries print goes to stderr):
 
-    in   {"do": "open", "setup": {…}, "number": its place among the editors, "most_frames": N}    once, first
+    in   {"do": "open", "setup": {…}, "number": its place among the editors, "most_frames", "folder"}    once, first
     in   {"do": "edit", "id", "source", "folder", "result", "prompt", "params", "crf", "compare"}
     in   {"do": "cancel", "id"}
     out  {"ready": model, "usual": {parameter: value}} | {"refused": sentence, "code": exit code}
@@ -34,7 +34,7 @@ from fairy.runtime.methods.fits import check_resume
 from fairy.runtime.options import options_of
 from fairy.runtime.plan.params import EditParams
 from fairy.runtime.service.files import VARIANTS
-from fairy.runtime.service.messages import Lines, params_of_json
+from fairy.runtime.service.messages import Channel, Lines, params_of_json
 
 if TYPE_CHECKING:
     from fairy.runtime.editor import Editor
@@ -79,7 +79,7 @@ class Order:
 class EditorProcess:
     """Reads commands in one thread and edits in another, the main one."""
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, lines: Channel) -> None:
         self._lines = lines
         self._orders: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._cancels: dict[str, threading.Event] = {}
@@ -189,7 +189,7 @@ def on_gpu_of_its_own(setup: EditorSetup, number: int) -> EditorSetup:
 class _Teller:
     """Tells progress, and that the edited anchors can be looked at; refuses a video that is too long."""
 
-    def __init__(self, lines: Lines, order: Order, most_frames: int) -> None:
+    def __init__(self, lines: Channel, order: Order, most_frames: int) -> None:
         self._lines, self._order, self._most_frames = lines, order, most_frames
         self._preview_time = 0
 

@@ -3,9 +3,21 @@
 import json
 import os
 import threading
-from typing import Any
+from typing import Any, Protocol
 
 from fairy.runtime.plan.params import EditParams
+
+
+class Channel(Protocol):
+    """How an editor hears and answers."""
+
+    def send(self, message: dict[str, Any]) -> None:
+        """An answer; nothing where nobody listens any more."""
+        ...
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next command; None at the end."""
+        ...
 
 
 class Lines:

@@ -83,6 +83,9 @@ class ServiceOptions:
         None, Name("a TOML file of mode 600"), "Names, keys and quotas of those who may ask"
     )
     editors: int = option(1, Whole(1, 64), "Editor processes, each with a model of its own, that edit at the same time")
+    ray: str | None = option(
+        None, Text(), "A Ray cluster that runs the editors: auto or HOST:PORT; --data must lie where all of it sees it"
+    )
     max_upload: int = option("4GB", Size(), "Largest video that is taken")
     max_frames: int = option(36_000, Whole(1, 2**31 - 1), "Longest video that is edited, in frames")
     max_steps: int = option(100, Whole(1, 1000), "Most denoising steps that may be asked for")
@@ -111,6 +114,9 @@ class ServiceOptions:
         if not is_loopback(self.host) and self.keys is None:
             remedy = "name a file of keys (--keys), or listen on 127.0.0.1"
             raise InputError("lets others reach the service without a key", name="host", value=self.host, remedy=remedy)
+        if self.ray is not None and (not self.ray.strip() or self.ray == "local" or "://" in self.ray):
+            remedy = "give auto or HOST:PORT; on this machine alone --editors does without Ray"
+            raise InputError("is not served", name="ray", value=self.ray, remedy=remedy)
         for origin in self.cors_origin:
             if not re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]+", origin):
                 remedy = "name one exact origin, such as https://app.example"

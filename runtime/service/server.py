@@ -22,7 +22,7 @@ from fairy.runtime.service import logs
 from fairy.runtime.service.access import Gate
 from fairy.runtime.service.app import make_app
 from fairy.runtime.service.dispatcher import Dispatcher
-from fairy.runtime.service.editor_link import EditorLink
+from fairy.runtime.service.editor_link import COMMAND, RAY_COMMAND, EditorLink
 from fairy.runtime.service.events import Events
 from fairy.runtime.service.files import DataFolder
 from fairy.runtime.service.housekeeping import Housekeeping, Reading
@@ -82,7 +82,8 @@ def make_service(options: ServiceOptions, setup: EditorSetup, folder: DataFolder
     """All parts of a service, not started yet."""
     events, metrics, reading = Events(), Metrics(), Reading()
     metrics.watch(store)
-    links = [EditorLink(number, setup, options.max_frames) for number in range(options.editors)]
+    command = COMMAND if options.ray is None else (*RAY_COMMAND, options.ray)
+    links = [EditorLink(n, setup, options.max_frames, folder.root, command) for n in range(options.editors)]
     dispatcher = Dispatcher(links, store, folder, events, metrics, options.keep)
     webhooks = None
     if options.webhook_host:
