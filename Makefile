@@ -18,7 +18,7 @@ INSTRUCTION ?= turn it into a thermal image
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-fast nightly environments lint reference format typecheck quality bench soak wheels gpu-wheels gpu-rehearsal clean
+.PHONY: axe setup demo test test-fast nightly environments lint reference format typecheck quality bench soak wheels gpu-wheels gpu-rehearsal clean
 
 setup: $(STAMP)
 
@@ -38,10 +38,10 @@ demo: setup
 # One process for each core, each with one thread; a file's tests stay together, so that what they share is made once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
-test: setup lint wheels
+test: setup lint wheels axe
 	$(PYTEST) -m "not nightly" --durations 15
 
-nightly: setup lint wheels
+nightly: setup lint wheels axe
 	$(PYTEST) --durations 30
 	$(BIN)/python tests/environments.py
 
@@ -56,6 +56,14 @@ $(WHEELS)/.fetched: $(STAMP) tests/engines/tensorrt/wheels.txt
 	@grep -v '^#' tests/engines/tensorrt/wheels.txt \
 		| xargs -n 1 $(BIN)/python -m pip download --quiet --no-deps --dest $(WHEELS) \
 		&& touch $@ || echo "Some of NVIDIA's wheels could not be fetched; the tests that need them are skipped."
+
+# What looks for barriers on the page of `fairy serve`.
+axe: build/axe-core/.fetched
+
+build/axe-core/.fetched:
+	@mkdir -p build/axe-core
+	@cd build/axe-core && npm pack --silent axe-core@4 >/dev/null 2>&1 && tar -xzf axe-core-4*.tgz && touch .fetched \
+		|| echo "axe-core could not be fetched (by npm); the page's barriers are not looked for."
 
 test-fast: setup
 	$(PYTEST) -m "not slow and not nightly"

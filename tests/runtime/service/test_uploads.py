@@ -1,11 +1,13 @@
 """Forms that are hostile, damaged, slow or cut off: one sentence, nothing left behind, the service goes on."""
 
+import io
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fairy.runtime.service.uploads import display_name
 from tests.runtime.service.server import Server
@@ -115,6 +117,31 @@ def test_an_upload_that_stops_is_forgotten(service: Server) -> None:
         body = part("input_reference", b"x" * 3_000_000, file_name="a.mp4")
         line.sendall(_head(service, f"Content-Length: {len(body) + 100_000}") + body)
         time.sleep(0.3)  # and the client goes away
+
+
+def test_an_upload_that_stops_arriving_is_given_up(tmp_path: Path) -> None:
+    server = Server(tmp_path / "data", "--upload-idle", "1", ready=False)
+    with socket.create_connection(_address(server)) as line:
+        body = part("input_reference", b"x" * 100_000, file_name="a.mp4")
+        line.sendall(_head(server, f"Content-Length: {len(body) + 100_000}") + body)
+        line.settimeout(20)
+        assert b" 408 " in line.recv(200)
+    assert not any((tmp_path / "data" / "incoming").iterdir())
+    assert server.stop() == 0
+
+
+def test_a_bomb_of_pixels_is_refused_by_a_sentence(service: Server) -> None:
+    made = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(made, "WEBP", lossless=True)
+    data = bytearray(made.getvalue())
+    where = data.index(b"VP8L") + 9  # its size: 14 bits each for width and height, less one
+    data[where : where + 4] = ((int.from_bytes(data[where : where + 4], "little") & ~0xFFFFFFF) | 0xFFFFFFF).to_bytes(
+        4, "little"
+    )
+    video = service.done(service.made(bytes(data), file_name="bomb.webp")["id"])
+    assert (video["status"], video["error"]["code"]) == ("failed", "invalid_input")
+    assert "pixels" in video["error"]["message"]
+    service.client.delete(f"/v1/videos/{video['id']}")
 
 
 def _address(service: Server) -> tuple[str, int]:
