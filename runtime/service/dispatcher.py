@@ -6,6 +6,7 @@ A job whose editor ends under it waits again and goes on from its journal, at mo
 import asyncio
 import json
 import logging
+import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -166,22 +167,19 @@ class Dispatcher:
             self._events.tell(job.owner, job.id, "video", await asyncio.to_thread(self.record, job))
 
     async def _serve(self, link: EditorLink) -> None:
-        """One editor's life."""
-        try:
-            while not self.draining:
+        """One editor's life. What fails unexpectedly, as on a full disk, is tried again; no job is lost by it."""
+        while not self.draining:
+            try:
                 if not link.alive and not await self._started(link):
                     continue
                 job = await asyncio.to_thread(self._store.claim)
                 if job is None:
                     await self._wait_for_work()
-                    continue
-                await self._do(link, job)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            log.exception("the dispatcher failed", extra={"editor": link.number})
-            self.fatal = FairyError("The service met an internal error; its log says more.")
-            self.failed.set()
+                else:
+                    await self._do(link, job)
+            except Exception:
+                log.exception("the dispatcher failed", extra={"editor": link.number})
+                await asyncio.sleep(_RESTART_S)
 
     async def _wait_for_work(self) -> None:
         async with self._wake:
@@ -215,6 +213,10 @@ class Dispatcher:
         try:
             await self.tell(job.id)
             await self._tell_waiting()
+            known = await asyncio.to_thread(self._store.get, job.id)
+            if known is None or known.status != "in_progress" or job.id in self._cancelled:
+                await asyncio.to_thread(self._folder.remove_job, job.id)
+                return
             with _TRACER.start_as_current_span("edit", attributes={"fairy.job": job.id, "fairy.attempt": job.attempts}):
                 async for message in link.edit(self._order(job)):
                     if "stage" in message:
@@ -228,12 +230,27 @@ class Dispatcher:
                 await self._record(job, outcome)
         except EditorLost as lost:
             await self._lost(job, str(lost))
+        except Exception:
+            await link.stop(0.0)  # wherever it is with this job
+            await self._put_back(job)
+            raise
         finally:
             self._running.pop(job.id, None)
             self._live.pop(job.id, None)
             self._cancelled.discard(job.id)
             self._metrics.seconds.labels("whole").observe(time.monotonic() - began)
         await self.tell(job.id)
+
+    async def _put_back(self, job: Job) -> None:
+        """Let a job wait again, as soon as the disk takes that."""
+        while not self.draining:
+            try:
+                await asyncio.to_thread(self._store.put_back, job.id)
+            except sqlite3.Error as error:
+                log.error("the table of jobs failed: %s", error, extra={"job": job.id})
+                await asyncio.sleep(_RESTART_S)
+            else:
+                return
 
     def _order(self, job: Job) -> dict[str, Any]:
         paths = {
