@@ -86,15 +86,19 @@ class ServiceOptions:
     ray: str | None = option(
         None, Text(), "A Ray cluster that runs the editors: auto or HOST:PORT; --data must lie where all of it sees it"
     )
-    max_upload: int = option("4GB", Size(), "Largest video that is taken")
+    max_upload: int = option(4_000_000_000, Size(), "Largest video that is taken", usual="4GB")
     max_frames: int = option(36_000, Whole(1, 2**31 - 1), "Longest video that is edited, in frames")
     max_steps: int = option(100, Whole(1, 1000), "Most denoising steps that may be asked for")
     max_long_side: int = option(2048, Whole(8, 16_384), "Largest long side that may be asked for, in pixels")
     queue: int = option(100, Whole(1, 1_000_000), "Jobs that may wait; more are refused with 429")
     per_key: int = option(20, Whole(1, 1_000_000), "Jobs of one key that may wait, where its quota says nothing")
-    keep: float = option("7d", Span(), "How long results are kept")
-    disk: int = option("50GB", Size(), "How much the folder may hold; the oldest results go first")
-    grace: float = option("30s", Span(), "How long a running job may take to end when the service is stopped")
+    keep: float = option(604_800.0, Span(), "How long results are kept", usual="7d")
+    disk: int = option(
+        50_000_000_000, Size(), "How much the folder may hold; the oldest results go first", usual="50GB"
+    )
+    grace: float = option(
+        30.0, Span(), "How long a running job may take to end when the service is stopped", usual="30s"
+    )
     allow_host: tuple[str, ...] = option((), Names(), "A host name under which clients reach this service")
     cors_origin: tuple[str, ...] = option(
         (), Names(), "An origin whose pages may call this service, https://app.example"

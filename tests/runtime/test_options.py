@@ -20,6 +20,7 @@ from fairy.runtime.fleet.fleet_options import FleetOptions
 from fairy.runtime.options import Number, Time, Whole, option, options_of
 from fairy.runtime.plan.file_request import FileRequest
 from fairy.runtime.plan.params import EditParams
+from fairy.runtime.service.options import ServiceOptions
 
 DOCS = Path(__file__).parents[2] / "docs"
 ONE_EDIT = (EditParams, EditorSetup, FileRequest)
@@ -27,7 +28,12 @@ NOT_FOR_MANY = {"gpus", "workers", "compare", "preview", "report", "fps"}
 
 
 def test_every_field_is_in_the_table() -> None:
-    for table, others in ((EditParams, {"prompt"}), (EditorSetup, set()), (FleetOptions, set())):
+    for table, others in (
+        (EditParams, {"prompt"}),
+        (EditorSetup, set()),
+        (FleetOptions, set()),
+        (ServiceOptions, set()),
+    ):
         assert {field.name for field in dataclasses.fields(table)} - set(options_of(table)) == others
     for table in TABLES:
         for name, entry in options_of(table).items():
@@ -59,7 +65,8 @@ def test_editors_are_made_with_the_table(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(("command", "tables_of", "left_out"), [
     ("edit", ONE_EDIT, set()),
-    ("edit-many", TABLES, NOT_FOR_MANY),
+    ("edit-many", (*ONE_EDIT, FleetOptions), NOT_FOR_MANY),
+    ("serve", (ServiceOptions, EditorSetup), set()),
 ])  # fmt: skip
 def test_commands_offer_every_option(
     command: str, tables_of: tuple, left_out: set, capsys: pytest.CaptureFixture[str]
