@@ -12,7 +12,7 @@ import secrets
 import time
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,13 @@ class Caller:
     Attributes:
         max_waiting: jobs of this key that may wait.
         max_priority: the highest priority that it may ask for.
+        digest: of its key.
     """
 
     name: str = ""
     max_waiting: int | None = None
     max_priority: int = 10
+    digest: bytes = field(default=b"", repr=False)
 
 
 class Keys:
@@ -113,11 +115,12 @@ def _caller(path: Path, name: str, table: Any) -> tuple[bytes, Caller]:
     key = table.get("key")
     if not isinstance(key, str) or len(key) < _SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
         raise InputError(f"{where} needs a key of at least {_SHORTEST_KEY} printable ASCII characters without spaces.")
-    for field in ("max_waiting", "max_priority"):
-        value = table.get(field, 0)
+    for limit in ("max_waiting", "max_priority"):
+        value = table.get(limit, 0)
         if not isinstance(value, int) or isinstance(value, bool) or not -10 <= value <= 1_000_000:
-            raise InputError(f"{where}: {field} = {value!r} is not possible; give a whole number.")
-    return _digest(key), Caller(name, table.get("max_waiting"), table.get("max_priority", 0))
+            raise InputError(f"{where}: {limit} = {value!r} is not possible; give a whole number.")
+    digest = _digest(key)
+    return digest, Caller(name, table.get("max_waiting"), table.get("max_priority", 0), digest)
 
 
 def _digest(key: str) -> bytes:
@@ -152,18 +155,23 @@ class Gate:
     def cookie(self, caller: Caller) -> str:
         """What the page is given in place of the key."""
         text = f"{caller.name}:{int(time.time()) + _COOKIE_S}"
-        return f"{text}:{self._sign(text)}"
+        return f"{text}:{self._sign(text, caller)}"
 
     def _of_cookie(self, cookie: str) -> Caller | None:
         text, _, sign = cookie.rpartition(":")
         name, _, until = text.partition(":")
-        if not text or not hmac.compare_digest(self._sign(text).encode(), sign.encode(errors="replace")):
-            return None
         assert self.keys is not None
-        return self.keys.named(name) if int(until) > time.time() else None
+        caller = self.keys.named(name)
+        if caller is None or not until.isascii() or not until.isdigit() or len(until) > 12:
+            return None
+        if not hmac.compare_digest(self._sign(text, caller).encode(), sign.encode(errors="replace")):
+            return None
+        return caller if int(until) > time.time() else None
 
-    def _sign(self, text: str) -> str:
-        return hmac.new(self._secret, text.encode(errors="surrogateescape"), hashlib.sha256).hexdigest()
+    def _sign(self, text: str, caller: Caller) -> str:
+        """Of a key too: a new one for the same name ends what the old one had opened."""
+        signed = text.encode(errors="surrogateescape") + b"\0" + caller.digest
+        return hmac.new(self._secret, signed, hashlib.sha256).hexdigest()
 
     def check_host(self, headers: Headers) -> None:
         """A name that resolves here but is not ours is another site's trick. Raises Problem (421)."""

@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.middleware.cors import CORSMiddleware
 
 from fairy.runtime.options import Choice, Flag, Kind, Number, Text, Time, Whole
 from fairy.runtime.service.access import COOKIE, Caller, Guard
-from fairy.runtime.service.problems import Problem, add_handlers
+from fairy.runtime.service.problems import Problem, add_handlers, of_pydantic
 from fairy.runtime.service.requests import edit_options
 from fairy.runtime.service.service import Service
-from fairy.runtime.service.videos import Asking, Running, caller_of, router
+from fairy.runtime.service.videos import Asking, Running, caller_of, errors, json_object, router
 
 PAGE = Path(__file__).parent / "page"
 _DESCRIPTION = (
@@ -24,6 +25,9 @@ _DESCRIPTION = (
     "are fields with the names of the library's."
 )
 _COOKIE_S = 30 * 86_400
+_LARGEST_SIGN_IN_BYTES = 4096
+_LOOK_AGAIN_S = 1.0
+_LATER = {"retry-after": "5"}
 open_routes = APIRouter(tags=["service"])
 
 
@@ -32,6 +36,9 @@ class SignIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     key: str = Field(min_length=1, max_length=500)
+
+
+_SIGN_IN = {"requestBody": {"required": True, "content": {"application/json": {"schema": SignIn.model_json_schema()}}}}
 
 
 def make_app(service: Service) -> FastAPI:
@@ -59,7 +66,26 @@ def make_app(service: Service) -> FastAPI:
             allow_headers=["authorization", "content-type", "idempotency-key", "last-event-id"],
         )
     app.add_middleware(Guard, gate=service.gate)
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign]  # FastAPI's own way to change it
     return app
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI of the app, in which a wrong value is answered by 400, as it is here, and not by FastAPI's 422."""
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            license_info=app.license_info,
+        )
+        for operation in (operation for methods in schema["paths"].values() for operation in methods.values()):
+            if "HTTPValidationError" in json.dumps(operation["responses"].get("422", "")):
+                del operation["responses"]["422"]
+                operation["responses"].setdefault("400", {"description": "A value is wrong"})
+        app.openapi_schema = schema
+    return app.openapi_schema
 
 
 @open_routes.get("/health")
@@ -72,13 +98,14 @@ async def health() -> dict[str, str]:
 def ready(service: Running) -> Response:
     """Ready for videos: an editor has its model, and the disk takes rows."""
     if not service.dispatcher.ready:
-        return JSONResponse({"status": "stopping" if service.dispatcher.draining else "loading"}, status_code=503)
-    if not service.store.is_writable():
-        return JSONResponse({"status": "disk"}, status_code=503)
+        status = "stopping" if service.dispatcher.draining else "loading"
+        return JSONResponse({"status": status}, status_code=503, headers=_LATER)
+    if not service.writable(_LOOK_AGAIN_S):
+        return JSONResponse({"status": "disk"}, status_code=503, headers=_LATER)
     return JSONResponse({"status": "ready"})
 
 
-@open_routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@open_routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **errors()})
 def metrics(request: Request, service: Running) -> Response:
     """Numbers for Prometheus."""
     if not service.options.metrics_open:
@@ -96,9 +123,13 @@ def session(request: Request, service: Running) -> dict[str, Any]:
     return {"key_required": service.gate.keys is not None, "signed_in": True, "name": caller.name or None}
 
 
-@open_routes.post("/v1/session", responses={401: {"description": "The key is wrong"}})
-def sign_in(body: SignIn, request: Request, service: Running) -> Response:
+@open_routes.post("/v1/session", responses=errors(400, 413), openapi_extra=_SIGN_IN)
+async def sign_in(request: Request, service: Running) -> Response:
     """Exchange a key for a cookie that scripts cannot read."""
+    try:
+        body = SignIn.model_validate(await json_object(request, _LARGEST_SIGN_IN_BYTES))
+    except ValidationError as error:
+        raise of_pydantic(error) from error
     keys = service.gate.keys
     caller = Caller() if keys is None else keys.find(body.key)
     if caller is None:
@@ -119,14 +150,14 @@ def sign_out() -> Response:
     return response
 
 
-@open_routes.get("/v1/models")
+@open_routes.get("/v1/models", responses=errors())
 def models(caller: Asking, service: Running) -> dict[str, Any]:
     """The one model that is served."""
     model = {"id": service.model, "object": "model", "created": 0, "owned_by": "fairy"}
     return {"object": "list", "data": [model]}
 
 
-@open_routes.get("/v1/service")
+@open_routes.get("/v1/service", responses=errors())
 def about(caller: Asking, service: Running) -> dict[str, Any]:
     """What the page needs to know: limits, parameters, and looks that the model is good at."""
     options = service.options

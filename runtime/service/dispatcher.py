@@ -8,7 +8,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -30,6 +30,8 @@ _RESTART_S = 5.0
 """Between two tries to start an editor that does not start."""
 _CANCEL_S = 60.0
 """An editor that has not heard of a cancel by then is ended."""
+_ENDS_EDITOR = ("out_of_memory", "internal_error")
+"""After these an editor may be of no use and ends; the next job gets a new one."""
 _MOST_TOLD = 50
 _INTERNAL = "The service met an internal error with this video; its log says more."
 
@@ -118,8 +120,8 @@ class Dispatcher:
         await self.cancel(job)
         while job.id in self._running:
             await asyncio.sleep(0.02)
+        await asyncio.to_thread(self._folder.remove_job, job.id)  # first, for a full disk takes no change of the rows
         await asyncio.to_thread(self._store.delete, job.id)
-        await asyncio.to_thread(self._folder.remove_job, job.id)
         self._events.tell(job.owner, job.id, "deleted", {"id": job.id})
 
     async def _insist(self, job_id: str, link: EditorLink) -> None:
@@ -228,11 +230,13 @@ class Dispatcher:
                         outcome = message
                 assert outcome is not None
                 await self._record(job, outcome)
+            if outcome.get("code") in _ENDS_EDITOR:
+                await link.stop(1.0)  # it is ending by itself
         except EditorLost as lost:
             await self._lost(job, str(lost))
-        except Exception:
+        except Exception as error:
             await link.stop(0.0)  # wherever it is with this job
-            await self._put_back(job)
+            await self._again(job, error)
             raise
         finally:
             self._running.pop(job.id, None)
@@ -241,13 +245,22 @@ class Dispatcher:
             self._metrics.seconds.labels("whole").observe(time.monotonic() - began)
         await self.tell(job.id)
 
-    async def _put_back(self, job: Job) -> None:
-        """Let a job wait again, as soon as the disk takes that."""
+    async def _again(self, job: Job, error: Exception) -> None:
+        """A job under which something failed waits again; where that is not the disk's fault, not for ever."""
+        if isinstance(error, sqlite3.Error | OSError) or job.attempts < _MOST_ATTEMPTS:
+            await self._surely(self._store.put_back, job.id)
+            return
+        await self._surely(self._store.fail, job.id, "internal_error", _INTERNAL)
+        self._metrics.ended("internal_error")
+        await asyncio.to_thread(self._folder.remove_job, job.id)
+
+    async def _surely(self, change: Callable[..., Any], *arguments: Any) -> None:
+        """Change a row, as soon as the disk takes that; at the service's end all that ran is put back anyway."""
         while not self.draining:
             try:
-                await asyncio.to_thread(self._store.put_back, job.id)
+                await asyncio.to_thread(change, *arguments)
             except sqlite3.Error as error:
-                log.error("the table of jobs failed: %s", error, extra={"job": job.id})
+                log.error("the table of jobs failed: %s", error, extra={"job": arguments[0]})
                 await asyncio.sleep(_RESTART_S)
             else:
                 return
@@ -307,10 +320,10 @@ class Dispatcher:
         if job.id in self._cancelled:
             await asyncio.to_thread(self._folder.remove_job, job.id)
         elif job.attempts < _MOST_ATTEMPTS:
-            await asyncio.to_thread(self._store.put_back, job.id)
+            await self._surely(self._store.put_back, job.id)
         else:
             sentence = f"The editor ended {job.attempts} times while it worked on this video; it was given up."
-            await asyncio.to_thread(self._store.fail, job.id, "editor_lost", sentence)
+            await self._surely(self._store.fail, job.id, "editor_lost", sentence)
             self._metrics.ended("editor_lost")
             await asyncio.to_thread(self._folder.remove_job, job.id)
 

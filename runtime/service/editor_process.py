@@ -136,10 +136,7 @@ class EditorProcess:
             sentence = "The machine ran out of memory; ask for a smaller long_side."
             self._lines.send({"id": job_id, "failed": sentence, "code": "out_of_memory"})
         except Exception as error:
-            if type(error).__name__ in (
-                "OutOfMemoryError",
-                "AcceleratorError",
-            ):  # torch's; the GPU may be of no use now
+            if type(error).__name__ in ("OutOfMemoryError", "AcceleratorError"):  # torch's; the GPU may be of no use
                 sentence = "The GPU failed or is out of memory; ask for a smaller long_side."
                 self._lines.send({"id": job_id, "failed": sentence, "code": "out_of_memory"})
                 raise
@@ -174,8 +171,6 @@ class EditorProcess:
             resume=can_resume(order.params) and journal_folder(order.result).is_dir(),
         )
         return told(report) | {"seconds": f"{pictures_of(order, report.num_frames):.3f}", "gpu_bytes": gpu_peak_bytes()}
-        pictures_of(order, report.num_frames)
-        return told(report)
 
 
 def on_gpu_of_its_own(setup: EditorSetup, number: int) -> EditorSetup:

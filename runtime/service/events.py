@@ -1,7 +1,6 @@
 """What happens to jobs, told to whoever listens: one stream of numbered events, a bounded memory of the last ones."""
 
 import asyncio
-import itertools
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -25,11 +24,15 @@ class Event:
 
 
 class Events:
-    """All of the service's events. Used from the event loop's thread alone."""
+    """All of the service's events. Used from the event loop's thread alone.
+
+    Attributes:
+        last: number of the last one.
+    """
 
     def __init__(self) -> None:
         # Numbers of an earlier run of the service are lower than those of this one.
-        self._numbers = itertools.count(int(time.time() * 1000))
+        self._first = self.last = int(time.time() * 1000)
         self._last: deque[Event] = deque(maxlen=KEPT)
         self._listeners: set[asyncio.Queue[Event | None]] = set()
         self.closed = False
@@ -41,7 +44,8 @@ class Events:
 
     def tell(self, owner: str, job_id: str, kind: str, data: dict[str, Any]) -> None:
         """Everybody who listens hears it; who does not keep up is let go, and asks again from where it was."""
-        event = Event(next(self._numbers), owner, job_id, kind, data)
+        self.last += 1
+        event = Event(self.last, owner, job_id, kind, data)
         self._last.append(event)
         for listener in list(self._listeners):
             if listener.qsize() >= _MOST_WAITING:
@@ -49,6 +53,11 @@ class Events:
                 listener.put_nowait(None)
             else:
                 listener.put_nowait(event)
+
+    def remembers(self, number: int) -> bool:
+        """Whether all that happened after that number is still known: not after a restart, nor much later."""
+        oldest = self._last[0].number - 1 if len(self._last) == KEPT else self._first
+        return oldest <= number <= self.last
 
     def since(self, number: int, wanted: Callable[[Event], bool]) -> list[Event]:
         """Those after that number which are still known."""

@@ -6,20 +6,23 @@ DATA/sources/ID              an upload
 DATA/jobs/ID/result.mp4 …    what an edit wrote; result.mp4.job is its journal
 """
 
+import errno
+import fcntl
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from fairy.kernels.errors import InputError, MachineError
-from fairy.runtime.files import BusyError, only_writer_of
+from fairy.runtime.service.jobs import Job
 
 _ID = re.compile(r"(video|source)_[0-9a-f]{32}")
 CONTAINERS = {"mp4": "video/mp4", "mov": "video/quicktime", "mkv": "video/x-matroska", "webm": "video/webm"}
+_RESERVE_BYTES = 8 * 1024**2
 SPARE_BYTES = 256 * 1024**2
 """What stays free of the disk whatever is uploaded, for results and for the rows."""
 
@@ -47,7 +50,11 @@ def new_id(kind: str) -> str:
 
 
 class DataFolder:
-    """The service's folder, which one service at a time may use."""
+    """The service's folder, which one service at a time may use.
+
+    Attributes:
+        too_full: it holds more than it may, and nothing in it can go.
+    """
 
     def __init__(self, root: Path) -> None:
         """Makes what is missing, for this user alone.
@@ -55,12 +62,11 @@ class DataFolder:
         Raises:
             InputError: it cannot be made or written to.
         """
-        self.root = root
+        self.root, self.too_full = root, False
         try:
             for folder in (root, self._incoming, self._sources, self._jobs):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            shutil.rmtree(self._incoming)
-            self._incoming.mkdir(mode=0o700)
+            self._lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise InputError(
                 f"{root} cannot hold the service's jobs ({error.strerror}); name another --data."
@@ -68,12 +74,44 @@ class DataFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """No second service on the same folder meanwhile. Raises InputError."""
+        """No second service on the same folder meanwhile, in whatever container; unfinished uploads go.
+
+        Raises:
+            InputError: another service has it.
+        """
         try:
-            with only_writer_of(self.rows):
-                yield
-        except BusyError:
-            raise InputError(f"{self.root} is used by another service; stop that or name another --data.") from None
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            sentence = f"{self.root} is used by another service; stop that or name another --data."
+            raise InputError(sentence) from None
+        try:
+            for path in self._incoming.iterdir():
+                path.unlink(missing_ok=True)
+            self.reserve()
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def reserve(self) -> None:
+        """Set some of the disk aside, so that a full one still takes the change of a row."""
+        try:
+            handle = os.open(self._reserve, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(handle, 0, _RESERVE_BYTES)
+            finally:
+                os.close(handle)
+        except OSError:  # it is full already; the next time
+            self.free_reserve()
+
+    def free_reserve(self) -> None:
+        """Let the rows have it."""
+        self._reserve.unlink(missing_ok=True)
+
+    @property
+    def _reserve(self) -> Path:
+        return self.root / "reserve"
 
     @property
     def rows(self) -> Path:
@@ -152,14 +190,23 @@ class DataFolder:
         return sum(path.stat().st_size for path in self.job(job_id).rglob("*") if path.is_file())
 
     def held_bytes(self) -> int:
-        """Bytes of everything here; what is linked twice counts once."""
+        """Bytes of all sources and jobs; what is linked twice counts once."""
         seen: dict[tuple[int, int], int] = {}
-        for folder, _, names in os.walk(self.root):
-            for name in names:
-                with suppress(FileNotFoundError):
-                    found = os.stat(os.path.join(folder, name), follow_symlinks=False)
-                    seen[found.st_dev, found.st_ino] = found.st_size
+        for top in (self._sources, self._jobs):
+            for folder, _, names in os.walk(top):
+                for name in names:
+                    with suppress(FileNotFoundError):
+                        found = os.stat(os.path.join(folder, name), follow_symlinks=False)
+                        seen[found.st_dev, found.st_ino] = found.st_size
         return sum(seen.values())
+
+    def bytes_of_sources(self, jobs: Iterable[Job]) -> int:
+        """Bytes of the sources of these jobs, each counted once."""
+        total = 0
+        for source_id in {job.source_id for job in jobs}:
+            with suppress(FileNotFoundError):
+                total += self.source(source_id).stat().st_size
+        return total
 
     def free_bytes(self) -> int:
         """What the disk has left."""
@@ -167,13 +214,14 @@ class DataFolder:
 
 
 def private_text(path: Path, what: str) -> str:
-    """A file that only its owner may read.
+    """A file that only its owner may read; root's may be read by a group too, as Kubernetes hands out secrets.
 
     Raises:
         InputError: it is missing, or others may read it.
     """
     try:
-        if path.stat().st_mode & 0o077:
+        found = path.stat()
+        if found.st_mode & (0o037 if found.st_uid == 0 and os.getuid() else 0o077):
             raise InputError(f"{path} may be read by others, but it holds {what}; run: chmod 600 {path}.")
         return path.read_text(encoding="utf-8")
     except OSError as error:

@@ -51,26 +51,35 @@ class Housekeeping:
             await asyncio.sleep(_EVERY_S)
 
     def sweep(self) -> list[Job]:
-        """Remove what is due now; the jobs that went."""
+        """Remove what is due now; the jobs that went.
+
+        Results go for want of room only where that makes the room: what waits and runs is never removed.
+        """
         now, gone = time.time(), []
         for job in self._store.finished_before(now - self._keep_s):
             gone += self._removed(job)
         self._remove_unused(now)
+        self._folder.reserve()
         excess = self._folder.held_bytes() - self._most_bytes
-        for job in self._store.finished_before(now) if excess > 0 else ():
-            if excess <= 0:
-                break
+        finished = self._store.finished_before(now) if excess > 0 else []
+        self._folder.too_full = excess > 0 and (
+            sum(job.bytes for job in finished) + self._folder.bytes_of_sources(finished) < excess
+        )
+        if self._folder.too_full:
+            return gone
+        for job in finished:
             before = self._folder.held_bytes()
+            if before <= self._most_bytes:
+                break
             gone += self._removed(job)
             self._remove_unused(now)
-            excess -= before - self._folder.held_bytes()
         return gone
 
     def _removed(self, job: Job) -> list[Job]:
-        if job.id in self._reading or not self._store.delete(job.id):
+        if job.id in self._reading:
             return []
-        self._folder.remove_job(job.id)
-        return [job]
+        self._folder.remove_job(job.id)  # first, for a full disk takes no change of the rows
+        return [job] if self._store.delete(job.id) else []
 
     def _remove_unused(self, now: float) -> None:
         for source_id in self._store.unused_sources(now - _UNUSED_S):

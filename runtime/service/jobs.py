@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,10 +87,20 @@ class Job:
     preview: bool = False
 
 
+class KeyReused(Exception):
+    """An idempotency key was used for something else."""
+
+
+class SourceGone(Exception):
+    """The upload was deleted meanwhile."""
+
+
 class JobStore:
     """The rows of one folder. All methods may be called from any thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_full: Callable[[], None] = lambda: None) -> None:
+        """`on_full` is called where the disk has no room for a change, and may make some."""
+        self._on_full = on_full
         self._writer = _connect(path)
         self._writer.executescript(_SCHEMA)
         self._reader = _connect(path)
@@ -152,6 +162,12 @@ class JobStore:
             ).fetchone()
             known = {job.id: _made_by_key(db, job) for job in jobs}
             new = sum(found is None for found in known.values())
+            if 0 < new < len(jobs) or any(
+                f and f.fingerprint != job.fingerprint for job, f in zip(jobs, known.values(), strict=True)
+            ):
+                raise KeyReused
+            if db.execute("SELECT 1 FROM sources WHERE id = ?", (jobs[0].source_id,)).fetchone() is None and new:
+                raise SourceGone
             if new and (waiting + new > most_waiting or own + new > most_of_owner):
                 return []
             for job in jobs:
@@ -288,6 +304,10 @@ class JobStore:
         )
         return [_job(row) for row in rows]
 
+    def has_key(self, owner: str, idempotency: str) -> bool:
+        """Whether a job was made with that key."""
+        return bool(self._read("SELECT 1 FROM jobs WHERE owner = ? AND idempotency = ?", owner, idempotency))
+
     def callbacks_due(self, moment: float) -> list[Job]:
         """Jobs whose webhook is to be sent by then."""
         rows = self._read("SELECT * FROM jobs WHERE callback_due <= ? ORDER BY callback_due LIMIT 20", moment)
@@ -330,10 +350,13 @@ class JobStore:
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 yield self._writer
-            except BaseException:
-                self._writer.execute("ROLLBACK")
+                self._writer.execute("COMMIT")
+            except BaseException as error:
+                if self._writer.in_transaction:  # SQLite ends it by itself where the disk is full
+                    self._writer.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+                    self._on_full()
                 raise
-            self._writer.execute("COMMIT")
 
     def _read(self, statement: str, *values: Any) -> list[sqlite3.Row]:
         with self._read_lock:

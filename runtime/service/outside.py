@@ -4,23 +4,26 @@ A name is resolved once, every address must be public, and the connection goes t
 followed by hand, each checked the same way.
 """
 
+import errno
 import http.client
 import ipaddress
 import os
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from fairy.runtime.service.problems import Problem
+from fairy.runtime.service.files import SPARE_BYTES
+from fairy.runtime.service.problems import Problem, disk_full
 
 _MOST_REDIRECTS = 3
 _CONNECT_S, _IDLE_S = 10.0, 30.0
 _PIECE_BYTES = 1 << 18
+_CHECK_BYTES = 1 << 24
 _SCHEMES = {"http": 80, "https": 443}
 
 
@@ -48,7 +51,7 @@ def check_url(url: str, allowed: Iterable[str]) -> tuple[str, str, int, str]:
         raise Refused("The URL is damaged; write it again.") from error
     if parts.scheme not in _SCHEMES or not host or parts.username or parts.password:
         raise Refused("The URL must be http or https, with a host and without a password in it.")
-    if any(c in url for c in "\r\n\t \\") or not url.isprintable():
+    if any(c in url for c in "\r\n\t \\") or not (url.isascii() and url.isprintable()):
         raise Refused("The URL has characters that no URL has; write it again.")
     port = port or _SCHEMES[parts.scheme]
     names = {name.lower() for name in allowed}
@@ -97,46 +100,74 @@ def connect(target: Target) -> http.client.HTTPConnection:
 
 
 def fetch(
-    url: str, allowed: Iterable[str], path: Path, *, max_bytes: int, limit_s: float, private: bool = False
+    url: str,
+    allowed: Iterable[str],
+    path: Path,
+    *,
+    max_bytes: int,
+    limit_s: float,
+    free_bytes: Callable[[], int],
+    private: bool = False,
 ) -> int:
-    """Fetch a video into a new file; how many bytes it has. Raises Problem; nothing is left then."""
+    """Fetch a video into a new file; how many bytes it has. Raises Problem; nothing is left then.
+
+    Args:
+        free_bytes: says what the disk has left.
+    """
     ends = time.monotonic() + limit_s
-    allowed = tuple(allowed)
     try:
-        for _ in range(_MOST_REDIRECTS + 1):
-            target = resolve(url, allowed, private=private)
-            connection = connect(target)
-            try:
-                connection.request("GET", target.path, headers={"User-Agent": "fairy", "Accept": "*/*"})
-                response = connection.getresponse()
-                if response.status in (301, 302, 303, 307, 308):
-                    url = urljoin(url, response.headers.get("Location", ""))
-                    continue
-                if response.status != 200:
-                    raise Refused(f"The source's host answered {response.status}.")
-                return _copy(response, path, max_bytes, ends)
-            finally:
-                connection.close()
-        raise Refused("The source's host redirects too often.")
+        response = _answer(url, tuple(allowed), private)
+        try:
+            return _copy(response, path, max_bytes, ends, free_bytes)
+        finally:
+            response.close()
+    except Problem:
+        path.unlink(missing_ok=True)
+        raise
     except Refused as refused:
         path.unlink(missing_ok=True)
         raise Problem(400, str(refused), code="url_refused", param="source_url") from None
     except (OSError, http.client.HTTPException) as error:
         path.unlink(missing_ok=True)
-        raise Problem(
-            400, "The source could not be fetched from its host.", code="url_failed", param="source_url"
-        ) from error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full() from error
+        sentence = "The source could not be fetched from its host."
+        raise Problem(400, sentence, code="url_failed", param="source_url") from error
 
 
-def _copy(response: http.client.HTTPResponse, path: Path, max_bytes: int, ends: float) -> int:
-    size = 0
+def _answer(url: str, allowed: tuple[str, ...], private: bool) -> http.client.HTTPResponse:
+    """The answer to a GET, after redirects that are allowed too. Raises Refused, OSError, HTTPException."""
+    for _ in range(_MOST_REDIRECTS + 1):
+        target = resolve(url, allowed, private=private)
+        connection = connect(target)
+        connection.request("GET", target.path, headers={"User-Agent": "fairy", "Accept": "*/*", "Connection": "close"})
+        response = connection.getresponse()
+        if response.status in (301, 302, 303, 307, 308):
+            url = urljoin(url, response.headers.get("Location", ""))
+            connection.close()
+            continue
+        if response.status != 200:
+            connection.close()
+            raise Refused(f"The source's host answered {response.status}.")
+        return response
+    raise Refused("The source's host redirects too often.")
+
+
+def _copy(
+    response: http.client.HTTPResponse, path: Path, max_bytes: int, ends: float, free_bytes: Callable[[], int]
+) -> int:
+    size = checked = 0
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        while piece := response.read(_PIECE_BYTES):
+        while piece := response.read1(_PIECE_BYTES):
             size += len(piece)
             if size > max_bytes:
                 raise Refused(f"The source is larger than {max_bytes / 1e6:.0f} MB, the most that is taken.")
             if time.monotonic() > ends:
                 raise Refused("The source arrives too slowly.")
+            if size >= checked:
+                checked = size + _CHECK_BYTES
+                if free_bytes() < SPARE_BYTES:
+                    raise disk_full()
             file.write(piece)
         file.flush()
         os.fsync(file.fileno())

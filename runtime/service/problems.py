@@ -90,7 +90,8 @@ def add_handlers(app: FastAPI) -> None:
         log.error("the table of jobs failed: %s", error)
         if "full" in str(error):
             return disk_full().answer()
-        return Problem(503, "The table of jobs failed; try again.", code="disk_failed").answer()
+        sentence = "The table of jobs failed; try again."
+        return Problem(503, sentence, code="disk_failed", headers={"retry-after": "5"}).answer()
 
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -71,7 +71,9 @@ class VideoRequestBase(BaseModel):
         None, description="Edit so many seconds from `start` on; without it, all of the video.", examples=["4"]
     )
     size: str | None = Field(
-        None, description="WIDTHxHEIGHT within which the result fits; the source's shape is kept.", examples=["512x384"]
+        None,
+        description="WIDTHxHEIGHT, whose longer side becomes the long side; the shape stays the source's.",
+        examples=["512x384"],
     )
     source_video_id: str | None = Field(None, max_length=64, description="Edit the source of this earlier video again.")
     source_url: str | None = Field(None, max_length=2000, description="Fetch the source from a host that is allowed.")
@@ -205,12 +207,13 @@ def _check_limits(params: Mapping[str, Any], limits: ServiceOptions) -> None:
     anchors = params.get("anchors")
     if (anchors if isinstance(anchors, int) else len(anchors or ())) > MOST_ANCHORS:
         raise InputError("is not possible", name="anchors", value=anchors, remedy=f"ask for at most {MOST_ANCHORS}")
-    if len(params.get("prompts") or ()) > MOST_PROMPTS or len(params.get("negative_prompt") or "") > LONGEST_PROMPT:
-        raise InputError(
-            "asks for too much",
-            name="prompts",
-            remedy=f"give at most {MOST_PROMPTS}, each of {LONGEST_PROMPT} characters",
-        )
+    prompts = params.get("prompts") or ()
+    if len(prompts) > MOST_PROMPTS or any(len(text) > LONGEST_PROMPT for _, text in prompts):
+        remedy = f"give at most {MOST_PROMPTS}, each of at most {LONGEST_PROMPT} characters"
+        raise InputError("asks for too much", name="prompts", remedy=remedy)
+    for name in ("negative_prompt", "source_prompt"):
+        if len(params.get(name) or "") > LONGEST_PROMPT:
+            raise InputError("is too long", name=name, remedy=f"it may have {LONGEST_PROMPT} characters")
 
 
 MOST_ANCHORS = 16

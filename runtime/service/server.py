@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
@@ -36,6 +37,7 @@ log = logging.getLogger("fairy.service")
 _CLOSING_S = 5
 """How long downloads may go on after the last edit has ended."""
 _BACKLOG = 512
+_THREADS = 32
 
 
 def serve(options: ServiceOptions, setup: EditorSetup) -> None:
@@ -48,7 +50,7 @@ def serve(options: ServiceOptions, setup: EditorSetup) -> None:
     logs.set_up(options.log_format)
     folder = DataFolder(options.folder)
     with folder.held(), contextlib.closing(_listening(options)) as listener:
-        store = JobStore(folder.rows)
+        store = JobStore(folder.rows, folder.free_reserve)
         try:
             asyncio.run(_run(options, setup, folder, store, listener))
         finally:
@@ -63,6 +65,8 @@ def model_name(setup: EditorSetup) -> str:
 async def _run(
     options: ServiceOptions, setup: EditorSetup, folder: DataFolder, store: JobStore, listener: socket.socket
 ) -> None:
+    # What waits for the disk or the table must never wait for what waits for the network.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "disk"))
     service = make_service(options, setup, folder, store)
     server = _Server(service)
     async with _beside(service):

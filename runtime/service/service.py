@@ -3,19 +3,20 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 
 from fairy.runtime.service.access import Caller, Gate
 from fairy.runtime.service.dispatcher import Dispatcher
 from fairy.runtime.service.events import Events
 from fairy.runtime.service.files import DataFolder, new_id
 from fairy.runtime.service.housekeeping import Reading
-from fairy.runtime.service.jobs import Job, JobStore, StoredSource
+from fairy.runtime.service.jobs import Job, JobStore, KeyReused, SourceGone, StoredSource
 from fairy.runtime.service.metrics import Metrics
 from fairy.runtime.service.options import ServiceOptions
 from fairy.runtime.service.outside import Refused, fetch
-from fairy.runtime.service.problems import Problem, not_found
+from fairy.runtime.service.problems import Problem, disk_full, not_found
 from fairy.runtime.service.requests import Asked
 from fairy.runtime.service.uploads import Form, display_name
 from fairy.runtime.service.webhooks import Webhooks
@@ -40,6 +41,8 @@ class Service:
     reading: Reading
     dispatcher: Dispatcher
     webhooks: Webhooks | None = None
+    _looked: tuple[float, bool] = (-1e9, True)
+    outside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "outside"))
 
     def own(self, job_id: str, caller: Caller) -> Job:
         """The caller's job of that id. Raises Problem (404), for those of others too."""
@@ -48,11 +51,18 @@ class Service:
             raise not_found()
         return job
 
-    def check_taking(self, caller: Caller) -> None:
-        """Refuse before an upload is read what would be refused after it. Raises Problem (429, 503)."""
+    def check_taking(self, caller: Caller, idempotency: str | None = None) -> None:
+        """Refuse before an upload is read what would be refused after it. Raises Problem (429, 503, 507).
+
+        A request whose idempotency key has made its jobs already is none that could be too many.
+        """
         if self.dispatcher.draining:
             sentence = "The service is being stopped and takes no new videos; try again in a minute."
             raise self._refused(Problem(503, sentence, code="stopping", headers=_NO_RETRY | {"retry-after": "60"}))
+        if idempotency is not None and self.store.has_key(caller.name, f"{idempotency}/0"):
+            return
+        if self.folder.too_full:
+            raise self._refused(disk_full())
         waiting = [job for job in self.store.unfinished() if job.status == "queued"]
         own = sum(job.owner == caller.name for job in waiting)
         if len(waiting) >= self.options.queue or own >= self._most_of(caller):
@@ -90,7 +100,11 @@ class Service:
 
         def settle() -> None:
             self.folder.settle(incoming, source.id)
-            self.store.add_source(source)
+            try:
+                self.store.add_source(source)
+            except BaseException:
+                self.folder.remove_source(source.id)
+                raise
 
         await asyncio.to_thread(settle)
         return source
@@ -98,8 +112,16 @@ class Service:
     async def fetched(self, url: str, caller: Caller) -> StoredSource:
         """A source from a URL of an allowed host. Raises Problem."""
         path = self.folder.incoming()
-        limits: dict[str, Any] = {"max_bytes": self.options.max_upload, "limit_s": _FETCH_S}
-        size = await asyncio.to_thread(fetch, url, self.options.allow_url, path, **limits)
+        work = partial(
+            fetch,
+            url,
+            self.options.allow_url,
+            path,
+            max_bytes=self.options.max_upload,
+            limit_s=_FETCH_S,
+            free_bytes=self.folder.free_bytes,
+        )
+        size = await asyncio.get_running_loop().run_in_executor(self.outside, work)
         name = display_name(url.partition("?")[0])
         return await self.keep_upload(Form({}, path, name, size, f"url:{url}"), caller)
 
@@ -165,12 +187,15 @@ class Service:
             for number, asked in enumerate(batch)
         ]
         limits = {"most_waiting": self.options.queue, "most_of_owner": self._most_of(caller)}
-        added = await asyncio.to_thread(lambda: self.store.add_all(jobs, **limits))
+        try:
+            added = await asyncio.to_thread(lambda: self.store.add_all(jobs, **limits))
+        except KeyReused:
+            sentence = "This Idempotency-Key was used for another request; choose a new one."
+            raise Problem(422, sentence, code="idempotency_key_reused") from None
+        except SourceGone:
+            raise not_found("source") from None
         if not added:
             raise self._refused(self._full())
-        if [job.fingerprint for job in added] != [job.fingerprint for job in jobs]:
-            sentence = "This Idempotency-Key was used for another request; choose a new one."
-            raise Problem(422, sentence, code="idempotency_key_reused")
         for job in added:
             await self.dispatcher.tell(job.id)
         await self.dispatcher.wake()
@@ -181,6 +206,14 @@ class Service:
         since = time.time() - _REPEATED_S
         found = [self.store.repeated(caller.name, asked.fingerprint(source.sha256), since) for asked in batch]
         return [job for job in found if job is not None] if all(found) else []
+
+    def writable(self, every_s: float) -> bool:
+        """Whether the rows can be changed; looked at no oftener than that."""
+        moment, answer = self._looked
+        if time.monotonic() - moment > every_s:
+            answer = self.store.is_writable()
+            self._looked = (time.monotonic(), answer)
+        return answer
 
     async def drop_unused(self, source: StoredSource) -> None:
         """Remove an upload that no job came of."""

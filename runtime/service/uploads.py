@@ -58,7 +58,7 @@ async def receive_form(request: Request, folder: DataFolder, *, max_bytes: int, 
             400, "The request must be multipart/form-data; send the video as input_reference.", code="not_multipart"
         )
     check_room(request, folder, max_bytes)
-    receiver = _Receiver(folder.incoming(), max_bytes)
+    receiver = _Receiver(folder, max_bytes)
     whole = False
     try:
         parser = MultipartParser(options[b"boundary"], receiver.callbacks(), max_size=max_bytes + (16 << 20))
@@ -122,8 +122,9 @@ async def _chunks(request: Request, idle_s: float) -> AsyncIterator[bytes]:
 class _Receiver:
     """The parser's callbacks. File bytes wait in memory until `flush`, which blocks."""
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
-        self.form, self.path, self.ended = Form(), path, False
+    def __init__(self, folder: DataFolder, max_bytes: int) -> None:
+        self.form, self.path, self.ended = Form(), folder.incoming(), False
+        self._folder = folder
         self._max_bytes = max_bytes
         self._file: BinaryIO | None = None
         self._pending: list[bytes] = []
@@ -151,6 +152,8 @@ class _Receiver:
     def flush(self) -> None:
         """Write what waits."""
         pending, self._pending, self.pending_bytes = self._pending, [], 0
+        if pending and self._folder.free_bytes() < SPARE_BYTES:
+            raise disk_full()
         for piece in pending:
             self._hash.update(piece)
             assert self._file is not None

@@ -116,7 +116,8 @@ Asking = Annotated[Caller, Depends(caller_of)]
 Running = Annotated[Service, Depends(service_of)]
 
 
-def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
+def errors(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI tells of a route's errors."""
     return {code: {"model": ErrorBody} for code in (401, 403, 421, *codes)}
 
 
@@ -141,14 +142,14 @@ def request_schema(*file_fields: str, many: bool = False) -> dict[str, Any]:
 
 @router.post(
     "/videos",
-    responses={200: {"model": Video}, **_errors(400, 404, 408, 409, 413, 422, 429, 503, 507)},
+    responses={200: {"model": Video}, **errors(400, 404, 408, 409, 413, 422, 429, 503, 507)},
     openapi_extra=request_schema("input_reference"),
 )
 async def create(request: Request, caller: Asking, service: Running) -> Response:
     """Edit a video. Its parameters are form fields with the names of the library's.
 
     The source is a file part `input_reference`, or the source of an earlier video (`source_video_id`, with which the
-    body may be JSON too). `seconds` edits so much from `start` on; `size` is the box within which the result fits.
+    body may be JSON too). `seconds` edits so much from `start` on; the longer side of `size` becomes the long side.
     """
     (job,) = await _accepted(request, caller, service)
     return await _record(service, job)
@@ -156,7 +157,7 @@ async def create(request: Request, caller: Asking, service: Running) -> Response
 
 @router.post(
     "/videos/edits",
-    responses={200: {"model": Video}, **_errors(400, 404, 408, 409, 413, 422, 429, 503, 507)},
+    responses={200: {"model": Video}, **errors(400, 404, 408, 409, 413, 422, 429, 503, 507)},
     openapi_extra=request_schema("video"),
 )
 async def edit(request: Request, caller: Asking, service: Running) -> Response:
@@ -167,7 +168,7 @@ async def edit(request: Request, caller: Asking, service: Running) -> Response:
 
 @router.post(
     "/videos/batches",
-    responses={200: {"model": VideoList}, **_errors(400, 404, 408, 413, 422, 429, 503, 507)},
+    responses={200: {"model": VideoList}, **errors(400, 404, 408, 409, 413, 422, 429, 503, 507)},
     openapi_extra=request_schema("input_reference", many=True),
 )
 async def create_batch(request: Request, caller: Asking, service: Running) -> Response:
@@ -180,13 +181,13 @@ async def create_batch(request: Request, caller: Asking, service: Running) -> Re
 
 @router.post(
     "/videos/{video_id}/remix",
-    responses={200: {"model": Video}, **_errors(400, 404, 409, 422, 429, 503, 507)},
+    responses={200: {"model": Video}, **errors(400, 404, 409, 422, 429, 503, 507)},
     openapi_extra=request_schema(),
 )
 async def remix(video_id: str, request: Request, caller: Asking, service: Running) -> Response:
     """Edit the result of a completed video."""
     service.check_taking(caller)
-    fields = await _json_object(request)
+    fields = await json_object(request)
     before = service.own(video_id, caller)
     asked = asked_of(fields, service.options, service.model)
     service.check_asked(asked, caller)
@@ -197,11 +198,11 @@ async def remix(video_id: str, request: Request, caller: Asking, service: Runnin
 
 async def _accepted(request: Request, caller: Caller, service: Service, *, many: bool = False) -> list[Job]:
     """Read the form or the JSON object, keep the video, and queue what it asks for."""
-    service.check_taking(caller)
+    service.check_taking(caller, request.headers.get("idempotency-key"))
     form = Form()
     try:
         if request.headers.get("content-type", "").startswith("application/json"):
-            fields = await _json_object(request)
+            fields = await json_object(request)
         else:
             limits: dict[str, Any] = {"max_bytes": service.options.max_upload, "idle_s": service.options.upload_idle}
             form = await receive_form(request, service.folder, **limits)
@@ -271,12 +272,15 @@ async def _queued(
     return jobs
 
 
-async def _json_object(request: Request) -> dict[str, Any]:
+async def json_object(request: Request, most_bytes: int = _LARGEST_JSON_BYTES) -> dict[str, Any]:
+    """A body of so many bytes at most. Raises Problem."""
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > _LARGEST_JSON_BYTES:
-            raise Problem(413, "The body is larger than 1 MiB, the most that JSON may have.", code="too_large")
+        if len(body) > most_bytes:
+            raise Problem(
+                413, f"The body is larger than {most_bytes} bytes, the most that is read here.", code="too_large"
+            )
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):
@@ -291,7 +295,7 @@ async def _record(service: Service, job: Job) -> Response:
     return JSONResponse(record, headers=_POLL)
 
 
-@router.get("/videos", responses={200: {"model": VideoList}, **_errors(400, 404)})
+@router.get("/videos", responses={200: {"model": VideoList}, **errors(400, 404)})
 def list_videos(
     caller: Asking,
     service: Running,
@@ -309,13 +313,13 @@ def list_videos(
     )
 
 
-@router.get("/videos/{video_id}", responses={200: {"model": Video}, **_errors(404)})
+@router.get("/videos/{video_id}", responses={200: {"model": Video}, **errors(404)})
 async def retrieve(video_id: str, caller: Asking, service: Running) -> Response:
     """How a video stands."""
     return await _record(service, service.own(video_id, caller))
 
 
-@router.delete("/videos/{video_id}", responses={200: {"model": Deleted}, **_errors(404)})
+@router.delete("/videos/{video_id}", responses={200: {"model": Deleted}, **errors(404)})
 async def delete(video_id: str, caller: Asking, service: Running) -> Response:
     """Stop the edit if it still runs, and remove the video and its source."""
     job = service.own(video_id, caller)
@@ -326,7 +330,7 @@ async def delete(video_id: str, caller: Asking, service: Running) -> Response:
     return JSONResponse({"id": job.id, "object": "video.deleted", "deleted": True})
 
 
-@router.post("/videos/{video_id}/cancel", responses={200: {"model": Video}, **_errors(404)})
+@router.post("/videos/{video_id}/cancel", responses={200: {"model": Video}, **errors(404)})
 async def cancel(video_id: str, caller: Asking, service: Running) -> Response:
     """Stop the edit; the video is `failed` with the code `cancelled` then. One that has ended stays as it is."""
     job = service.own(video_id, caller)
@@ -338,7 +342,7 @@ async def cancel(video_id: str, caller: Asking, service: Running) -> Response:
     "/videos/{video_id}/content",
     methods=["GET", "HEAD"],
     response_class=FileResponse,
-    responses={200: {"content": {"video/mp4": {}}}, 206: {"description": "A part of it"}, **_errors(400, 404, 416)},
+    responses={200: {"content": {"video/mp4": {}}}, 206: {"description": "A part of it"}, **errors(400, 404, 416)},
 )
 def content(
     video_id: str,
@@ -392,7 +396,7 @@ def _own_job(video_id: str, caller: Asking, service: Running) -> Job:
     return service.own(video_id, caller)
 
 
-@router.get("/videos/{video_id}/events", response_class=EventSourceResponse, responses=_errors(404))
+@router.get("/videos/{video_id}/events", response_class=EventSourceResponse, responses=errors(404))
 async def events_of_one(
     request: Request, job: Annotated[Job, Depends(_own_job)], caller: Asking, service: Running
 ) -> AsyncIterator[ServerSentEvent]:
@@ -401,7 +405,7 @@ async def events_of_one(
         yield event
 
 
-@router.get("/events", response_class=EventSourceResponse, responses=_errors())
+@router.get("/events", response_class=EventSourceResponse, responses=errors())
 async def events_of_all(request: Request, caller: Asking, service: Running) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events of all of the caller's videos."""
     async for event in _events(request, service, caller, None):
@@ -421,8 +425,11 @@ async def _events(
     await asyncio.sleep(0)
     try:
         seen = request.headers.get("last-event-id", "")
-        missed = service.events.since(int(seen), wanted) if seen.isdigit() and len(seen) < 20 else []
-        for event in missed:
+        number = int(seen) if seen.isascii() and seen.isdigit() and len(seen) < 20 else None
+        now = str(service.events.last)
+        if number is not None and not service.events.remembers(number):
+            yield ServerSentEvent(event="reset", data={}, id=now, retry=2000)  # too much was missed: list again
+        for event in [] if number is None else service.events.since(number, wanted):
             yield _sse(event)
         if job_id is not None:
             jobs = [job for job in [service.store.get(job_id)] if job is not None]
@@ -430,7 +437,7 @@ async def _events(
             jobs = await asyncio.to_thread(service.store.unfinished, caller.name)
         for job in jobs:
             record = await asyncio.to_thread(service.dispatcher.record, job)
-            yield ServerSentEvent(event="video", data=record, retry=2000)
+            yield ServerSentEvent(event="video", data=record, id=now, retry=2000)
             if job_id is not None and job.status in ("completed", "failed"):
                 return
         while True:

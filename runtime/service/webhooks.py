@@ -12,6 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class Webhooks:
     ) -> None:
         self._store, self._metrics, self._hosts, self._secret = store, metrics, hosts, secret
         self._record, self._private = record, private
+        self._threads = ThreadPoolExecutor(8, "webhooks")
 
     def check(self, url: str) -> None:
         """Raises Refused where that address is not allowed."""
@@ -73,8 +75,9 @@ class Webhooks:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            for job in await asyncio.to_thread(self._store.callbacks_due, time.time()):
-                await asyncio.to_thread(self._send, job)
+            due = await asyncio.to_thread(self._store.callbacks_due, time.time())
+            sent = [asyncio.get_running_loop().run_in_executor(self._threads, self._send, job) for job in due]
+            await asyncio.gather(*sent, return_exceptions=True)
             await asyncio.sleep(1.0)
 
     def _send(self, job: Job) -> None:
@@ -85,7 +88,7 @@ class Webhooks:
         try:
             status = outside.post(job.callback_url, self._hosts, body, headers, private=self._private)
             arrived, why = 200 <= status < 300, f"status {status}"
-        except (OSError, outside.Refused) as error:
+        except Exception as error:  # whatever it is, it may not keep the others from being sent
             arrived, why = False, type(error).__name__
         again = None if arrived or job.callback_tries >= len(_WAITS_S) else time.time() + _WAITS_S[job.callback_tries]
         self._store.note_callback(job.id, due=again)

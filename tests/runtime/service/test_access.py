@@ -9,7 +9,7 @@ import pytest
 
 from fairy.kernels.errors import InputError
 from fairy.runtime.cli import main as cli
-from fairy.runtime.service.access import Keys
+from fairy.runtime.service.access import Gate, Keys
 from fairy.runtime.service.options import ServiceOptions, Size, Span, is_loopback
 from tests.runtime.service.server import Server, status_of
 
@@ -120,6 +120,39 @@ def test_the_page_signs_in_by_a_cookie_that_scripts_cannot_read(keyed: Server) -
     for forged in (f"bob:{rest}", f"{name}:{rest[:-1]}0", "alice", "::", f"alice:99999999999:{'0' * 64}", "a:b:c"):
         headers = {"cookie": f"fairy_session={forged}"}
         assert httpx2.get(f"{keyed.url}/v1/videos", headers=headers).status_code == 401, forged
+
+
+def test_a_new_key_ends_what_the_old_one_had_opened(tmp_path: Path) -> None:
+    options = ServiceOptions(data=tmp_path, keys=write_keys(tmp_path / "keys.toml"))
+    gate = Gate(options, tmp_path / "secret")
+    alice = gate.keys.named("alice") if gate.keys else None
+    assert alice is not None
+    cookie = gate.cookie(alice)
+    assert gate._of_cookie(cookie) == alice
+    write_keys(tmp_path / "keys.toml", f'[alice]\nkey = "{ALICE}-new"\n')
+    assert Gate(options, tmp_path / "secret")._of_cookie(cookie) is None
+
+
+def test_bodies_that_are_read_without_a_key_are_small(keyed: Server) -> None:
+    answer = httpx2.post(f"{keyed.url}/v1/session", content=b"x" * 100_000)
+    assert answer.status_code == 413
+    for body in (b"", b"[]", b'{"key": 5}', b'{"key": "x", "more": 1}'):
+        answer = httpx2.post(f"{keyed.url}/v1/session", content=body)
+        assert answer.status_code == 400, answer.text
+        assert "0 = " not in answer.json()["error"]["message"]
+
+
+def test_a_request_that_is_repeated_is_answered_though_the_queue_is_full(keyed: Server, clip: Path) -> None:
+    running = keyed.made(clip, num_inference_steps="80")
+    while keyed.get(running["id"])["status"] == "queued":
+        pass
+    headers = {"Idempotency-Key": "once"}
+    waiting = [keyed.create(clip, headers=headers).json(), keyed.made(clip)]
+    assert keyed.create(clip).status_code == 429
+    again = keyed.create(clip, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (200, waiting[0]["id"])
+    for video in (*waiting, running):
+        keyed.client.delete(f"/v1/videos/{video['id']}")
 
 
 def test_hosts_and_origins(keyed: Server, service: Server) -> None:

@@ -15,7 +15,7 @@ from fairy.runtime.service.events import Events
 from fairy.runtime.service.files import DataFolder
 from fairy.runtime.service.jobs import JobStore
 from fairy.runtime.service.metrics import Metrics
-from tests.runtime.service.test_jobs import a_job
+from tests.runtime.service.test_jobs import a_job, put
 
 DONE = {
     "num_frames": 1, "width": 2, "height": 2, "frames_sha256": "x", "notes": [], "seconds": "1", "gpu_bytes": 0,
@@ -77,7 +77,7 @@ def test_a_job_that_is_cancelled_before_its_order_is_never_edited(
 ) -> None:
     link = Puppet(completes)
     dispatcher, store = _dispatcher(tmp_path, link)
-    job = store.add(a_job(), most_waiting=9, most_of_owner=9)
+    job = put(store, a_job())
     assert job is not None
     tell = dispatcher.tell
     told: list[str] = []
@@ -106,7 +106,7 @@ def test_a_table_that_fails_under_a_job_costs_neither_the_job_nor_the_service(
     monkeypatch.setattr(module, "_RESTART_S", 0.01)
     link = Puppet(completes)
     dispatcher, store = _dispatcher(tmp_path, link)
-    first, second = (store.add(a_job(), most_waiting=9, most_of_owner=9) for _ in range(2))
+    first, second = (put(store, a_job()) for _ in range(2))
     assert first is not None
     assert second is not None
     failures = [sqlite3.OperationalError("database or disk is full")] * 2
@@ -141,7 +141,7 @@ def test_an_editor_that_is_lost_thrice_costs_its_job(tmp_path: Path) -> None:
 
     link = Puppet(dies)
     dispatcher, store = _dispatcher(tmp_path, link)
-    job = store.add(a_job(), most_waiting=9, most_of_owner=9)
+    job = put(store, a_job())
     assert job is not None
 
     async def run() -> None:
@@ -155,6 +155,67 @@ def test_an_editor_that_is_lost_thrice_costs_its_job(tmp_path: Path) -> None:
     assert (ended.error_code, ended.attempts, len(link.orders)) == ("editor_lost", 3, 3)
 
 
+def test_a_job_that_breaks_the_service_s_own_work_does_not_block_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RESTART_S", 0.01)
+
+    async def nonsense_or_done(link: Puppet, order: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        if order["id"] == poison.id:
+            yield {"id": order["id"], "completed": {"nothing": 1}}
+            return
+        async for message in completes(link, order):
+            yield message
+
+    link = Puppet(nonsense_or_done)
+    dispatcher, store = _dispatcher(tmp_path, link)
+    poison, other = put(store, a_job()), put(store, a_job())
+    assert poison is not None
+    assert other is not None
+
+    async def run() -> None:
+        dispatcher.start()
+        await _until(lambda: _status(store, poison.id) == "failed" and _status(store, other.id) == "completed")
+        await dispatcher.drain(1.0)
+
+    asyncio.run(run())
+    ended = store.get(poison.id)
+    assert ended is not None
+    assert (ended.error_code, ended.attempts) == ("internal_error", 3)
+
+
+def test_a_lost_editor_and_a_table_that_fails_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_RESTART_S", 0.01)
+
+    async def dies_once(link: Puppet, order: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        if len(link.orders) == 1:
+            link.alive = False
+            raise EditorLost("signal SIGKILL")
+        async for message in completes(link, order):
+            yield message
+
+    link = Puppet(dies_once)
+    dispatcher, store = _dispatcher(tmp_path, link)
+    job = put(store, a_job())
+    assert job is not None
+    failures = [sqlite3.OperationalError("database or disk is full")] * 3
+    put_back = store.put_back
+
+    def failing(job_id: str) -> None:
+        if failures:
+            raise failures.pop()
+        put_back(job_id)
+
+    monkeypatch.setattr(store, "put_back", failing)
+
+    async def run() -> None:
+        dispatcher.start()
+        await _until(lambda: _status(store, job.id) == "completed")
+        await dispatcher.drain(1.0)
+
+    asyncio.run(run())
+
+
 def test_deleting_a_running_job_waits_for_its_editor_and_leaves_nothing(tmp_path: Path) -> None:
     async def until_cancelled(link: Puppet, order: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         Path(order["folder"]).mkdir()
@@ -165,7 +226,7 @@ def test_deleting_a_running_job_waits_for_its_editor_and_leaves_nothing(tmp_path
 
     link = Puppet(until_cancelled)
     dispatcher, store = _dispatcher(tmp_path, link)
-    job = store.add(a_job(), most_waiting=9, most_of_owner=9)
+    job = put(store, a_job())
     assert job is not None
 
     async def run() -> None:

@@ -1,6 +1,7 @@
 """Rows, turns and places; what goes when it is old or the folder is full."""
 
 import os
+import sqlite3
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from fairy.kernels.errors import InputError
 from fairy.runtime.service.events import KEPT, Events
 from fairy.runtime.service.files import DataFolder, new_id
 from fairy.runtime.service.housekeeping import Housekeeping, Reading
-from fairy.runtime.service.jobs import Job, JobStore, StoredSource
+from fairy.runtime.service.jobs import Job, JobStore, KeyReused, SourceGone, StoredSource
 from fairy.runtime.service.records import Live
 
 
@@ -32,6 +34,13 @@ def a_job(owner: str = "a", **more: Any) -> Job:
     return Job(**(values | more))
 
 
+def put(store: JobStore, job: Job, *, most_waiting: int = 9, most_of_owner: int = 9) -> Job | None:
+    """The job in the queue, with a source of its own."""
+    if store.source(job.source_id) is None:
+        store.add_source(StoredSource(job.source_id, job.owner, "a.mp4", 5, "", time.time()))
+    return store.add(job, most_waiting=most_waiting, most_of_owner=most_of_owner)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> JobStore:
     return JobStore(tmp_path / "jobs.sqlite3")
@@ -39,7 +48,7 @@ def store(tmp_path: Path) -> JobStore:
 
 def _add(store: JobStore, *jobs: Job) -> list[str]:
     for job in jobs:
-        assert store.add(job, most_waiting=100, most_of_owner=100) is not None
+        assert put(store, job, most_waiting=100, most_of_owner=100) is not None
     return [job.id for job in jobs]
 
 
@@ -57,10 +66,42 @@ def test_turns_are_fair_between_keys_and_the_told_places_come_true(store: JobSto
 
 
 def test_limits_of_the_queue(store: JobStore) -> None:
-    assert store.add(a_job("a"), most_waiting=2, most_of_owner=1) is not None
-    assert store.add(a_job("a"), most_waiting=2, most_of_owner=1) is None
-    assert store.add(a_job("b"), most_waiting=2, most_of_owner=1) is not None
-    assert store.add(a_job("c"), most_waiting=2, most_of_owner=1) is None
+    assert put(store, a_job("a"), most_waiting=2, most_of_owner=1) is not None
+    assert put(store, a_job("a"), most_waiting=2, most_of_owner=1) is None
+    assert put(store, a_job("b"), most_waiting=2, most_of_owner=1) is not None
+    assert put(store, a_job("c"), most_waiting=2, most_of_owner=1) is None
+
+
+def test_a_key_that_was_used_for_less_makes_nothing(store: JobStore) -> None:
+    first = a_job(idempotency="k/0", fingerprint="x")
+    assert put(store, first) is not None
+    longer = [a_job(idempotency=f"k/{i}", fingerprint="x", source_id=first.source_id) for i in range(2)]
+    with pytest.raises(KeyReused):
+        store.add_all(longer, most_waiting=9, most_of_owner=9)
+    with pytest.raises(KeyReused):
+        put(store, a_job(idempotency="k/0", fingerprint="y"))
+    same = put(store, a_job(idempotency="k/0", fingerprint="x"))
+    assert same is not None
+    assert (same.id, len(store.queue())) == (first.id, 1)
+    with pytest.raises(SourceGone):
+        store.add(a_job(), most_waiting=9, most_of_owner=9)
+
+
+def test_a_full_disk_makes_room_for_the_rows(tmp_path: Path) -> None:
+    asked = []
+    store = JobStore(tmp_path / "jobs.sqlite3", lambda: asked.append(1))
+    store._writer.execute("PRAGMA max_page_count = 12")
+
+    def fill() -> None:
+        while True:
+            put(store, a_job(prompt="x" * 2000), most_waiting=99, most_of_owner=99)
+
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        fill()
+    assert asked == [1]
+    assert not store._writer.in_transaction
+    store._writer.execute("PRAGMA max_page_count = 1000")
+    assert put(store, a_job(), most_waiting=99, most_of_owner=99) is not None
 
 
 def test_an_end_and_a_cancel_cannot_both_win(store: JobStore) -> None:
@@ -127,6 +168,35 @@ def test_old_results_go_then_the_oldest_of_a_full_folder_and_never_one_that_is_r
     assert folder.held_bytes() < 250_000
 
 
+def test_a_folder_that_is_full_of_what_waits_loses_no_result_and_takes_no_more(store: JobStore, tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "data")
+    keeper = Housekeeping(store, folder, Events(), Reading(), keep_s=1000, most_bytes=250_000)
+    kept = _finished(store, folder, 100, 20_000)
+    waiting = a_job()
+    put(store, waiting)
+    folder.source(waiting.source_id).write_bytes(b"w" * 400_000)
+    assert keeper.sweep() == []
+    assert folder.too_full
+    assert folder.job(kept).exists()
+    store.fail(waiting.id, "cancelled", "x")
+    store.delete(waiting.id)
+    folder.remove_source(waiting.source_id)
+    assert keeper.sweep() == []
+    assert not folder.too_full
+
+
+def test_one_service_holds_a_folder(tmp_path: Path) -> None:
+    first, second = DataFolder(tmp_path / "data"), DataFolder(tmp_path / "data")
+    with first.held():
+        upload = first.incoming()
+        upload.touch()
+        with pytest.raises(InputError, match="used by another service"), second.held():
+            pass
+        assert upload.exists()
+    with second.held():
+        assert not upload.exists()
+
+
 def test_what_no_row_knows_is_removed(store: JobStore, tmp_path: Path) -> None:
     folder = DataFolder(tmp_path / "data")
     kept = _finished(store, folder, 0, 10)
@@ -134,7 +204,9 @@ def test_what_no_row_knows_is_removed(store: JobStore, tmp_path: Path) -> None:
     stranger.mkdir()
     upload.touch()
     folder.incoming().touch()
-    DataFolder(tmp_path / "data").remove_strangers(store.known(), store.known_sources())
+    again = DataFolder(tmp_path / "data")
+    with again.held():
+        again.remove_strangers(store.known(), store.known_sources())
     assert not stranger.exists()
     assert not upload.exists()
     assert folder.job(kept).exists()
@@ -149,6 +221,9 @@ def test_events_keep_the_last_ones_for_those_who_come_back() -> None:
         events.tell("a" if number % 2 else "b", str(number), "video", {})
     known = events.since(0, lambda event: True)
     assert len(known) == KEPT
+    assert events.remembers(known[0].number - 1)
+    assert not events.remembers(known[0].number - 2)
+    assert not events.remembers(5)
     later = events.since(known[-3].number, lambda event: event.owner == "a")
     assert [event.owner for event in later] == ["a"]
 

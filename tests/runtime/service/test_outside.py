@@ -17,7 +17,7 @@ from fairy.runtime.service.jobs import JobStore
 from fairy.runtime.service.metrics import Metrics
 from fairy.runtime.service.outside import Refused
 from fairy.runtime.service.problems import Problem
-from tests.runtime.service.test_jobs import a_job
+from tests.runtime.service.test_jobs import a_job, put
 
 SECRET_TEXT = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5"
 
@@ -57,7 +57,7 @@ def site() -> Iterator[str]:
 
 
 def _fetch(site: str, path: str, target: Path, **limits: Any) -> int:
-    values = {"max_bytes": 10_000, "limit_s": 10.0, "private": True} | limits
+    values = {"max_bytes": 10_000, "limit_s": 10.0, "private": True, "free_bytes": lambda: 1 << 40} | limits
     return outside.fetch(f"http://{site}{path}", [site], target, **values)
 
 
@@ -98,6 +98,7 @@ def test_a_host_that_is_allowed_but_private_is_not_reached(site: str, tmp_path: 
         "//good.example/x",
         "http://good.example/\r\nHost: a",
         "http://good.example\\@evil.example/",
+        "http://good.example/é",
         "http://[::1/x",
         "",
     ],
@@ -126,7 +127,7 @@ def test_public_addresses() -> None:
 
 def test_a_webhook_is_signed_sent_again_until_it_arrives_and_then_never(site: str, tmp_path: Path) -> None:
     store = JobStore(tmp_path / "jobs.sqlite3")
-    job = store.add(a_job(callback_url=f"http://{site}/hook"), most_waiting=9, most_of_owner=9)
+    job = put(store, a_job(callback_url=f"http://{site}/hook"))
     assert job is not None
     store.claim()
     store.complete(job.id, {"num_frames": 3}, 5)

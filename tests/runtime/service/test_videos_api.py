@@ -153,6 +153,8 @@ def test_a_file_that_is_no_video_fails_with_the_library_s_sentence(service: Serv
         ({"anchors": "1,1"}, "anchors"),
         ({"prompts": "/etc/passwd"}, "prompts"),
         ({"prompts": "[[0]]"}, None),
+        ({"prompts": '[[1, "' + "x" * 5000 + '"]]'}, "prompts"),
+        ({"negative_prompt": "x" * 5000}, "negative_prompt"),
         ({"start": "5", "end": "2"}, "end"),
         ({"source_url": "http://localhost/x"}, "source_url"),
         ({"callback_url": "http://localhost/x"}, "callback_url"),
@@ -204,6 +206,14 @@ def test_events_tell_every_stage_and_the_anchors_before_the_end(service: Server,
     assert [r["progress"] for r in records] == sorted(r["progress"] for r in records)
     anchors = service.client.get(f"/v1/videos/{video['id']}/content", params={"variant": "anchors"})
     assert anchors.content[:4] == b"\x89PNG"
+
+
+def test_whoever_comes_back_late_is_told_to_list_again(service: Server) -> None:
+    for seen, told in (("5", "reset"), ("²", ""), ("-1", ""), ("9" * 30, "")):
+        with service.client.stream("GET", "/v1/events", headers={"last-event-id": seen.encode()}) as answer:
+            assert answer.status_code == 200
+            if told:
+                assert next(answer.iter_lines()).endswith(told)
 
 
 def test_an_idempotency_key_makes_one_job(service: Server, clip: Path) -> None:
