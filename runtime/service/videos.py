@@ -7,8 +7,7 @@ from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, Response
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.types import Receive, Scope, Send
 
@@ -392,29 +391,27 @@ class _ReadFile(FileResponse):
             end()
 
 
-def _own_job(video_id: str, caller: Asking, service: Running) -> Job:
-    return service.own(video_id, caller)
+_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "Events"}}
 
 
-@router.get("/videos/{video_id}/events", response_class=EventSourceResponse, responses=errors(404))
-async def events_of_one(
-    request: Request, job: Annotated[Job, Depends(_own_job)], caller: Asking, service: Running
-) -> AsyncIterator[ServerSentEvent]:
+@router.get("/videos/{video_id}/events", response_class=StreamingResponse, responses=_STREAM | errors(404))
+async def events_of_one(video_id: str, request: Request, caller: Asking, service: Running) -> Response:
     """Server-sent events of one video: `video` with the whole record at every step, until it has ended."""
-    async for event in _events(request, service, caller, job.id):
-        yield event
+    return _stream(_events(request, service, caller, service.own(video_id, caller).id))
 
 
-@router.get("/events", response_class=EventSourceResponse, responses=errors())
-async def events_of_all(request: Request, caller: Asking, service: Running) -> AsyncIterator[ServerSentEvent]:
-    """Server-sent events of all of the caller's videos."""
-    async for event in _events(request, service, caller, None):
-        yield event
+@router.get("/events", response_class=StreamingResponse, responses=_STREAM | errors())
+async def events_of_all(request: Request, caller: Asking, service: Running) -> Response:
+    """Server-sent events of all of the caller's videos: `video`, `deleted`, and `reset` where too much was missed."""
+    return _stream(_events(request, service, caller, None))
 
 
-async def _events(
-    request: Request, service: Service, caller: Caller, job_id: str | None
-) -> AsyncIterator[ServerSentEvent]:
+def _stream(events: AsyncIterator[str]) -> StreamingResponse:
+    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies shall not collect them
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+
+async def _events(request: Request, service: Service, caller: Caller, job_id: str | None) -> AsyncIterator[str]:
     """First how things stand, or what was missed since Last-Event-ID; then what happens."""
 
     def wanted(event: Event) -> bool:
@@ -426,18 +423,18 @@ async def _events(
     try:
         seen = request.headers.get("last-event-id", "")
         number = int(seen) if seen.isascii() and seen.isdigit() and len(seen) < 20 else None
-        now = str(service.events.last)
+        now = service.events.last
         if number is not None and not service.events.remembers(number):
-            yield ServerSentEvent(event="reset", data={}, id=now, retry=2000)  # too much was missed: list again
+            yield _sse("reset", {}, now)  # too much was missed: list again
         for event in [] if number is None else service.events.since(number, wanted):
-            yield _sse(event)
+            yield _sse(event.kind, event.data, event.number)
         if job_id is not None:
             jobs = [job for job in [service.store.get(job_id)] if job is not None]
         else:
             jobs = await asyncio.to_thread(service.store.unfinished, caller.name)
         for job in jobs:
             record = await asyncio.to_thread(service.dispatcher.record, job)
-            yield ServerSentEvent(event="video", data=record, id=now, retry=2000)
+            yield _sse("video", record, now)
             if job_id is not None and job.status in ("completed", "failed"):
                 return
         while True:
@@ -447,8 +444,9 @@ async def _events(
                 return
             listening = asyncio.ensure_future(anext(happening))
             if happened is None:
+                yield ": nothing happened, the line is there\n\n"
                 continue
-            yield _sse(happened)
+            yield _sse(happened.kind, happened.data, happened.number)
             if job_id is not None and (
                 happened.kind == "deleted" or happened.data["status"] in ("completed", "failed")
             ):
@@ -459,5 +457,6 @@ async def _events(
         await happening.aclose()  # type: ignore[attr-defined]  # it is a generator
 
 
-def _sse(event: Event) -> ServerSentEvent:
-    return ServerSentEvent(event=event.kind, data=event.data, id=str(event.number))
+def _sse(kind: str, data: dict[str, Any], number: int) -> str:
+    """One event as it is sent (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+    return f"event: {kind}\nid: {number}\nretry: 2000\ndata: {json.dumps(data)}\n\n"

@@ -13,4 +13,5 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running = Server(tmp_path_factory.mktemp("service") / "data")
     yield running
     assert running.stop() == 0, running.log
-    assert not any("Traceback" in line for line in running.log), running.log
+    faults = [place for place, line in enumerate(running.log) if "Traceback" in line]
+    assert not faults, "\n".join(running.log[faults[0] - 2 : faults[0] + 60])

@@ -488,11 +488,13 @@ def test_a_refusal_of_the_service_stands_at_the_field_it_is_about(browser: Brows
     browser.set(anchors="0, many")
     browser.page.click("#start-edit")
     browser.until(lambda: browser.page.inner_text("#parameter-anchors-error"))
-    assert browser.focus == "parameter-anchors"
+    browser.until(lambda: browser.focus == "parameter-anchors")
     browser.set(anchors="", num_inference_steps=MOST_STEPS + 1)
     browser.page.click("#start-edit")
-    assert f"between 1 and {MOST_STEPS}" in browser.page.inner_text("#parameter-num_inference_steps-error")
-    assert browser.focus == "parameter-num_inference_steps"
+    browser.until(
+        lambda: f"between 1 and {MOST_STEPS}" in browser.page.inner_text("#parameter-num_inference_steps-error")
+    )
+    browser.until(lambda: browser.focus == "parameter-num_inference_steps")
 
 
 def test_what_is_missing_is_said_and_has_the_focus(browser: Browser, film: Path) -> None:
