@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -213,9 +214,14 @@ def _memory_kb(pid: int | str, field: str) -> int:
     return int(status.split(field + ":")[1].split()[0]) if field in status else 0
 
 
+_OTHERS = re.compile(rb"fairy\.runtime\.cli|playwright")
+
+
 def _children() -> set[int]:
+    """The helper processes of this process; other tests may have left a service running."""
     tasks = Path("/proc/self/task").iterdir()
-    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+    pids = {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+    return {pid for pid in pids if not _OTHERS.search(Path(f"/proc/{pid}/cmdline").read_bytes())}
 
 
 @pytest.mark.slow

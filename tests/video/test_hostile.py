@@ -198,10 +198,14 @@ def test_a_video_of_0_frames(tmp_path, name):
     assert "0 frames" in refusal(path)
 
 
+_OTHERS = re.compile(rb"fairy\.runtime\.cli|playwright")
+
+
 def children() -> list[int]:
-    """The helper processes of this process."""
+    """The helper processes of this process; other tests may have left a service running."""
     own = Path("/proc/self/task")
-    return [int(pid) for task in own.iterdir() for pid in (task / "children").read_text().split()]
+    pids = [int(pid) for task in own.iterdir() for pid in (task / "children").read_text().split()]
+    return [pid for pid in pids if not _OTHERS.search(Path(f"/proc/{pid}/cmdline").read_bytes())]
 
 
 @pytest.fixture(scope="module")

@@ -96,3 +96,19 @@ export function confirmed(question) {
   return new Promise((resolve) =>
     dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
 }
+
+let isPressed = false;
+const afterwards = [];
+addEventListener("pointerdown", () => (isPressed = true), true);
+for (const end of ["pointerup", "pointercancel"]) {
+  addEventListener(end, () => {
+    isPressed = false;
+    setTimeout(() => afterwards.splice(0).forEach((work) => work())); // the click itself comes first
+  }, true);
+}
+
+/** Do what may move things on the page, but not from under a button that is being pressed: its click would be lost. */
+export function afterPress(work) {
+  if (isPressed) afterwards.push(work);
+  else work();
+}

@@ -1,6 +1,6 @@
 /** The fields of "More settings", made from what the service says about its parameters. */
 
-import { byId, make, mark, setText } from "./dom.js";
+import { afterPress, byId, make, mark, setText } from "./dom.js";
 import { newSeed } from "./jobs.js";
 
 // What creators reach for, in this order and in their words; all others follow under "Everything else".
@@ -84,7 +84,7 @@ export class Parameters {
     const error = make("p", { className: "error", id: `${id}-error` });
     const hint = make("p", { className: "soft", id: `${id}-help` }, hintText(FIRST[name]?.[1] ?? help, parameter));
     input.setAttribute("aria-describedby", `${hint.id} ${error.id}`);
-    input.addEventListener("change", () => this.#check(name));
+    input.addEventListener("change", () => afterPress(() => this.#check(name)));
     input.addEventListener("input", () => this.#changed());
     this.#fields.set(name, { parameter, input, error });
     const label = make("label", { htmlFor: id }, inWords(name));
