@@ -102,6 +102,9 @@ def draw_batch(pairs: Pairs, plan: EditorPlan, empty_L: torch.Tensor, seed: int,
     rng = np.random.default_rng((STREAM, seed, step))
     side, size = plan.crops[step % len(plan.crops)]
     chosen = torch.from_numpy(rng.integers(len(pairs.target), size=size))
+    if pairs.placed is not None and side < pairs.target.shape[2]:
+        cuttable = torch.nonzero(~pairs.placed)[:, 0]
+        chosen = cuttable[chosen % len(cuttable)]
     top, left = (int(rng.integers(n - side + 1)) for n in pairs.target.shape[2:])
     window = (slice(None), slice(None), slice(top, top + side), slice(left, left + side))
     origin = pairs.origin[chosen]
