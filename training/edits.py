@@ -103,7 +103,7 @@ def draw_edit(scene: Scene, frame: Frame, rng: np.random.Generator, kind: str | 
     kinds = list(shares)
     weights = np.array(list(shares.values()))
     drawn = kind or str(rng.choice(kinds, p=weights / weights.sum()))
-    edit = EDITS[drawn](scene, frame, rng) or _look(scene, frame, rng)
+    edit = EDITS[drawn](scene, frame, rng) or look_edit(scene, rng)
     return replace(edit, text=finished(rng, edit.text))
 
 
@@ -279,7 +279,8 @@ def _absent(scene: Scene, frame: Frame, rng: np.random.Generator) -> NamedEdit |
     return NamedEdit("absent", "absent", _said(template, named, **words), scene)
 
 
-def _look(scene: Scene, frame: Frame, rng: np.random.Generator, name: str | None = None) -> NamedEdit:
+def look_edit(scene: Scene, rng: np.random.Generator, name: str | None = None) -> NamedEdit:
+    """A global look, the one of that name or one drawn."""
     weights = np.array([HARD_LOOKS.get(look, 1.0) for look in ALL_LOOKS])
     name = name or str(rng.choice(ALL_LOOKS, p=weights / weights.sum()))
     if name == "tint":
@@ -304,7 +305,7 @@ def _free(scene: Scene, frame: Frame, rng: np.random.Generator) -> NamedEdit | N
 
 ALL_LOOKS = (*LOOKS, *MORE_LOOKS, "tint")
 EDITS: dict[str, Callable[[Scene, Frame, np.random.Generator], NamedEdit | None]] = {
-    "look": _look,
+    "look": lambda scene, frame, rng: look_edit(scene, rng),
     "recolour": _recolour,
     "reshape": _reshape,
     "remove": _remove,

@@ -86,7 +86,7 @@ def encode_pictures(model: AutoencoderKL, pictures_BHWC: torch.Tensor) -> torch.
     compute = Compute.best()
     with compute.autocast():
         latents = model.encode(x_BCHW.contiguous(memory_format=torch.channels_last)).latent_dist.mode()
-    return latents.float().cpu()
+    return torch.as_tensor(latents.float().cpu())
 
 
 def _identity(plan: ShardPlan) -> str:

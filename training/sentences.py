@@ -3,10 +3,12 @@
 The wordings of ``training.wordings`` and ``training.instructions`` stay among them.
 """
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
 
+from training.changes import plural
 from training.instructions import INSTRUCTIONS
 from training.named_scenes import COLOURS
 from training.shapes import ALL_SHAPES
@@ -203,23 +205,11 @@ def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
 
 def vocabulary() -> Iterator[str]:
     """Sentences that hold every word the editor can meet, for the tokenizer."""
-    frames = (
-        *RECOLOUR,
-        *RESHAPE,
-        *REMOVE,
-        *ADD,
-        *BACKGROUND,
-        *SKY,
-        *LOOKED_BACKGROUND,
-        *LOOKED_THINGS,
-        *ALL_BUT,
-        *KEEP,
-    )
-    yield from (" ".join(f.replace("{", " ").replace("}", " ").split()) for f in (*frames, *NOUN_FRAMES, *TINTS))
-    yield from IT + THINGS + tuple(PLACES) + tuple(SKIES) + tuple(COLOURS) + ADJECTIVE_FRAMES[:0]
+    frames = (*RECOLOUR, *RESHAPE, *REMOVE, *ADD, *BACKGROUND, *SKY, *LOOKED_BACKGROUND, *LOOKED_THINGS, *ALL_BUT)
+    for frame in (*frames, *NOUN_FRAMES, *ADJECTIVE_FRAMES, *TINTS):
+        yield re.sub(r"{\w+}", " ", frame)
+    yield from (*KEEP, *IT, *THINGS, *PLACES, *SKIES, *COLOURS)
     for phrases in (*LOOK_NOUNS.values(), *LOOK_ADJECTIVES.values(), *LOOK_SENTENCES.values()):
         yield from phrases
-    for instruction in INSTRUCTIONS.values():
-        yield from instruction.wordings
-    for shape in ALL_SHAPES:
-        yield f"{shape} {shape}s please all every an a the only everything except but look should"
+    yield from (f"{shape} {plural(shape)}" for shape in ALL_SHAPES)
+    yield "please keep only all the an a"

@@ -1,5 +1,7 @@
 """Outlines of the objects: signed distances (negative inside) of shapes that fit the unit disc."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from training.textures import Array
@@ -47,7 +49,7 @@ def _flower(x: Array, y: Array) -> Array:
 
 def _moon(x: Array, y: Array) -> Array:
     """A crescent, open to the right."""
-    return np.maximum(np.hypot(x, y) - 0.95, 0.78 - np.hypot(x - 0.48, y))
+    return np.asarray(np.maximum(np.hypot(x, y) - 0.95, 0.78 - np.hypot(x - 0.48, y)), np.float32)
 
 
 def _outline(x: Array, y: Array, corners_N2: np.ndarray) -> Array:
@@ -74,7 +76,7 @@ _DROP = np.stack([0.75 * np.sin(_TURN) * np.sin(_TURN / 2) ** 1.5, -0.95 * np.co
 _HALF_ARROW = np.array([(0.0, -0.95), (0.62, -0.2), (0.24, -0.2), (0.24, 0.92)])
 _ARROW = np.concatenate([_HALF_ARROW, _HALF_ARROW[:0:-1] * (-1, 1)])
 
-_DISTANCES = {
+_DISTANCES: dict[str, Callable[[Array, Array], np.ndarray]] = {
     "circle": lambda x, y: np.hypot(x, y) - 0.95,
     "square": lambda x, y: _polygon(x, y, 4, 0.7),
     "triangle": lambda x, y: _polygon(x, y, 3, 0.5),
