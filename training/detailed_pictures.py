@@ -1,4 +1,7 @@
-"""The pool of pictures for the autoencoder with 16 channels: photographs first, detail and scenes beside them."""
+"""The pool of pictures for the autoencoder with 16 channels: photographs first, detail and scenes beside them.
+
+Half of the photographs come from a folder with further ones, where one is named; ``photo_files`` says which were used.
+"""
 
 from functools import lru_cache
 from pathlib import Path
