@@ -16,11 +16,12 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextModel
 
 from training.autoencoder16 import CHANNELS, build_autoencoder16, load_weights
-from training.checkpoint import Trainee, load_average, read_json, save_json
+from training.checkpoint import Trainee, load_average, read_json, read_notes, save_json, save_tensors
 from training.compute import Compute
 from training.editor import EditorPlan, TextEditor, recogniser, train_editor
 from training.package import write_model
@@ -149,7 +150,12 @@ def train(options: argparse.Namespace, autoencoder: AutoencoderKL, shards: Shard
     while True:
         pairs = load_shards(options.out, tokens_of, factor)
         print(f"{len(pairs.source)} scenes, {len(pairs.target)} pairs", flush=True)
-        first = TextEditor16() if path.exists() else first_weights(autoencoder, factor, shards)
+        if path.exists():
+            first = TextEditor16()
+        else:
+            first = (
+                load_editor(options.start_from) if options.start_from else first_weights(autoencoder, factor, shards)
+            )
         until = min(deadline, time.monotonic() + REFRESH_S)
         trainee = train_editor(plan, pairs, path, Compute.best(), seed=options.seed, deadline=until, model=first)
         if trainee.step >= plan.steps or time.monotonic() >= deadline:
@@ -176,11 +182,33 @@ def _record(options: argparse.Namespace, plan: dict[str, object], scenes: int, t
     save_json(path, record)
 
 
-def package(out: Path, autoencoder: AutoencoderKL) -> None:
-    """DIR/model from the averaged weights, in float16."""
-    editor = TextEditor16()
-    load_average(editor, out / "editor.safetensors")
-    write_model(out / "model", autoencoder, editor, scaling_factor(out))
+def package(options: argparse.Namespace, autoencoder: AutoencoderKL) -> None:
+    """DIR/model from the averaged weights, in float16; of exported ones where DIR holds no checkpoint."""
+    path = options.out / "editor.safetensors"
+    if path.exists():
+        editor, factor = load_editor(path), scaling_factor(options.out)
+    elif options.start_from:
+        editor, factor = load_editor(options.start_from), float(read_notes(options.start_from)["scaling_factor"])
+    else:
+        raise SystemExit(f"{options.out} holds no editor: run --stage editor first, or name weights with --start-from")
+    write_model(options.out / "model", autoencoder, editor, factor)
+
+
+def load_editor(path: Path) -> TextEditor16:
+    """The averaged weights of a checkpoint, or the weights of an exported file."""
+    editor, tensors = TextEditor16(), load_file(path)
+    if any(name.startswith("average/") for name in tensors):
+        load_average(editor, path)
+    else:
+        editor.load_state_dict({name: value.float() for name, value in tensors.items()})
+    return editor
+
+
+def export_weights(out: Path, path: Path) -> None:
+    """The averaged weights alone in float16, the recogniser's too, with the latents' scaling factor in the notes."""
+    editor = load_editor(out / "editor.safetensors")
+    tensors = {name: value.half() for name, value in editor.state_dict().items()}
+    save_tensors(path, tensors, {"scaling_factor": str(scaling_factor(out))})
 
 
 def load_autoencoder(path: Path) -> AutoencoderKL:
@@ -195,6 +223,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder for pairs, checkpoints and model")
     parser.add_argument("--stage", choices=(*STAGES, "draw"), help="only this one; draw: pairs without encoding")
     parser.add_argument("--autoencoder", type=Path, default=AUTOENCODER, help="its weights; they must not change")
+    parser.add_argument("--start-from", type=Path, help="the editor's first weights: a checkpoint, or exported ones")
+    parser.add_argument("--export", type=Path, help="write the averaged weights in float16 there, train nothing")
     parser.add_argument("--photographs", type=Path, help="folder with further photographs (*.jpg)")
     parser.add_argument("--shards", type=int, nargs=2, default=(0, 60), metavar=("FIRST", "END"))
     parser.add_argument("--minutes", type=float, default=600.0, help="of training, at most")
@@ -211,6 +241,11 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     if not options.autoencoder.is_file():
         raise SystemExit(f"there is no file {options.autoencoder}: name the autoencoder's weights")
+    if options.start_from and not options.start_from.is_file():
+        raise SystemExit(f"there is no file {options.start_from}: name a checkpoint or exported weights")
+    if options.export:
+        export_weights(options.out, options.export)
+        return
     autoencoder = load_autoencoder(options.autoencoder)
     plan, shards = ShardPlan(seed=options.seed, photographs=options.photographs), range(*options.shards)
     stages = (options.stage,) if options.stage else STAGES
@@ -222,7 +257,7 @@ def main(arguments: list[str] | None = None) -> None:
     if "editor" in stages:
         train(options, autoencoder.cpu(), plan)
     if "package" in stages:
-        package(options.out, autoencoder.cpu())
+        package(options, autoencoder.cpu())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from training.checkpoint import read_notes
 from training.editor import EditorPlan, draw_batch
 from training.editor16 import Translation, _translate_in, _translate_out, build_unet16
 from training.named_scenes import named_scene
+from training.package import load_pipeline
 from training.pairs16 import ShardPlan, draw_scene, draw_shard, encode_shards, load_shards, shard_path, shown_shapes
 from training.scenes import render
 from training.shapes import ALL_SHAPES
@@ -138,8 +139,13 @@ def test_the_command_resumes_and_packages(tmp_path: Path, monkeypatch: pytest.Mo
     assert read_notes(tmp_path / "editor.safetensors")["step"] == "1"
     editor16.main([*arguments, "--stage", "editor", "--steps", "2"])
     assert read_notes(tmp_path / "editor.safetensors")["step"] == "2"
-    from training.package import load_pipeline
-
-    pipeline = load_pipeline(tmp_path / "model")
+    exported = tmp_path / "exported.safetensors"
+    editor16.main(["--out", str(tmp_path), "--export", str(exported)])
+    assert {tensor.dtype for tensor in load_file(exported).values()} == {torch.float16}
+    editor16.main(["--out", str(tmp_path / "other"), "--stage", "package", "--start-from", str(exported)])
+    pipeline = load_pipeline(tmp_path / "other" / "model")
+    first = load_file(tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+    stale = max(float((pipeline.unet.state_dict()[k] - v.float()).abs().max()) for k, v in first.items())
+    assert 0 < stale < 0.01, "the model packaged first is of one step less"
     edited = pipeline("make it snow", image=torch.rand(1, 3, 64, 64), num_inference_steps=1, output_type="np")
     assert np.isfinite(edited.images).all()
