@@ -21,10 +21,11 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from training.autoencoder16 import CHANNELS, build_autoencoder16, load_weights
+from training.carry import Sample, carry_details
 from training.checkpoint import Trainee, load_average, read_json, read_notes, save_json, save_tensors
 from training.compute import Compute
 from training.editor import EditorPlan, TextEditor, recogniser, train_editor
-from training.package import write_model
+from training.package import RECOMMENDED, write_model
 from training.pairs16 import (
     ShardPlan,
     draw_scene,
@@ -44,6 +45,7 @@ AUTOENCODER = Path(__file__).parent / "checkpoints/autoencoder16/autoencoder.saf
 STAGES = ("pairs", "editor", "package")
 # Mostly at the last time: every target is exact, so that two steps (the last time and 0) are all that sampling needs.
 PLAN = EditorPlan(steps=20_000, crops=((32, 8), (16, 16)), blind=0.65, early=0.2, save_every=100)
+RECOMMENDED16 = RECOMMENDED | {"num_inference_steps": 2, "guidance_scale": 1.0}
 REFRESH_S = 300.0  # after which further shards are taken in
 FIRST_SCENES = 24  # from which the translation of latents is fitted
 RIDGE = 1e-2
@@ -96,17 +98,16 @@ class Translation:
 def first_weights(autoencoder: AutoencoderKL, factor: float, plan: ShardPlan) -> TextEditor16:
     """The embedded editor with new first and last layers, which read and write the new latents as if they were its own.
 
-    What the new latents hold beyond the old ones is left to training. ``factor`` scales the new ones.
+    What the new latents hold beyond the old ones is carried past it. ``factor`` scales the new ones.
     """
     text_encoder = CLIPTextModel.from_pretrained(EMBEDDED / "text_encoder", torch_dtype=torch.float32)
     old = UNet2DConditionModel.from_pretrained(EMBEDDED / "unet", torch_dtype=torch.float32)
     old_autoencoder = AutoencoderKL.from_pretrained(EMBEDDED / "vae", torch_dtype=torch.float32).eval()
     old_factor = float(old_autoencoder.config["scaling_factor"])
-    pictures = torch.cat([draw_scene(plan, index)[0] for index in range(FIRST_SCENES)])
-    new_NC, old_NC = (
-        encode_pictures(model, pictures).movedim(1, -1).flatten(0, -2)
-        for model in (autoencoder, old_autoencoder)
-    )  # fmt: skip
+    drawn = [draw_scene(plan, index) for index in range(FIRST_SCENES)]
+    pictures = torch.cat([pictures for pictures, _, _ in drawn])
+    new, older = (encode_pictures(model, pictures) for model in (autoencoder, old_autoencoder))
+    new_NC, old_NC = (latents.movedim(1, -1).flatten(0, -2) for latents in (new, older))
     model = TextEditor16(text_encoder)
     weights = {k: v for k, v in old.state_dict().items() if not k.startswith(("conv_in", "conv_out"))}
     model.unet.load_state_dict(model.unet.state_dict() | weights)
@@ -115,7 +116,11 @@ def first_weights(autoencoder: AutoencoderKL, factor: float, plan: ShardPlan) ->
     write = Translation.fit(old_NC * old_factor, new_NC * factor)
     _translate_in(model.unet.conv_in, old.conv_in, read_noisy, read_image)
     _translate_out(model.unet.conv_out, old.conv_out, write)
-    return model
+    by_scene = new.unflatten(0, (FIRST_SCENES, -1))
+    tokens = token_ids(model.tokenizer, [edit.text for _, _, edits in drawn for edit in edits])
+    sources = by_scene[:, :1].expand_as(by_scene[:, 1:]).flatten(0, 1)
+    carry_details(model.eval(), Sample(by_scene[:, 1:].flatten(0, 1) * factor, sources, tokens))
+    return model.train()
 
 
 @torch.no_grad()
@@ -192,7 +197,7 @@ def package(options: argparse.Namespace, autoencoder: AutoencoderKL) -> None:
         editor, factor = load_editor(options.start_from), float(read_notes(options.start_from)["scaling_factor"])
     else:
         raise SystemExit(f"{options.out} holds no editor: run --stage editor first, or name weights with --start-from")
-    write_model(options.out / "model", autoencoder, editor, factor)
+    write_model(options.out / "model", autoencoder, editor, factor, recommended=RECOMMENDED16)
 
 
 def load_editor(path: Path) -> TextEditor16:
