@@ -1,9 +1,9 @@
 """A way for the image's latents straight through the UNet, made in weights that hardly anything else needs.
 
 An edit leaves most of a picture as it is. A UNet whose first and last layers were made for 4 latent channels takes
-very long to learn to copy 16. So its first layer writes them into the directions of its output that vary least. From there the
-last block's shortcut takes them past its residual branches to the last layer, in the groups of features that it misses
-least, and the last layer is fitted anew. All else keeps its weights, the layout does not change.
+very long to learn to copy 16. So its first layer writes them into the directions of its output that vary least. From
+there the last block's shortcut takes them past its residual branches to the last layer, in the groups of features
+that it misses least, and the last layer is fitted anew. All else keeps its weights, the layout does not change.
 """
 
 from dataclasses import dataclass
