@@ -44,7 +44,7 @@ EMBEDDED = Path(__file__).resolve().parent.parent / "runtime/models/embedded"
 AUTOENCODER = Path(__file__).parent / "checkpoints/autoencoder16/autoencoder.safetensors"
 STAGES = ("pairs", "editor", "package")
 # Mostly at the last time: every target is exact, so that two steps (the last time and 0) are all that sampling needs.
-PLAN = EditorPlan(steps=20_000, crops=((32, 8), (16, 16)), blind=0.65, early=0.2, drop=0.02, save_every=100)
+PLAN = EditorPlan(steps=20_000, crops=((32, 8), (16, 16)), blind=0.85, early=0.1, drop=0.02, save_every=100)
 RECOMMENDED16 = RECOMMENDED | {"num_inference_steps": 2, "guidance_scale": 1.0}
 REFRESH_S = 300.0  # after which further shards are taken in
 FIRST_SCENES = 24  # from which the translation of latents is fitted
