@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from training import editor16
 from training.autoencoder16 import build_autoencoder16
-from training.checkpoint import read_notes
+from training.checkpoint import read_json, read_notes
 from training.editor import EditorPlan, draw_batch
 from training.editor16 import Translation, _translate_in, _translate_out, build_unet16
 from training.named_scenes import named_scene
@@ -144,6 +144,7 @@ def test_the_command_resumes_and_packages(tmp_path: Path, monkeypatch: pytest.Mo
     assert {tensor.dtype for tensor in load_file(exported).values()} == {torch.float16}
     editor16.main(["--out", str(tmp_path / "other"), "--stage", "package", "--start-from", str(exported)])
     pipeline = load_pipeline(tmp_path / "other" / "model")
+    assert read_json(tmp_path / "other" / "model" / "fairy.json")["num_inference_steps"] == 2
     first = load_file(tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors")
     stale = max(float((pipeline.unet.state_dict()[k] - v.float()).abs().max()) for k, v in first.items())
     assert 0 < stale < 0.01, "the model packaged first is of one step less"
