@@ -35,6 +35,7 @@ from training.pairs16 import (
     latent_scale,
     load_shards,
     shard_path,
+    thinned,
 )
 from training.shapes import ALL_SHAPES
 from training.text import WIDTH, token_ids
@@ -154,7 +155,7 @@ def train(options: argparse.Namespace, autoencoder: AutoencoderKL, shards: Shard
     factor = scaling_factor(options.out)
     tokens_of = partial(token_ids, build_tokenizer16())
     while True:
-        pairs = load_shards(options.out, tokens_of, factor)
+        pairs = thinned(load_shards(options.out, tokens_of, factor), options.whole)
         print(f"{len(pairs.source)} scenes, {len(pairs.target)} pairs", flush=True)
         if path.exists():
             first = TextEditor16()
@@ -235,6 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shards", type=int, nargs=2, default=(0, 60), metavar=("FIRST", "END"))
     parser.add_argument("--minutes", type=float, default=600.0, help="of training, at most")
     parser.add_argument("--steps", type=int, help="of training, instead of the plan's")
+    parser.add_argument("--whole", type=float, default=1.0, help="share of the edits of whole pictures to train on")
     parser.add_argument("--learning-rate", type=float, help="instead of the plan's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

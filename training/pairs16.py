@@ -6,7 +6,7 @@ editor may train while further shards are made.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from training.autoencoder import FACTOR
 from training.checkpoint import Tensors, read_notes, save_tensors
 from training.compute import Compute
+from training.editor import CHANGED
 from training.edits import NamedEdit, draw_edit
 from training.latents import Pairs
 from training.named_scenes import named_scene
@@ -27,6 +28,8 @@ from training.shapes import ALL_SHAPES
 
 STREAM = 43  # of random numbers
 SIDE = 256
+WHOLE = 0.7  # share of the latents from which on an edit counts as one of the whole picture
+PART = 500  # pairs looked at at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,23 @@ def load_shards(out: Path, tokens_of: Callable[[list[str]], torch.Tensor], scali
         scaling_factor=scaling_factor,
         placed=torch.cat([shard["placed"] for shard in shards]),
     )
+
+
+def thinned(pairs: Pairs, keep: float) -> Pairs:
+    """Of the pairs that change nearly the whole picture a share ``keep`` only, for looks are learned first."""
+    parts = zip(pairs.target.split(PART), pairs.origin.split(PART), strict=True)
+    changed_N = torch.cat(
+        [
+            ((target - pairs.source[origin]).float().abs().mean(dim=1) * pairs.scaling_factor > CHANGED)
+            .float()
+            .mean((1, 2))
+            for target, origin in parts
+        ]
+    )
+    lucky_N = torch.rand(len(changed_N), generator=torch.Generator().manual_seed(0)) < keep
+    kept = (changed_N < WHOLE) | lucky_N
+    tensors = {name: getattr(pairs, name)[kept] for name in ("target", "origin", "tokens")}
+    return replace(pairs, **tensors, placed=None if pairs.placed is None else pairs.placed[kept])
 
 
 def latent_scale(path: Path) -> float:

@@ -15,7 +15,16 @@ from training.editor import EditorPlan, draw_batch
 from training.editor16 import Translation, _translate_in, _translate_out, build_unet16
 from training.named_scenes import named_scene
 from training.package import load_pipeline
-from training.pairs16 import ShardPlan, draw_scene, draw_shard, encode_shards, load_shards, shard_path, shown_shapes
+from training.pairs16 import (
+    ShardPlan,
+    draw_scene,
+    draw_shard,
+    encode_shards,
+    load_shards,
+    shard_path,
+    shown_shapes,
+    thinned,
+)
 from training.scenes import render
 from training.shapes import ALL_SHAPES
 from training.unet import build_unet
@@ -91,6 +100,20 @@ def test_what_has_a_place_is_seen_whole(shards: Path) -> None:
     assert set(cut.tokens[:, 0].tolist()) == {0, 1, 2}
     whole = draw_batch(pairs, replace(plan, crops=((32, 64),)), torch.zeros(24, dtype=torch.long), 0, 0)
     assert set(whole.tokens[:, 0].tolist()) == set(range(8))
+
+
+def test_edits_of_whole_pictures_can_be_thinned(shards: Path) -> None:
+    """Of eight pairs the first two change a quarter of the picture, the others all of it."""
+    pairs = load_shards(shards, tokens_of, 1.0)
+    target = pairs.source[pairs.origin] + 1
+    target[:2] = pairs.source[:1]
+    target[:2, :, :16, :16] += 1
+    pairs = replace(pairs, target=target)
+    few = thinned(pairs, 0.0)
+    assert few.target.equal(target[:2])
+    assert few.tokens.equal(pairs.tokens[:2])
+    assert few.origin.tolist() == [0, 0]
+    assert len(thinned(pairs, 1.0).target) == 8
 
 
 def test_a_translation_is_found_again() -> None:
