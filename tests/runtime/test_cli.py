@@ -425,7 +425,7 @@ def test_a_signal_ends_it_without_traces(
             time.sleep(0.1)
         assert list(out.iterdir()), "the job never began to write"
         process.send_signal(number)
-        _, error = process.communicate(timeout=30)
+        _, error = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == code, error
