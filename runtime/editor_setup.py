@@ -87,6 +87,11 @@ class EditorSetup:
         store = None if self.store is None else user_path(self.store)
         return replace(self, model=model, decoder=decoder, store=store)
 
+    @property
+    def model_name(self) -> str:
+        """What the model is called where no path may be told: the last part of its folder or hub id."""
+        return "fairy-embedded" if self.model is None else Path(str(self.model)).name
+
     def open(self) -> "Editor":
         """Load the model. Raises InputError as `Editor.from_pretrained` does."""
         from fairy.runtime.editor import Editor

@@ -27,7 +27,7 @@ from fairy.runtime.service.problems import Problem
 
 COOKIE = "fairy_session"
 OPEN_PATHS = ("/health", "/ready")
-_COOKIE_S = 30 * 86_400
+COOKIE_S = 30 * 86_400
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SHORTEST_KEY = 16
@@ -154,7 +154,7 @@ class Gate:
 
     def cookie(self, caller: Caller) -> str:
         """What the page is given in place of the key."""
-        text = f"{caller.name}:{int(time.time()) + _COOKIE_S}"
+        text = f"{caller.name}:{int(time.time()) + COOKIE_S}"
         return f"{text}:{self._sign(text, caller)}"
 
     def _of_cookie(self, cookie: str) -> Caller | None:

@@ -13,18 +13,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.middleware.cors import CORSMiddleware
 
 from fairy.runtime.options import Choice, Flag, Kind, Number, Text, Time, Whole
-from fairy.runtime.service.access import COOKIE, Caller, Guard
+from fairy.runtime.service.access import COOKIE, COOKIE_S, Caller, Guard
+from fairy.runtime.service.dependencies import Asking, Running, caller_of, json_object
 from fairy.runtime.service.problems import Problem, add_handlers, of_pydantic
 from fairy.runtime.service.requests import edit_options
+from fairy.runtime.service.schema import errors
 from fairy.runtime.service.service import Service
-from fairy.runtime.service.videos import Asking, Running, caller_of, errors, json_object, router
+from fairy.runtime.service.videos import router
 
 PAGE = Path(__file__).parent / "page"
 _DESCRIPTION = (
     "Edits whole videos from one written instruction. The shape is that of OpenAI's videos API; parameters of an edit "
     "are fields with the names of the library's."
 )
-_COOKIE_S = 30 * 86_400
 _LARGEST_SIGN_IN_BYTES = 4096
 _LOOK_AGAIN_S = 1.0
 _LATER = {"retry-after": "5"}
@@ -137,7 +138,7 @@ async def sign_in(request: Request, service: Running) -> Response:
     response = JSONResponse({"key_required": keys is not None, "signed_in": True, "name": caller.name or None})
     secure = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
     response.set_cookie(
-        COOKIE, service.gate.cookie(caller), max_age=_COOKIE_S, httponly=True, samesite="strict", secure=secure
+        COOKIE, service.gate.cookie(caller), max_age=COOKIE_S, httponly=True, samesite="strict", secure=secure
     )
     return response
 

@@ -34,7 +34,7 @@ from fairy.runtime.methods.fits import check_resume
 from fairy.runtime.options import options_of
 from fairy.runtime.plan.params import EditParams
 from fairy.runtime.service.files import VARIANTS
-from fairy.runtime.service.messages import Channel, Lines, params_of_json
+from fairy.runtime.service.messages import Channel, Lines
 
 if TYPE_CHECKING:
     from fairy.runtime.editor import Editor
@@ -63,7 +63,7 @@ class Order:
     def of_json(cls, message: dict[str, Any]) -> "Order":
         """From its line."""
         paths = {name: Path(message[name]) for name in ("source", "folder", "result")}
-        params = params_of_json(message["prompt"], message["params"])
+        params = EditParams(message["prompt"], **message["params"])
         return cls(message["id"], params=params, crf=message["crf"], compare=message["compare"], **paths)
 
     def path(self, variant: str) -> Path:
@@ -83,7 +83,6 @@ class EditorProcess:
         self._lines = lines
         self._orders: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._cancels: dict[str, threading.Event] = {}
-        self._ending = threading.Event()
 
     def run(self) -> int:
         """Until stdin ends; the exit code."""
@@ -95,7 +94,7 @@ class EditorProcess:
         try:
             with setup.open() as editor:
                 editor.keep_encoded()  # a batch has many edits of one video
-                self._lines.send({"ready": editor_model(setup), "usual": usual_values(editor)})
+                self._lines.send({"ready": setup.model_name, "usual": usual_values(editor)})
                 for message in self._taken():
                     self._edit(editor, message, opening["most_frames"])
         except FairyError as error:
@@ -114,7 +113,6 @@ class EditorProcess:
                 self._orders.put(message)
             elif message["do"] == "cancel" and message["id"] in self._cancels:
                 self._cancels[message["id"]].set()
-        self._ending.set()
         for cancel in list(self._cancels.values()):
             cancel.set()
         self._orders.put(None)
@@ -216,11 +214,6 @@ def usual_values(editor: "Editor") -> dict[str, Any]:
     usual = editor.resolve(EditParams("anything"))
     values = {name: getattr(usual, name) for name, option in options_of(EditParams).items() if option.default is None}
     return {name: value for name, value in values.items() if isinstance(value, int | float | str)}
-
-
-def editor_model(setup: EditorSetup) -> str:
-    """The name of what was loaded, without a folder's path."""
-    return "fairy-embedded" if setup.model is None else str(setup.model).rstrip("/").split("/")[-1]
 
 
 def told(report: "EditReport") -> dict[str, Any]:

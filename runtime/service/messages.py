@@ -1,11 +1,9 @@
-"""JSON lines between the service and its editors, and parameters in them."""
+"""JSON lines between the service and its editors."""
 
 import json
 import os
 import threading
 from typing import Any, Protocol
-
-from fairy.runtime.plan.params import EditParams
 
 
 class Channel(Protocol):
@@ -46,8 +44,3 @@ class Lines:
 def line_of(message: dict[str, Any]) -> bytes:
     """A message as it is sent."""
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
-
-
-def params_of_json(prompt: str, values: dict[str, Any]) -> EditParams:
-    """Parameters as the service stored them; lists come back from JSON in place of tuples. Raises InputError."""
-    return EditParams(prompt, **values)

@@ -24,6 +24,8 @@ from fairy.runtime.service.problems import Problem, of_input_error, of_pydantic
 LEFT_OUT = ("depth", "max_pixels", "micro_batch", "order", "size")
 """Paths, what the service limits itself, and `size`, which is a picture's size here."""
 LONGEST_PROMPT = 4000
+MOST_ANCHORS = 16
+MOST_PROMPTS = 100
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
 
@@ -214,7 +216,3 @@ def _check_limits(params: Mapping[str, Any], limits: ServiceOptions) -> None:
     for name in ("negative_prompt", "source_prompt"):
         if len(params.get(name) or "") > LONGEST_PROMPT:
             raise InputError("is too long", name=name, remedy=f"it may have {LONGEST_PROMPT} characters")
-
-
-MOST_ANCHORS = 16
-MOST_PROMPTS = 100

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -57,11 +57,6 @@ def serve(options: ServiceOptions, setup: EditorSetup) -> None:
             store.close()
 
 
-def model_name(setup: EditorSetup) -> str:
-    """What clients call the model: the last part of its folder or hub id."""
-    return "fairy-embedded" if setup.model is None else Path(str(setup.model)).name
-
-
 async def _run(
     options: ServiceOptions, setup: EditorSetup, folder: DataFolder, store: JobStore, listener: socket.socket
 ) -> None:
@@ -94,7 +89,7 @@ def make_service(options: ServiceOptions, setup: EditorSetup, folder: DataFolder
         secret = read_secret(Path(str(options.webhook_secret)).expanduser())
         webhooks = Webhooks(store, metrics, options.webhook_host, secret, dispatcher.record)
     gate = Gate(options, folder.secret)
-    return Service(options, model_name(setup), folder, store, gate, events, metrics, reading, dispatcher, webhooks)
+    return Service(options, setup.model_name, folder, store, gate, events, metrics, reading, dispatcher, webhooks)
 
 
 @contextlib.asynccontextmanager
@@ -121,11 +116,11 @@ async def _beside(service: Service) -> AsyncIterator[None]:
         await service.dispatcher.drain(0.01 if service.dispatcher.fatal else options.grace)
 
 
-async def _forever(work: "object") -> None:
+async def _forever(work: Callable[[], Awaitable[None]]) -> None:
     """Run something again where it failed, which a full disk may make it."""
     while True:
         try:
-            await work()  # type: ignore[operator]
+            await work()
         except Exception:
             log.exception("work beside the service failed")
             await asyncio.sleep(10)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -98,16 +98,17 @@ class Service:
         source = StoredSource(new_id("source"), caller.name, form.file_name, form.bytes, form.sha256, time.time())
         incoming, form.video = form.video, None
 
-        def settle() -> None:
-            self.folder.settle(incoming, source.id)
-            try:
-                self.store.add_source(source)
-            except BaseException:
-                self.folder.remove_source(source.id)
-                raise
-
-        await asyncio.to_thread(settle)
+        await asyncio.to_thread(self._keep, source, partial(self.folder.settle, incoming, source.id))
         return source
+
+    def _keep(self, source: StoredSource, put: Callable[[], None]) -> None:
+        """Put a source into its place and note it; where that fails nothing is left."""
+        put()
+        try:
+            self.store.add_source(source)
+        except BaseException:
+            self.folder.remove_source(source.id)
+            raise
 
     async def fetched(self, url: str, caller: Caller) -> StoredSource:
         """A source from a URL of an allowed host. Raises Problem."""
@@ -137,11 +138,7 @@ class Service:
         digest = str((job.result or {}).get("frames_sha256"))
         source = StoredSource(new_id("source"), job.owner, name, result.stat().st_size, digest, time.time())
 
-        def adopt() -> None:
-            self.folder.adopt(result, source.id)
-            self.store.add_source(source)
-
-        await asyncio.to_thread(adopt)
+        await asyncio.to_thread(self._keep, source, partial(self.folder.adopt, result, source.id))
         return source
 
     async def accept(

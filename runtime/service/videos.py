@@ -1,142 +1,28 @@
 """`/v1/videos` in the shape of OpenAI's videos API, and what we add to it."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict
 from starlette.types import Receive, Scope, Send
 
 from fairy.runtime.service.access import Caller
-from fairy.runtime.service.events import Event
+from fairy.runtime.service.dependencies import Asking, Running, json_object
 from fairy.runtime.service.files import CONTAINERS, VARIANTS
 from fairy.runtime.service.housekeeping import Reading
 from fairy.runtime.service.jobs import Job, StoredSource
 from fairy.runtime.service.problems import Problem, not_found
-from fairy.runtime.service.requests import MOST_PROMPTS, Asked, asked_of, video_request
+from fairy.runtime.service.requests import MOST_PROMPTS, Asked, asked_of
+from fairy.runtime.service.schema import Deleted, Video, VideoList, errors, request_schema
 from fairy.runtime.service.service import Service
+from fairy.runtime.service.streams import event_stream
 from fairy.runtime.service.uploads import Form, receive_form
 
 _POLL = {"openai-poll-after-ms": "500"}
-_LARGEST_JSON_BYTES = 1 << 20
 _LONGEST_KEY = 200
 router = APIRouter(prefix="/v1", tags=["videos"])
-
-
-class Video(BaseModel):
-    """One edit and, when it is completed, its video."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "id": "video_0123456789abcdef0123456789abcdef",
-                "object": "video",
-                "status": "in_progress",
-                "progress": 40,
-                "created_at": 1_790_000_000,
-                "model": "fairy-embedded",
-                "prompt": "make it snow",
-                "stage": "frames",
-                "eta_s": 12.5,
-                "preview_ready": True,
-            }
-        }
-    )
-    id: str
-    object: Literal["video"]
-    status: Literal["queued", "in_progress", "completed", "failed"]
-    progress: int
-    created_at: int
-    started_at: int | None = None
-    completed_at: int | None = None
-    expires_at: int | None = None
-    model: str
-    prompt: str
-    seconds: str | None = None
-    size: str | None = None
-    remixed_from_video_id: str | None = None
-    error: dict[str, Any] | None = None
-    queue_position: int | None = None
-    stage: Literal["probe", "shots", "anchors", "frames"] | None = None
-    stage_done: int | None = None
-    stage_total: int | None = None
-    eta_s: float | None = None
-    preview_ready: bool = False
-    has_compare: bool = False
-    file_name: str | None = None
-    params: dict[str, Any] = {}
-    container: str = "mp4"
-    priority: int = 0
-    num_frames: int | None = None
-    frames_sha256: str | None = None
-    notes: list[str] = []
-
-
-class VideoList(BaseModel):
-    """A page of a list."""
-
-    object: Literal["list"]
-    data: list[Video]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
-
-
-class Deleted(BaseModel):
-    """What is gone."""
-
-    id: str
-    object: Literal["video.deleted"]
-    deleted: Literal[True]
-
-
-class ErrorBody(BaseModel):
-    """Every error."""
-
-    error: dict[str, Any]
-
-
-def service_of(request: Request) -> Service:
-    """The running service."""
-    found: Service = request.app.state.service
-    return found
-
-
-def caller_of(request: Request) -> Caller:
-    """Who asks. Raises Problem (401)."""
-    return service_of(request).gate.caller(request)
-
-
-Asking = Annotated[Caller, Depends(caller_of)]
-Running = Annotated[Service, Depends(service_of)]
-
-
-def errors(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI tells of a route's errors."""
-    return {code: {"model": ErrorBody} for code in (401, 403, 421, *codes)}
-
-
-def request_schema(*file_fields: str, many: bool = False) -> dict[str, Any]:
-    """The body of a request for one edit, or for `many`, as OpenAPI tells it."""
-    schema = video_request().model_json_schema()
-    fields = dict(schema["properties"])
-    if many:
-        text = {name: fields["prompt"][name] for name in ("type", "minLength", "maxLength")}
-        listed = {"type": "array", "items": text, "minItems": 1, "maxItems": MOST_PROMPTS}
-        fields["prompt"] = listed | {"description": "The instructions, each of which makes a video."}
-    as_json = {**schema, "title": "VideoRequest", "properties": fields}
-    if not file_fields:
-        return {"requestBody": {"required": True, "content": {"application/json": {"schema": as_json}}}}
-    files = {name: {"type": "string", "format": "binary", "description": "The source video."} for name in file_fields}
-    in_form = {f"{name}[]" if many and name == "prompt" else name: value for name, value in fields.items()}
-    required = ["prompt[]" if many else "prompt"]
-    form = {**schema, "title": "VideoForm", "properties": {**files, **in_form}, "required": required}
-    content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": as_json}}
-    return {"requestBody": {"required": True, "content": content}}
 
 
 @router.post(
@@ -271,24 +157,6 @@ async def _queued(
     return jobs
 
 
-async def json_object(request: Request, most_bytes: int = _LARGEST_JSON_BYTES) -> dict[str, Any]:
-    """A body of so many bytes at most. Raises Problem."""
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most_bytes:
-            raise Problem(
-                413, f"The body is larger than {most_bytes} bytes, the most that is read here.", code="too_large"
-            )
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise Problem(400, "The body must be a JSON object.", code="not_json")
-    return fields
-
-
 async def _record(service: Service, job: Job) -> Response:
     record = await asyncio.to_thread(service.dispatcher.record, job)
     return JSONResponse(record, headers=_POLL)
@@ -397,66 +265,11 @@ _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream
 @router.get("/videos/{video_id}/events", response_class=StreamingResponse, responses=_STREAM | errors(404))
 async def events_of_one(video_id: str, request: Request, caller: Asking, service: Running) -> Response:
     """Server-sent events of one video: `video` with the whole record at every step, until it has ended."""
-    return _stream(_events(request, service, caller, service.own(video_id, caller).id))
+    job = service.own(video_id, caller)
+    return event_stream(service, caller, request.headers.get("last-event-id", ""), job.id)
 
 
 @router.get("/events", response_class=StreamingResponse, responses=_STREAM | errors())
 async def events_of_all(request: Request, caller: Asking, service: Running) -> Response:
     """Server-sent events of all of the caller's videos: `video`, `deleted`, and `reset` where too much was missed."""
-    return _stream(_events(request, service, caller, None))
-
-
-def _stream(events: AsyncIterator[str]) -> StreamingResponse:
-    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies shall not collect them
-    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-
-
-async def _events(request: Request, service: Service, caller: Caller, job_id: str | None) -> AsyncIterator[str]:
-    """First how things stand, or what was missed since Last-Event-ID; then what happens."""
-
-    def wanted(event: Event) -> bool:
-        return event.owner == caller.name and job_id in (None, event.job_id)
-
-    happening = service.events.listen(wanted)
-    listening = asyncio.ensure_future(anext(happening))  # listens from here on, so that nothing falls between
-    await asyncio.sleep(0)
-    try:
-        seen = request.headers.get("last-event-id", "")
-        number = int(seen) if seen.isascii() and seen.isdigit() and len(seen) < 20 else None
-        now = service.events.last
-        if number is not None and not service.events.remembers(number):
-            yield _sse("reset", {}, now)  # too much was missed: list again
-        for event in [] if number is None else service.events.since(number, wanted):
-            yield _sse(event.kind, event.data, event.number)
-        if job_id is not None:
-            jobs = [job for job in [service.store.get(job_id)] if job is not None]
-        else:
-            jobs = await asyncio.to_thread(service.store.unfinished, caller.name)
-        for job in jobs:
-            record = await asyncio.to_thread(service.dispatcher.record, job)
-            yield _sse("video", record, now)
-            if job_id is not None and job.status in ("completed", "failed"):
-                return
-        while True:
-            try:
-                happened = await listening
-            except StopAsyncIteration:
-                return
-            listening = asyncio.ensure_future(anext(happening))
-            if happened is None:
-                yield ": nothing happened, the line is there\n\n"
-                continue
-            yield _sse(happened.kind, happened.data, happened.number)
-            if job_id is not None and (
-                happened.kind == "deleted" or happened.data["status"] in ("completed", "failed")
-            ):
-                return
-    finally:
-        listening.cancel()
-        await asyncio.gather(listening, return_exceptions=True)
-        await happening.aclose()  # type: ignore[attr-defined]  # it is a generator
-
-
-def _sse(kind: str, data: dict[str, Any], number: int) -> str:
-    """One event as it is sent (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
-    return f"event: {kind}\nid: {number}\nretry: 2000\ndata: {json.dumps(data)}\n\n"
+    return event_stream(service, caller, request.headers.get("last-event-id", ""))

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import secrets
 import shutil
 import signal
 import subprocess
@@ -33,6 +32,7 @@ from fairy.runtime.fleet import (
     on_ray,
 )
 from tests.runtime.conftest import make_frames, write_clip
+from tests.runtime.ray_environment import ray_environment
 
 PARAMS = EditParams("make it red", num_inference_steps=1)
 PATIENT = {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300"}  # the minute that is usual is short for a busy machine
@@ -175,15 +175,7 @@ def test_a_job_without_any_editor_is_refused(pretend, scripts: list[str], error,
 def cluster() -> Iterator[Any]:
     """Two nodes on this host with room for one editor each; on the loopback interface, with a token."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # the names of Ray's sockets must stay short
-    values = {
-        "RAY_TMPDIR": str(folder),
-        **PATIENT,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }
+    values = ray_environment(folder) | PATIENT
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():
             patch.setenv(name, value)

@@ -1,7 +1,6 @@
 """Editors on a Ray cluster: the same jobs, the same bytes, and a lost editor costs none."""
 
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import pytest
 
 from fairy.kernels.errors import InputError
 from fairy.runtime.service.options import ServiceOptions
+from tests.runtime.ray_environment import ray_environment
 from tests.runtime.service.server import Server
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
@@ -37,14 +37,7 @@ def cluster() -> Iterator[str]:
     In a process of its own, because Ray reads its token once in each.
     """
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # the names of Ray's sockets must stay short
-    values = {
-        "RAY_TMPDIR": str(folder),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }
+    values = ray_environment(folder)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():
             patch.setenv(name, value)
