@@ -29,8 +29,8 @@ def build_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(*files, model_max_length=LENGTH)
 
 
-def train_tokenizer(folder: Path, vocabulary: int = 900) -> None:
-    """Writes vocab.json and merges.txt of the present instructions; unknown words will fall into pieces."""
+def train_tokenizer(folder: Path, vocabulary: int = 900, texts: list[str] | None = None) -> None:
+    """Writes vocab.json and merges.txt of the present instructions, or of ``texts``; other words fall into pieces."""
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.normalizer = normalizers.Lowercase()
     trained.pre_tokenizer = pre_tokenizers.Sequence(
@@ -40,7 +40,7 @@ def train_tokenizer(folder: Path, vocabulary: int = 900) -> None:
         ]
     )
     trained.decoder = decoders.ByteLevel()
-    trained.train_from_iterator(corpus(), _trainer(vocabulary))
+    trained.train_from_iterator(corpus() if texts is None else texts, _trainer(vocabulary))
     folder.mkdir(parents=True, exist_ok=True)
     trained.model.save(str(folder))
 
