@@ -129,5 +129,7 @@ def _direction(centres: dict[int, tuple[float, float]], frames: int) -> str | No
     if abs(along) < STEEP * abs(across):
         return None
     return next(
-        name for name, (dx, dy) in DIRECTIONS.items() if (dx * x > 0 and abs(x) > abs(y)) or (dy * y > 0 and abs(y) > abs(x))
+        name
+        for name, (dx, dy) in DIRECTIONS.items()
+        if (dx * x > 0 and abs(x) > abs(y)) or (dy * y > 0 and abs(y) > abs(x))
     )

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fairy.export.bases.video_unet import VideoUNet
 from torch import nn
 from transformers import CLIPTokenizer
 
+from fairy.export.bases.video_unet import VideoUNet
 from training.captioned_clips import FRAMES, RATES, captions, random_clip, render_clip
 from training.checkpoint import Trainee, learning_rate, load_average, read_json, save_json
 from training.compute import Compute
@@ -56,9 +56,7 @@ class GeneratorPlan:
 
 PLANS = {
     "pictures": GeneratorPlan(steps=4000, clips=32, frames=1, learning_rate=1e-3),
-    "unlabelled": GeneratorPlan(
-        steps=600, clips=2, frames=FRAMES, learning_rate=1e-3, text=False, temporal_only=True
-    ),
+    "unlabelled": GeneratorPlan(steps=600, clips=2, frames=FRAMES, learning_rate=1e-3, text=False, temporal_only=True),
     "captioned": GeneratorPlan(steps=3000, clips=2, frames=FRAMES, learning_rate=5e-4),
 }
 
@@ -151,7 +149,9 @@ def loss_of(model: nn.Module, batch: Batch, alphas: torch.Tensor) -> torch.Tenso
     return (batch.weights * error).sum() / batch.weights.expand_as(error).sum()
 
 
-def train(plan: GeneratorPlan, path: Path, compute: Compute, *, seed: int, deadline: float, start: Path | None) -> Trainee:
+def train(
+    plan: GeneratorPlan, path: Path, compute: Compute, *, seed: int, deadline: float, start: Path | None
+) -> Trainee:
     """Trains until the plan's steps are done or ``deadline`` (time.monotonic) has passed; resumable."""
     torch.manual_seed(seed)
     model = TextToVideo().to(compute.device)
@@ -222,7 +222,9 @@ def main(arguments: list[str] | None = None) -> None:
         if start is not None and not start.exists():
             raise SystemExit(f"{options.out} holds no {EARLIER[stage]}: run --stage {EARLIER[stage]} first")
         begun, deadline = time.monotonic(), time.monotonic() + 60 * options.minutes
-        trainee = train(plan, checkpoint(options.out, stage), Compute.best(), seed=options.seed, deadline=deadline, start=start)
+        trainee = train(
+            plan, checkpoint(options.out, stage), Compute.best(), seed=options.seed, deadline=deadline, start=start
+        )
         _record(options, stage, plan, trainee, time.monotonic() - begun)
 
 

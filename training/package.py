@@ -72,7 +72,7 @@ def write_model(
     save_json(fresh / "fairy.json", RECOMMENDED)
     if tiny_decoder is not None and tiny_decoder.exists():
         write_tiny_decoder(fresh / "tiny_decoder", tiny_decoder)
-    _load_as_float32(fresh / "text_encoder" / "config.json")
+    load_as_float32(fresh / "text_encoder" / "config.json")
     for file in fresh.rglob("*.*"):
         file.chmod(0o644)
     if (directory / "README.md").exists():
@@ -88,7 +88,7 @@ def _scenes() -> torch.Tensor:
     return torch.cat([to_tensor(render(random_scene(SCENES_SEED + i, 128, 128)).image) for i in range(16)])
 
 
-def _load_as_float32(path: Path) -> None:
+def load_as_float32(path: Path) -> None:
     """transformers loads in the precision that the config names; float16 is only how the file is stored."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config["dtype"] = "float32"

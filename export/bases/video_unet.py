@@ -53,12 +53,25 @@ class TemporalConv(nn.Module):
         return y.permute(0, 2, 3, 1).reshape(n, h, w, c).permute(0, 3, 1, 2)
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of every place, which a tile of a picture computes as the whole picture does."""
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """[N, C, H, W] to the same."""
+        return super().forward(x_NCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _norm(channels: int, groups: int) -> nn.Module:
+    """Over groups of channels of a whole frame; 0 groups: over the channels of every place."""
+    return nn.GroupNorm(groups, channels) if groups else ChannelNorm(channels)
+
+
 class ResBlock(nn.Module):
     """norm, SiLU, convolution, twice, beside a shortcut; the embedding scales and shifts between them."""
 
     def __init__(self, in_channels: int, out_channels: int, embedding: int, groups: int, *, temporal: bool) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(groups, in_channels), nn.GroupNorm(groups, out_channels)
+        self.norm1, self.norm2 = _norm(in_channels, groups), _norm(out_channels, groups)
         self.conv1 = PseudoConv3d(in_channels, out_channels, temporal=temporal)
         self.conv2 = PseudoConv3d(out_channels, out_channels, temporal=temporal)
         self.embedding = nn.Linear(embedding, 2 * out_channels)
@@ -190,6 +203,7 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
             patch_size: side of the squares of pixels that are one place of the first level.
             block_out_channels, layers_per_block, attention: of the levels, each of half the size of the one before.
             cross_attention_dim: channels of the text's features; None = the stage reads no text.
+            norm_num_groups: 0 = every place is normed by itself, so that a frame may be computed in tiles.
             temporal: whether there are layers over time.
             adds_to_condition: the prediction is what is added to the condition's first channels.
             warps: the condition begins with the window's two outer frames (3 + 3 channels); the prediction is them,
@@ -226,7 +240,7 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
             self.up.append(Level(pairs, kinds[i], **how))
             if i > 0:
                 self.grow.append(nn.Conv2d(channels, channels, 3, padding=1))
-        self.norm_out = nn.GroupNorm(norm_num_groups, first)
+        self.norm_out = _norm(first, norm_num_groups)
         self.conv_out = nn.Conv2d(first, out_channels * patch_size**2, 3, padding=1)
         self.flow_out = nn.Conv2d(first, 5, 3, padding=1) if warps else None
         for layer in (self.conv_out, self.flow_out):
@@ -280,9 +294,7 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
             y_NCHW = y_NCHW + _warped(ends, self.flow_out(features), condition[:, 6:7].transpose(1, 2).flatten(0, 1))
         return y_NCHW.unflatten(0, (-1, frames)).transpose(1, 2)
 
-    def _embedding(
-        self, timestep: Tensor, fps: Tensor, noise_level: Tensor | None, text_BLC: Tensor | None
-    ) -> Tensor:
+    def _embedding(self, timestep: Tensor, fps: Tensor, noise_level: Tensor | None, text_BLC: Tensor | None) -> Tensor:
         """What every block is told beside its input, [B, E]."""
         kind = self.conv_in.weight.dtype
         embedding = self.time(_waves(timestep, kind))
@@ -363,4 +375,3 @@ def _moved(picture_NCHW: Tensor, flow_N2HW: Tensor) -> Tensor:
     grid_y = (y[:, None] + flow_N2HW[:, 1] + 0.5) * (2 / height) - 1
     grid = torch.stack([grid_x, grid_y], dim=3)
     return F.grid_sample(picture_NCHW, grid, mode="bilinear", padding_mode="border", align_corners=False)
-

@@ -1,24 +1,14 @@
 """`fairy edit`: the options of one edit, its progress and what it says at the end."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from fairy.runtime.allocation import keep_freed_memory
+from fairy.runtime.cli.progress import progress_bar, telling_of_journal
 from fairy.runtime.cli.shared import Quiet, silence_libraries
 from fairy.runtime.cli.table import chosen, with_options
 from fairy.runtime.editor_setup import EditorSetup
@@ -28,13 +18,6 @@ from fairy.runtime.plan.file_request import FileRequest
 from fairy.runtime.plan.params import EditParams
 from fairy.runtime.plan.story import first_instruction
 from fairy.runtime.workers.torchrun import processes_asked_for
-
-_STAGES = {
-    "probe": "reading the video",
-    "shots": "looking for cuts",
-    "anchors": "editing the anchors",
-    "frames": "editing the frames",
-}
 
 
 @with_options(EditorSetup, EditParams, FileRequest)
@@ -68,45 +51,10 @@ def edit(
         video, out, others=(context.params["prompts"], params.depth), **chosen(FileRequest, given)
     )
     keep_freed_memory()
-    with setup.open() as editor, _telling_of_journal(), _progress_bar(quiet) as on_progress:
+    with setup.open() as editor, telling_of_journal(), progress_bar(quiet) as on_progress:
         written = {name: getattr(request, name) for name in options_of(FileRequest)}
         done = editor.edit_file(request.video, request.out, params, **written, on_progress=on_progress, resume=resume)
     _tell(done, out, given)
-
-
-@contextmanager
-def _telling_of_journal() -> Iterator[None]:
-    """Say, where an edit ends too early, that it can go on."""
-    try:
-        yield
-    except BaseException as error:
-        for note in getattr(error, "__notes__", ()):
-            typer.echo(f"note: {note}", err=True)
-        raise
-
-
-@contextmanager
-def _progress_bar(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
-    """A bar on stderr, one task a stage."""
-    if quiet:
-        yield None
-        return
-    columns = (
-        TextColumn("{task.description:>20}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def on_progress(progress: Any) -> None:
-            if progress.stage not in tasks:
-                tasks[progress.stage] = bar.add_task(_STAGES[progress.stage], total=progress.total or None)
-            bar.update(tasks[progress.stage], completed=progress.done, total=progress.total or None)
-
-        yield on_progress
 
 
 def _tell(done: Any, out: Path, given: Mapping[str, Any]) -> None:

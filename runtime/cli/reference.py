@@ -13,6 +13,13 @@ from fairy.kernels.errors import InputError
 from fairy.runtime.cli.table import spelled
 from fairy.runtime.editor_setup import EditorSetup
 from fairy.runtime.fleet.fleet_options import FleetOptions
+from fairy.runtime.generation.params import (
+    ClipRequest,
+    GenerateParams,
+    GeneratorSetup,
+    InterpolateParams,
+    UpscaleParams,
+)
 from fairy.runtime.options import Option, options_of
 from fairy.runtime.plan.file_request import FileRequest
 from fairy.runtime.plan.params import EditParams
@@ -28,6 +35,11 @@ def tables() -> dict[str, str]:
         "FileRequest": _options(options_of(FileRequest)),
         "FleetOptions": _options(options_of(FleetOptions)),
         "ServiceOptions": _options(options_of(ServiceOptions)),
+        "GenerateParams": _options(options_of(GenerateParams)),
+        "InterpolateParams": _options(options_of(InterpolateParams)),
+        "UpscaleParams": _options(options_of(UpscaleParams)),
+        "GeneratorSetup": _options(options_of(GeneratorSetup)),
+        "ClipRequest": _options(options_of(ClipRequest)),
         "steps": _table(("step", "what it does", "exact", "runs on", "gain, computed or read"), steps),
     }
 

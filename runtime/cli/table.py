@@ -9,12 +9,30 @@ import typer
 
 from fairy.runtime.editor_setup import EditorSetup
 from fairy.runtime.fleet.fleet_options import FleetOptions
+from fairy.runtime.generation.params import (
+    ClipRequest,
+    GenerateParams,
+    GeneratorSetup,
+    InterpolateParams,
+    UpscaleParams,
+)
 from fairy.runtime.options import Flag, Names, Number, Option, Text, Whole, options_of
 from fairy.runtime.plan.file_request import FileRequest
 from fairy.runtime.plan.params import EditParams
 from fairy.runtime.service.options import ServiceOptions
 
-TABLES = (EditParams, EditorSetup, FileRequest, FleetOptions, ServiceOptions)
+TABLES = (
+    EditParams,
+    EditorSetup,
+    FileRequest,
+    FleetOptions,
+    ServiceOptions,
+    GenerateParams,
+    InterpolateParams,
+    UpscaleParams,
+    GeneratorSetup,
+    ClipRequest,
+)
 _SELF_EXPLAINING = (Flag, Names, Number, Text, Whole)  # kinds whose help need not say what may be given
 _FLAGS = {name: option.flag for table in TABLES for name, option in options_of(table).items() if option.flag}
 

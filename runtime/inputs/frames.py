@@ -10,7 +10,6 @@ import torch
 
 from fairy.kernels.errors import InputError
 from fairy.runtime.files import user_path
-from fairy.runtime.plan.params import EditParams
 from fairy.runtime.record.progress import Monitor
 from fairy.runtime.video import (
     MAX_PIXELS,
@@ -75,7 +74,41 @@ class Source(Protocol):
         ...
 
 
-def open_source(video: VideoInput, params: EditParams, monitor: Monitor) -> Source:
+class ReadParams(Protocol):
+    """What of a job's parameters says how its input is read."""
+
+    @property
+    def start(self) -> float | None:
+        """Seconds at which the part begins that is read; None = at the beginning."""
+        ...
+
+    @property
+    def end(self) -> float | None:
+        """Seconds before which it ends; None = at the end."""
+        ...
+
+    @property
+    def deinterlace(self) -> bool:
+        """Whether whole pictures are made of fields."""
+        ...
+
+    @property
+    def hdr(self) -> str:
+        """What becomes of high dynamic range: refuse or tonemap."""
+        ...
+
+    @property
+    def strict(self) -> bool:
+        """Whether damage is refused."""
+        ...
+
+    @property
+    def max_pixels(self) -> int:
+        """The largest picture that is decoded, width times height."""
+        ...
+
+
+def open_source(video: VideoInput, params: ReadParams, monitor: Monitor) -> Source:
     """Look through the input once and say what it is.
 
     Raises:
@@ -172,7 +205,7 @@ class _ArraySource(_ClocklessSource):
         yield from self._frames if indices is None else self._frames[sorted(indices)]
 
 
-def _frame_range(info: VideoInfo, params: EditParams) -> range:
+def _frame_range(info: VideoInfo, params: ReadParams) -> range:
     """The frames shown from `start` to before `end`, in seconds from the first frame."""
     if params.start is None and params.end is None:
         return range(info.num_frames)
@@ -187,7 +220,7 @@ def _frame_range(info: VideoInfo, params: EditParams) -> range:
     return range(start, stop)
 
 
-def _without_range(source: Source, params: EditParams) -> Source:
+def _without_range(source: Source, params: ReadParams) -> Source:
     if params.start is not None or params.end is not None:
         raise InputError("start and end are seconds, and a folder of images or an array has no clock; leave them out.")
     return source

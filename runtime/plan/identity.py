@@ -25,11 +25,11 @@ def identity_of(
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
     noise = None if plan.initial is None else hashlib.sha256(plan.initial.numpy().tobytes()).hexdigest()
     return {
-        "source": {"files": _stamps(path), "first": plan.source.first, "num_frames": plan.source.num_frames},
+        "source": {"files": stamps(path), "first": plan.source.first, "num_frames": plan.source.num_frames},
         "params": plan.params.to_json() | {"anchors": plan.anchors, "micro_batch": plan.micro_batch},
         "initial noise": noise,
-        "model": _stamps(checkpoint.folder),
-        "decoder": _stamps(checkpoint.tiny_decoder_folder),
+        "model": stamps(checkpoint.folder),
+        "decoder": stamps(checkpoint.tiny_decoder_folder),
         "backend": {"name": backend, "engines": sorted(engines)},
         "precision": str(plan.precision),
         "device": {"type": device.type, "gpu": gpu, "threads": threads},
@@ -37,7 +37,7 @@ def identity_of(
     }
 
 
-def _stamps(path: Path | None) -> list[tuple[str, int, int]]:
+def stamps(path: Path | None) -> list[tuple[str, int, int]]:
     """Name, bytes and time of change of a file, or of every file in a folder."""
     if path is None:
         return []

@@ -4,6 +4,8 @@
     OUT.job/000012-1f2e3d4c5b6a.safetensors    part 12: latents [frames, c, h, w] float32, with the identity's hash
                                                and their own
     OUT.job/anchors-0-1f2e3d4c5b6a.safetensors the same of the anchors of segment 0
+    OUT.job/base-1f2e3d4c5b6a.safetensors      of a generated clip: the base stage's frames, and its parts are
+                                               finished frames, uint8 [frames, h, w, 3], numbered by their first
 
 The name's end is the beginning of the identity's hash: an edit with another option finds nothing of its own there, and
 spoils nothing. A file appears under its name only when it is whole. What is wrong, or belongs to another edit, is never
@@ -20,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -32,7 +35,8 @@ from fairy.runtime.video.formats import OUTPUTS
 _SUFFIX = ".job"
 _LONGEST_NAME_BYTES = 255
 _OURS = re.compile(
-    r"(\d{6,}|anchors-\d+)-[0-9a-f]{12}\.safetensors|identity-[0-9a-f]{12}\.json|\.(identity|anchors|\d+)-.*\.part"
+    r"(\d{6,}|anchors-\d+|base)-[0-9a-f]{12}\.safetensors|identity-[0-9a-f]{12}\.json"
+    r"|\.(identity|anchors|base|\d+)-.*\.part"
 )
 
 
@@ -130,6 +134,24 @@ class Journal:
         """Keep the latents of a segment's anchors, and the precision that they needed, once a part is finished too."""
         self._pending[segment] = latents, precision
 
+    def save_frames(self, first: int, frames: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        """Keep finished frames uint8 [n, h, w, 3] of a generated clip, from number `first` on."""
+        self._save(f"{first:06d}", f"frames {first}", torch.from_numpy(frames), "")
+
+    def load_frames(self, first: int) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+        """Finished frames from number `first` on, or None where there are none that can be trusted."""
+        found = self._load(f"{first:06d}", f"frames {first}")
+        return None if found is None else found[0].numpy()
+
+    def save_base(self, frames: Tensor) -> None:
+        """Keep the base stage's frames, float32 [n, 3, h, w]."""
+        self._save("base", "base", frames, "")
+
+    def load_base(self) -> Tensor | None:
+        """The base stage's frames, or None where there are none that can be trusted."""
+        found = self._load("base", "base")
+        return None if found is None else found[0]
+
     def _load(self, name: str, part: str) -> tuple[Tensor, str] | None:
         path = self._path(name)
         if not self._reads or not path.is_file() or path.is_symlink():
@@ -148,7 +170,8 @@ class Journal:
         return latents, precision
 
     def _save(self, name: str, part: str, latents: Tensor, precision: str) -> None:
-        whole = latents.detach().float().cpu().contiguous()
+        whole = latents.detach().cpu().contiguous()
+        whole = whole if whole.dtype == torch.uint8 else whole.float()
         try:
             if self._folder.is_symlink():
                 raise OSError(f"{self._folder.name} is a link")

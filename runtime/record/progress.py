@@ -5,11 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 from fairy.kernels.errors import Cancelled, InputError
-
-Stage = Literal["probe", "shots", "anchors", "frames"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +15,11 @@ class Progress:
 
     Attributes:
         stage: "probe" (frames counted), "shots" (frames looked at for cuts), "anchors" or "frames" (denoising steps of
-            micro-batches).
+            micro-batches); of a cascade the names of its stages (steps of the first, windows of the others).
         done, total: units of the stage; total 0 = not known yet.
     """
 
-    stage: Stage
+    stage: str
     done: int
     total: int
 
@@ -40,7 +37,7 @@ class Monitor:
         if self.cancel is not None and not hasattr(self.cancel, "is_set"):
             raise InputError("is not possible", name="cancel", value=self.cancel, remedy="give a threading.Event")
 
-    def tell(self, stage: Stage, done: int, total: int) -> None:
+    def tell(self, stage: str, done: int, total: int) -> None:
         """Report progress, after looking whether the job shall stop. Raises Cancelled."""
         self.check()
         if self.on_progress is not None:

@@ -1,0 +1,92 @@
+"""`fairy generate`, `fairy interpolate` and `fairy upscale`: clips from text, smoother and larger videos."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fairy.runtime.allocation import keep_freed_memory
+from fairy.runtime.cli.progress import progress_bar, telling_of_journal
+from fairy.runtime.cli.shared import Quiet, silence_libraries
+from fairy.runtime.cli.table import chosen, with_options
+from fairy.runtime.generation.params import (
+    ClipRequest,
+    GenerateParams,
+    GeneratorSetup,
+    InterpolateParams,
+    UpscaleParams,
+)
+
+Out = Annotated[Path, typer.Option("-o", "--out", help="The file to write: .mp4 .m4v .mov .mkv .webm .avi .ts")]
+Video = Annotated[Path, typer.Argument(metavar="IN", help="A video file, or a folder of images (needs --source-fps).")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from what an interrupted job into the same file had finished.")
+]
+
+
+@with_options(GeneratorSetup, GenerateParams, ClipRequest)
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to show: "a red ball rolls to the left".')],
+    out: Out,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    **given: Any,
+) -> None:
+    """Make a video from a text."""
+    if quiet:
+        silence_libraries()
+    params, setup = GenerateParams(prompt, **chosen(GenerateParams, given)), _setup(given)
+    from fairy.runtime.generation.generator import Generator
+
+    keep_freed_memory()
+    with Generator.from_pretrained(**setup) as generator, telling_of_journal(), progress_bar(quiet) as on_progress:
+        done = generator.generate_file(
+            out, params, **chosen(ClipRequest, given), on_progress=on_progress, resume=resume
+        )
+    _tell(done, out, given)
+
+
+@with_options(GeneratorSetup, InterpolateParams, ClipRequest, skip=("preview",))
+def interpolate(video: Video, out: Out, resume: Resume = False, quiet: Quiet = False, **given: Any) -> None:
+    """Make a video smoother: frames between its frames."""
+    from fairy.runtime.generation.video_stages import Interpolator
+
+    _run(Interpolator, InterpolateParams(**chosen(InterpolateParams, given)), video, out, resume, quiet, given)
+
+
+@with_options(GeneratorSetup, UpscaleParams, ClipRequest, skip=("preview",))
+def upscale(video: Video, out: Out, resume: Resume = False, quiet: Quiet = False, **given: Any) -> None:
+    """Make a video larger."""
+    from fairy.runtime.generation.video_stages import Upscaler
+
+    _run(Upscaler, UpscaleParams(**chosen(UpscaleParams, given)), video, out, resume, quiet, given)
+
+
+def _run(kind: Any, params: Any, video: Path, out: Path, resume: bool, quiet: bool, given: Mapping[str, Any]) -> None:
+    if quiet:
+        silence_libraries()
+    setup = _setup(given)
+    keep_freed_memory()
+    with kind.from_pretrained(**setup) as stages, telling_of_journal(), progress_bar(quiet) as on_progress:
+        done = stages.run_file(video, out, params, **chosen(ClipRequest, given), on_progress=on_progress, resume=resume)
+    _tell(done, out, given)
+
+
+def _setup(given: Mapping[str, Any]) -> dict[str, Any]:
+    setup = GeneratorSetup(**chosen(GeneratorSetup, given))
+    return {field.name: getattr(setup, field.name) for field in fields(setup)}
+
+
+def _tell(done: Any, out: Path, given: Mapping[str, Any]) -> None:
+    seconds = done.times_ms["total"] / 1e3
+    typer.echo(
+        f"{out}: {done.num_frames} frame{'s' * (done.num_frames != 1)}, {done.width}×{done.height}, {seconds:.1f} s "
+        f"({done.num_frames / seconds:.2f} frames/s), {done.precision} on {done.device}"
+    )
+    for name, what in (("preview", "first frames"), ("report", "report")):
+        if name in given:
+            typer.echo(f"{given[name]}: {what}")
+    for sentence in (*done.lost_workers, *done.notes):
+        typer.echo(f"note: {sentence}")

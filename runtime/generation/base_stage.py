@@ -1,0 +1,73 @@
+"""The base stage: from noise and text to the first frames, step by step, windows of a long clip side by side.
+
+Where windows overlap their predictions are averaged at every step (`windows.blend_weights`), so that a clip longer than
+the network's own window stays one clip (as in MultiDiffusion, Bar-Tal et al., arXiv 2302.08113, over time).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fairy.runtime.denoise.sampler import Schedule, step
+from fairy.runtime.generation.cascade import Stage
+from fairy.runtime.generation.networks import Prompted, schedule_of, stage_noise
+from fairy.runtime.generation.window_pool import WindowComputer
+from fairy.runtime.generation.windows import base_windows, blend_weights
+
+
+def run_base(
+    stage: Stage,
+    frames: int,
+    fps: float,
+    text: Prompted,
+    computer: WindowComputer,
+    *,
+    seed: int,
+    steps: int,
+    image: Tensor | None = None,
+    tell: Callable[[int, int], object] = lambda done, total: None,
+    latents: Tensor | None = None,
+) -> Tensor:
+    """The base stage's frames, float32 [F, 3, H, W] in 0 to 1.
+
+    Args:
+        image: the first frame [3, H, W] in 0 to 1; it is put back at every step, noised as the others are.
+        tell: hears of every step.
+        latents: unit noise to begin with, [F, 3, H, W]; None = from the seed, frame by frame.
+    """
+    schedule = schedule_of(stage, steps)
+    shape = (3, stage.height, stage.width)
+    noise = (
+        torch.stack([stage_noise(seed, stage.name, f, shape) for f in range(frames)]) if latents is None else latents
+    )
+    x = noise * schedule.init_noise_sigma
+    windows = base_windows(stage, frames)
+    weights = torch.zeros(frames)
+    shares = [torch.tensor(blend_weights(window, stage.overlap, frames)) for window in windows]
+    for (start, stop), share in zip(windows, shares, strict=True):
+        weights[start:stop] += share
+    for i in range(len(schedule)):
+        x = _with_image(schedule, i, x, noise, image)
+        handed = [computer.submit("predict_base", stage.name, i, steps, x[a:b], fps, text) for a, b in windows]
+        if len(windows) == 1:
+            out = handed[0].result()
+        else:
+            out = torch.zeros_like(x)
+            for (start, stop), share, pending in zip(windows, shares, handed, strict=True):
+                out[start:stop] += (share / weights[start:stop])[:, None, None, None] * pending.result()
+        x = step(schedule, i, x, out, None)
+        tell(i + 1, len(schedule))
+    made = ((x + 1) / 2).clamp(0, 1)
+    if image is not None:
+        made[0] = image
+    return made
+
+
+def _with_image(schedule: Schedule, i: int, x: Tensor, noise: Tensor, image: Tensor | None) -> Tensor:
+    """The noisy frames with the given first one, at the noise level of step i."""
+    if image is None:
+        return x
+    alpha = schedule.alphas[i][0]
+    first = alpha**0.5 * (image * 2 - 1) + (1 - alpha) ** 0.5 * noise[0]
+    return torch.cat([first[None], x[1:]])

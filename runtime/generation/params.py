@@ -1,0 +1,162 @@
+"""What is asked of a generator, and of the stages that serve any video: frozen, validated values."""
+
+import math
+from dataclasses import KW_ONLY, dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+from fairy.kernels.errors import InputError
+from fairy.runtime.editor_setup import MAX_WORKERS, PRECISIONS, Device
+from fairy.runtime.options import Choice, Flag, Name, Number, Rate, Text, Time, Whole, check_options, option
+from fairy.runtime.plan.file_request import DEFAULT_CRF
+from fairy.runtime.plan.params import Shots
+from fairy.runtime.video import MAX_PIXELS
+
+LONGEST = 100_000  # frames
+_SLOWEST = Fraction(1, 1000)
+
+
+class _Told:
+    """Values as plain ones."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Every value by name, for a report."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # dataclasses all
+        return {n: str(v) if isinstance(v, Path | Fraction) else v for n, v in plain.items() if not n.startswith("_")}
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateParams(_Told):
+    """One clip, as the user asked for it. None means: what the generator's cascade says.
+
+    Attributes:
+        prompt: what is to be seen, such as "a red ball rolls to the left".
+
+    Raises:
+        InputError: a value is of the wrong type, unknown or impossible; the sentence names it and the remedy.
+    """
+
+    prompt: str
+    _: KW_ONLY
+    negative_prompt: str = option("", Text(), "What is not to be seen")
+    num_frames: int | None = option(
+        None, Whole(1, LONGEST), "Frames of the result", usual="the cascade's: 76 of the embedded one", flag="frames"
+    )
+    fps: Fraction | None = option(
+        None, Rate(Fraction(1), 240), "Frames a second of the result", usual="the cascade's: 20 of the embedded one"
+    )
+    size: int | None = option(
+        None, Whole(8, 16384), "Pixels of the long side, one of those that the stages make", usual="the largest"
+    )
+    seed: int = option(0, Whole(0, 2**63 - 1), "Seed of all noise; the same on any number of workers")
+    num_inference_steps: int | None = option(
+        None, Whole(1, 1000), "Denoising steps of the base stage", usual="the cascade's", flag="steps"
+    )
+    guidance_scale: float | None = option(None, Number(0.0, 100.0), "Pull of the text", usual="the cascade's")
+    image: str | Path | None = option(None, Name("a picture"), "The first frame: a .png or .jpg file")
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str) or not self.prompt.strip():
+            raise InputError('The prompt is empty; say what to show, for example "a red ball rolls to the left".')
+        Text().check("prompt", self.prompt)
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True)
+class InterpolateParams(_Told):
+    """How many frames are made between a video's own: `times` for each, or as many as `fps` needs."""
+
+    _: KW_ONLY
+    times: int | None = option(None, Whole(2, 16), "Frames for each of the video's", usual="2")
+    fps: Fraction | None = option(None, Rate(_SLOWEST, 1000), "Frames a second of the result, instead of times")
+    shots: Literal["off", "auto"] | tuple[int, ...] | list[int] | None = option(
+        None, Shots(), "Where shots begin; nothing is made across a cut", usual="auto where PySceneDetect is installed"
+    )
+    start: float | None = option(None, Time(0.0, math.inf), "Take the video from here")
+    end: float | None = option(None, Time(0.0, math.inf), "Take the video up to here")
+    source_fps: Fraction | None = option(None, Rate(_SLOWEST, 1000), "Frames a second of a folder of images")
+    deinterlace: bool = option(False, Flag(), "Make whole pictures of the fields of interlaced video first")
+    hdr: Literal["refuse", "tonemap"] = option(
+        "refuse", Choice(("refuse", "tonemap")), "What becomes of high dynamic range; tonemap makes BT.709 of it"
+    )
+    strict: bool = option(False, Flag(), "Refuse a video with damaged frames instead of concealing them")
+    max_pixels: int = option(MAX_PIXELS, Whole(1, 2**31 - 1), "Largest picture that is decoded, width times height")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.times is not None and self.fps is not None:
+            raise InputError("is given beside times; choose one of them", name="fps", value=float(self.fps))
+        check_span(self.start, self.end)
+
+
+@dataclass(frozen=True, slots=True)
+class UpscaleParams(_Told):
+    """How many times larger a video becomes."""
+
+    _: KW_ONLY
+    times: int = option(2, Whole(2, 16), "How many times larger: 2 or 4 with the embedded stages")
+    seed: int = option(0, Whole(0, 2**63 - 1), "Seed of the noise that the stages begin with")
+    shots: Literal["off", "auto"] | tuple[int, ...] | list[int] | None = option(
+        None, Shots(), "Where shots begin; none sees another", usual="auto where PySceneDetect is installed"
+    )
+    start: float | None = option(None, Time(0.0, math.inf), "Take the video from here")
+    end: float | None = option(None, Time(0.0, math.inf), "Take the video up to here")
+    source_fps: Fraction | None = option(None, Rate(_SLOWEST, 1000), "Frames a second of a folder of images")
+    deinterlace: bool = option(False, Flag(), "Make whole pictures of the fields of interlaced video first")
+    hdr: Literal["refuse", "tonemap"] = option(
+        "refuse", Choice(("refuse", "tonemap")), "What becomes of high dynamic range; tonemap makes BT.709 of it"
+    )
+    strict: bool = option(False, Flag(), "Refuse a video with damaged frames instead of concealing them")
+    max_pixels: int = option(MAX_PIXELS, Whole(1, 2**31 - 1), "Largest picture that is decoded, width times height")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        check_span(self.start, self.end)
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorSetup:
+    """What a generator, an interpolator or an upscaler is made with.
+
+    Raises:
+        InputError: a value is of the wrong type, unknown or impossible.
+    """
+
+    model: str | Path | None = option(
+        None, Name("a generator's folder", "TEXT"), "The generator", usual="the embedded one"
+    )
+    device: str = option("auto", Device(), "Where it runs; auto is CUDA where there is one")
+    dtype: str = option("auto", Choice(("auto", *PRECISIONS)), "Precision; auto is float16 on CUDA, else float32")
+    offload: bool = option(False, Flag(), "Keep one stage's network on the device at a time, for small cards")
+    gpus: int = option(1, Whole(1, MAX_WORKERS), "How many GPUs share the job")
+    workers: int = option(1, Whole(1, MAX_WORKERS), "How many processes share the job on the CPU")
+    worker_timeout_s: float = option(
+        600.0,
+        Number(0, math.inf, above=True),
+        "Seconds that a worker may take for a window before it is given up",
+        flag="worker-timeout",
+    )
+    threads: int = option(1, Whole(1, 1024), "CPU threads of each process; other numbers round differently")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRequest:
+    """What is written beside the video itself."""
+
+    crf: int = option(DEFAULT_CRF, Whole(0, 51), "Quality of written videos, 0 (best) to 51")
+    preview: Path | None = option(
+        None, Name("a .png or .jpg file"), "Write the base stage's frames as one picture before the rest"
+    )
+    report: Path | None = option(None, Name("a .json file"), "Write a JSON report of the job")
+
+
+def check_span(start: float | None, end: float | None) -> None:
+    """Raise InputError where a part of a video ends before it starts."""
+    if start is not None and end is not None and end <= start:
+        raise InputError(f"s must be later than start = {start:g} s", name="end", value=end)
