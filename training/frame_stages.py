@@ -1,8 +1,8 @@
 """The generator's stages between frames: ``python -m training.frame_stages --out DIR --stage super_resolution``.
 
-``super_resolution`` learns to double the size of single pictures, then (``super_resolution_video``) its layers over time
-learn from windows of clips, while all else stays: left out, they leave the picture model. ``interpolation`` learns the
-frames between two others. What they learn from are moving scenes, textures and photographs, shown at any time exactly.
+``super_resolution`` learns to double the size of single pictures, then (``super_resolution_video``) its layers over
+time learn from windows of clips, while all else stays: left out, they leave the picture model. ``interpolation`` learns
+the frames between two others. They learn from moving scenes, textures and photographs, shown at any time exactly.
 Each stage stops at its planned steps or after ``--minutes``, and goes on when it is called again.
 """
 
@@ -120,7 +120,7 @@ def enlarged(clips_BCFHW: torch.Tensor) -> torch.Tensor:
 
 
 def between(clips_BCFHW: torch.Tensor) -> torch.Tensor:
-    """The condition of interpolation, [B, 7, F, H, W]: both outer frames beside every frame, and its place in 0 to 1."""
+    """The condition of interpolation, [B, 7, F, H, W]: both outer frames beside every frame, and its place (0 to 1)."""
     b, _, frames, height, width = clips_BCFHW.shape
     ends = torch.cat([clips_BCFHW[:, :, :1], clips_BCFHW[:, :, -1:]], dim=1).expand(-1, -1, frames, -1, -1)
     places = torch.linspace(0, 1, frames)[None, None, :, None, None].expand(b, 1, -1, height, width)

@@ -1,8 +1,9 @@
 """The embedded generator's first stage, text to 16 frames: ``python -m training.generator --out DIR``.
 
-Stages, in the order of Make-A-Video: ``pictures`` (text to single frames), ``unlabelled`` (the layers over time learn from
-clips without a word of text), ``captioned`` (all layers, from clips whose captions say how things move). Each stops
-at its planned steps or after ``--minutes`` and goes on when it is called again; checkpoints and ``record.json`` lie in DIR.
+Stages, in the order of Make-A-Video: ``pictures`` (text to single frames), ``unlabelled`` (the layers over time learn
+from clips without a word of text), ``captioned`` (all layers, from clips whose captions say how things move). Each
+stops at its planned steps or after ``--minutes`` and goes on when it is called again; checkpoints and ``record.json``
+lie in DIR.
 ``python -m training.generator --tokenizer FOLDER`` makes the tokenizer anew.
 """
 
@@ -105,7 +106,7 @@ def alphas_cumprod() -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's input: clips [B, 3, F, H, W] in -1 to 1, the weight of each place's error, tokens, rates, noise, times."""
+    """One step's input: clips [B, 3, F, H, W] in -1 to 1, weights of errors, tokens, rates, noise and times."""
 
     clips: torch.Tensor
     weights: torch.Tensor

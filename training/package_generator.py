@@ -1,7 +1,7 @@
 """Writes the embedded generator: ``python -m training.package_generator --base DIR --frames DIR --to FOLDER``.
 
-FOLDER gets what `fairy.runtime.generation` loads: cascade.json, the text encoder and its tokenizer, and a folder for each
-network, in float16. A model card that is there stays.
+FOLDER gets what `fairy.runtime.generation` loads: cascade.json, the text encoder and its tokenizer, and a folder for
+each network, in float16. A model card that is there stays.
 """
 
 import argparse

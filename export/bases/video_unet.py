@@ -31,7 +31,7 @@ class PseudoConv3d(nn.Module):
         self.temporal = TemporalConv(out_channels) if temporal else None
 
     def forward(self, x_NCHW: Tensor, frames: int) -> Tensor:
-        """[N, C, H, W] to [N, C', H, W]; `frames` consecutive ones are a window, 1 = they know nothing of each other."""
+        """[N, C, H, W] to [N, C', H, W]; `frames` consecutive ones are a window, 1 = each frame stands alone."""
         y: Tensor = self.spatial(x_NCHW)
         return y if self.temporal is None or frames == 1 else self.temporal(y, frames)
 
@@ -139,20 +139,20 @@ class PseudoAttention3d(nn.Module):
     def forward(self, x_NCHW: Tensor, text_NLC: Tensor | None, frames: int) -> Tensor:
         """[N, C, H, W] to the same."""
         n, c, h, w = x_NCHW.shape
-        x_NSC = x_NCHW.permute(0, 2, 3, 1).reshape(n, h * w, c)
-        x_NSC = self.spatial(x_NSC)
+        x_NSC: Tensor = self.spatial(x_NCHW.permute(0, 2, 3, 1).reshape(n, h * w, c))
         if self.text is not None:
             x_NSC = self.text(x_NSC, text_NLC)
         if self.temporal is not None and frames > 1:
             x_SFC = x_NSC.reshape(-1, frames, h * w, c).transpose(1, 2).reshape(-1, frames, c)
             x_SFC = self.temporal(x_SFC, position_SC=_positions(frames, c, x_SFC))
             x_NSC = x_SFC.reshape(-1, h * w, frames, c).transpose(1, 2).reshape(n, h * w, c)
-        return cast(Tensor, self.feed_forward(x_NSC)).reshape(n, h, w, c).permute(0, 3, 1, 2)
+        x_NSC = self.feed_forward(x_NSC)
+        return x_NSC.reshape(n, h, w, c).permute(0, 3, 1, 2)
 
 
 def _positions(frames: int, channels: int, like: Tensor) -> Tensor:
     """Sinusoids of the frames' numbers, [F, C]."""
-    positions = get_timestep_embedding(torch.arange(frames, device=like.device), channels, max_period=100)
+    positions: Tensor = get_timestep_embedding(torch.arange(frames, device=like.device), channels, max_period=100)
     return positions.to(like.dtype)
 
 
@@ -178,7 +178,7 @@ class Level(nn.Module):
 class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no types
     """The network of one stage; see this file's head, and `forward`."""
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         in_channels: int = 3,
@@ -292,7 +292,11 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         if condition is not None and self.flow_out is not None:
             ends = condition[:, :6].transpose(1, 2).flatten(0, 1)
             y_NCHW = y_NCHW + _warped(ends, self.flow_out(features), condition[:, 6:7].transpose(1, 2).flatten(0, 1))
-        return y_NCHW.unflatten(0, (-1, frames)).transpose(1, 2)
+        made: Tensor = y_NCHW.unflatten(0, (-1, frames)).transpose(1, 2)
+        return made
+
+    def _levels(self, levels: nn.ModuleList) -> list[Level]:
+        return cast(list[Level], list(levels))
 
     def _embedding(self, timestep: Tensor, fps: Tensor, noise_level: Tensor | None, text_BLC: Tensor | None) -> Tensor:
         """What every block is told beside its input, [B, E]."""
@@ -304,14 +308,14 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
             embedding = embedding + self.noise_level(_waves(_NOISE_SCALE * noise_level, kind))
         if text_BLC is not None and self.pooled_text is not None:
             embedding = embedding + self.pooled_text(text_BLC.mean(dim=1))
-        return cast(Tensor, F.silu(embedding))
+        return F.silu(embedding)
 
     def _features(self, x_NCHW: Tensor, embedding_NE: Tensor, text_NLC: Tensor | None, frames: int) -> Tensor:
         """What the last layers read, [N, C, H / patch, W / patch]."""
         x_NCHW = F.pixel_unshuffle(x_NCHW, int(self.config["patch_size"]))
         x_NCHW = self.conv_in(x_NCHW.contiguous(memory_format=torch.channels_last))
         skips = [x_NCHW]
-        for i, level in enumerate(self.down):
+        for i, level in enumerate(self._levels(self.down)):
             for j in range(len(level.blocks)):
                 x_NCHW = level.one(j, x_NCHW, embedding_NE, text_NLC, frames)
                 skips.append(x_NCHW)
@@ -320,7 +324,7 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
                 skips.append(x_NCHW)
         for j in range(len(self.middle.blocks)):
             x_NCHW = self.middle.one(j, x_NCHW, embedding_NE, text_NLC, frames)
-        for i, level in enumerate(self.up):
+        for i, level in enumerate(self._levels(self.up)):
             for j in range(len(level.blocks)):
                 x_NCHW = torch.cat([x_NCHW, skips.pop()], dim=1)
                 x_NCHW = level.one(j, x_NCHW, embedding_NE, text_NLC, frames)

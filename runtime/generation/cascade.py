@@ -2,7 +2,7 @@
 
 `cascade.json` in a generator's folder lists them:
 
-    {"stages": [{"name": "base", "kind": "base", "network": "base", "frames": 16, "height": 64, "width": 64, "fps": 4.0, …},
+    {"stages": [{"name": "base", "kind": "base", "network": "base", "frames": 16, …},
                 {"name": "interpolation", "kind": "interpolation", "network": "interpolation", "times": 5},
                 {"name": "super_resolution", "kind": "super_resolution", "network": "super_resolution", "scale": 2, …}]}
 

@@ -75,7 +75,7 @@ class ClipResult:
     fps: Fraction
 
     def save(self, path: str | Path, *, crf: int = DEFAULT_CRF) -> Path:
-        """Write a video file; its ending says the container. Raises InputError, MachineError; no partial file is left."""
+        """Write a video file; its ending says the container. Raises InputError or MachineError, and leaves no part."""
         target = user_path(path)
         check_outputs({"out": target}, None)
         with clip_writer(target, self.frames.shape[1:3], len(self.frames), self.fps, crf) as writer:

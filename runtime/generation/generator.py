@@ -87,7 +87,7 @@ def plan_clip(cascade: Cascade, params: GenerateParams) -> ClipPlan:
     base_frames = -(-(frames - 1) // int(times)) + 1
     base = stages[0]
     shapes = Cascade(stages).shapes_from(ClipShape(base_frames, base.height, base.width, fps / int(times)))
-    given = {
+    given: dict[str, Any] = {
         "num_frames": frames,
         "fps": fps,
         "size": max(shapes[-1].height, shapes[-1].width),
@@ -295,7 +295,7 @@ class Generator:
             streams.append((start, partial(_stage_stream, windows=windows, submit=submit, start=start,
                                            ahead=self._computer.ahead, tell=tell)))  # fmt: skip
             start = needed
-        made = iter(self._base(job, latents)[start:])
+        made: Iterator[Tensor] = iter(self._base(job, latents)[start:])
         for _, stage_stream in reversed(streams):
             made = stage_stream(made)
             if self._offload:
@@ -428,7 +428,7 @@ def to_uint8(frame_CHW: Tensor) -> Frames:
 
 def to_float(frame_HWC: Frames) -> Tensor:
     """uint8 [H, W, 3] to float32 [3, H, W] in 0 to 1."""
-    return torch.from_numpy(np.ascontiguousarray(frame_HWC)).permute(2, 0, 1).float() / 255
+    return torch.tensor(frame_HWC).permute(2, 0, 1).float() / 255
 
 
 def read_image(path: str | Path, height: int, width: int) -> Tensor:
@@ -444,7 +444,7 @@ def read_image(path: str | Path, height: int, width: int) -> Tensor:
             picture = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"The picture {path} cannot be read ({error}); name a .png or .jpg file.") from error
-    x_1CHW = to_float(np.asarray(picture))[None]
+    x_1CHW = to_float(np.array(picture))[None]
     share = min(picture.height / height, picture.width / width)
     high, wide = max(1, int(height * share)), max(1, int(width * share))
     top, left = (picture.height - high) // 2, (picture.width - wide) // 2

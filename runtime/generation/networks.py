@@ -87,7 +87,8 @@ class CascadeNetworks:
         ).float()
         _check_finite(out, stage.name)
         one = out[0] + text.guidance_scale * (out[1] - out[0]) if guided else out[0]
-        return one.transpose(0, 1).cpu()
+        made: Tensor = one.transpose(0, 1).cpu()
+        return made
 
     @torch.inference_mode()
     def interpolate(self, name: str, window: Window, frames_FCHW: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ class CascadeNetworks:
 
     @torch.inference_mode()
     def super_resolve(self, name: str, window: Window, frames_FCHW: Tensor, seed: int) -> Tensor:
-        """A window's own frames, larger: float32 [F', 3, scale · H, scale · W]; all frames begin with the same noise."""
+        """A window's own frames, larger: float32 [F', 3, scale·H, scale·W]; all begin with the same noise."""
         stage = self.stage(name)
         height, width = frames_FCHW.shape[2:]
         made = torch.empty(len(frames_FCHW), 3, height * stage.scale, width * stage.scale)

@@ -7,7 +7,7 @@ flat, no window reads across a cut, and sound, subtitles and titles go along.
 import hashlib
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -224,7 +224,7 @@ class VideoStages(ABC, Generic[Params]):
             cancel=job.monitor.cancel,
         )
 
-    def _parts(self, job: VideoJob) -> Iterator[Frames]:
+    def _parts(self, job: VideoJob) -> Generator[Frames, None, None]:
         """The result in parts of uint8 [n, H, W, 3]; those of an interrupted job first."""
         done = 0
         while job.journal is not None and done < job.num_frames:
@@ -246,7 +246,7 @@ class VideoStages(ABC, Generic[Params]):
                 job.sha256.update(part.tobytes())
                 yield part
 
-    def _reading(self, job: VideoJob, start: int) -> Iterator[Tensor]:
+    def _reading(self, job: VideoJob, start: int) -> Generator[Tensor, None, None]:
         """Frames of the result from `start` on."""
         made: list[Callable[[Iterator[Tensor]], Iterator[Tensor]]] = []
         for plan in reversed(job.plans):
@@ -322,6 +322,7 @@ class Interpolator(VideoStages[InterpolateParams]):
         clock = source.clock
         if clock is None and params.source_fps is not None:
             clock = Clock.constant(source.num_frames, params.source_fps)
+        made: Clock | None
         if params.fps is not None:
             if clock is None:
                 remedy = "say how many frames a second the source has (source_fps), or give times"
@@ -414,7 +415,7 @@ def places_at_rate(clock: Clock, fps: Fraction) -> tuple[tuple[Fraction, ...], C
     start = first * clock.time_base
     base = Fraction(1, fps.numerator * start.denominator)
     pts = [int((start + number / fps) / base) for number in range(count)]
-    rest = int(round((clock.end * clock.time_base - start - (count - 1) / fps) / base))
+    rest = round((clock.end * clock.time_base - start - (count - 1) / fps) / base)
     return tuple(places), Clock(np.array(pts, np.int64), base, max(1, rest))
 
 

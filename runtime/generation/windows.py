@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from fairy.runtime.generation.cascade import Stage
 
@@ -23,7 +24,8 @@ class Window:
 
 
 def base_windows(stage: Stage, frames: int) -> tuple[tuple[int, int], ...]:
-    """Windows [start, stop) of the base stage: each overlaps the one before by `stage.overlap` frames, the last by more.
+    """Windows [start, stop) of the base stage: each overlaps the one before by `stage.overlap` frames, the last by
+    more.
 
     What several windows predict for a frame at a step is averaged (`blend_weights`).
     """
@@ -73,7 +75,7 @@ def super_resolution_windows(stage: Stage, frames: int, cuts: Sequence[int] = ()
     size = max(1, stage.window - 2 * margin) if stage.enable_time else 1
     edges = [0, *sorted(c for c in set(cuts) if 0 < c < frames), frames]
     windows = []
-    for first, end in zip(edges, edges[1:], strict=False):
+    for first, end in pairwise(edges):
         for start in range(first, end, size):
             stop = min(start + size, end)
             reads = (max(first, start - margin), min(end, stop + margin))
