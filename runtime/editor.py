@@ -13,6 +13,7 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 import numpy as np
@@ -62,7 +63,11 @@ from fairy.runtime.record.journal import Journal, folders_of_other_containers, j
 from fairy.runtime.record.progress import Monitor, Progress
 from fairy.runtime.record.reporting import report_of
 from fairy.runtime.record.run import Run
+from fairy.runtime.video import Clock
 from fairy.runtime.workers.pool import PoolOptions, WorkerPool
+
+if TYPE_CHECKING:
+    from fairy.runtime.generation.follow_up import FollowUp
 
 OnProgress = Callable[[Progress], object]
 
@@ -259,6 +264,7 @@ class Editor:
         report: str | Path | None = None,
         fps: float | Fraction | None = None,
         crf: int = DEFAULT_CRF,
+        then: str | Sequence[str] | None = None,
         on_progress: OnProgress | None = None,
         cancel: threading.Event | None = None,
         latents: Tensor | None = None,
@@ -273,12 +279,16 @@ class Editor:
             report: a JSON file for the report.
             fps: frames per second, where the source is a folder of images.
             crf: constant rate factor of the encoder, 0 (best) to 51.
+            then: "upscale", "interpolate", or both in an order: what the edited frames become before they are written,
+                by the embedded generator's stages. The report tells of the edit, and a note of what was written.
             resume: go on from the micro-batches that an interrupted edit of the same into the same file, or one of the
                 same name with another ending, had finished; it left them in `out` + ".job", which is removed when
                 `out` is there.
             params, preview, on_progress, cancel, latents: as in `edit`.
         """
-        request = FileRequest.checked(video, out, compare=compare, preview=preview, report=report, fps=fps, crf=crf)
+        request = FileRequest.checked(
+            video, out, compare=compare, preview=preview, report=report, fps=fps, crf=crf, then=then
+        )
         check_resume(params, resume)
         with self._one_edit(), only_writer_of(request.out, request.compare, request.preview, request.report):
             run = self._open(request.video, params, Monitor(on_progress, cancel), latents, request.preview)
@@ -304,35 +314,57 @@ class Editor:
     def _write(self, run: Run, request: FileRequest, *, resume: bool) -> None:
         """Edit into files. They get their names when all is done, the edited video first."""
         height, width = run.plan.result_size
-        make = partial(
-            open_writer,
-            source=run.plan.source,
-            height=height,
-            fps=request.fps,
-            crf=request.crf,
-            cancel=run.monitor.cancel,
-        )
+        make = partial(open_writer, source=run.plan.source, fps=request.fps, crf=request.crf, cancel=run.monitor.cancel)
+        follow_up = self._follow_up(run, request)
         with ExitStack() as stack:
             beside = None
             if request.compare is not None:
-                beside = stack.enter_context(make(request.compare, width=side_by_side_width(width)))
-            writer = stack.enter_context(make(request.out, width=width))
+                beside = stack.enter_context(make(request.compare, height=height, width=side_by_side_width(width)))
+            if follow_up is None:
+                writer = stack.enter_context(make(request.out, height=height, width=width))
+            else:
+                high, wide = follow_up.size
+                writer = stack.enter_context(make(request.out, height=high, width=wide, clock=follow_up.clock))
 
             def write(item: tuple[EditPart, list[Frames]]) -> None:
                 part, pictures = item
                 with run.monitor.timed("write"):
-                    writer.write(part.frames)
+                    if follow_up is None:
+                        writer.write(part.frames)
                     if beside is not None:
                         beside.write(side_by_side(self._networks.source_like_result(run, pictures), part.frames))
 
             if run.journal is not None:
                 run.journal.begin(resume=resume)
             with Behind(write, _QUEUED) as behind, closing(self._parts(run, request.preview)) as parts:
-                for item in parts:
-                    behind.put(item)
+                if follow_up is None:
+                    for item in parts:
+                        behind.put(item)
+                else:
+                    for frame in follow_up.frames(_frames_of(parts, behind)):
+                        writer.write(frame)
             with run.monitor.timed("write"):
                 stack.close()
-            run.tally.notes += writer.notes
+            run.tally.notes += [*writer.notes, *([] if follow_up is None else [follow_up.sentence])]
+
+    def _follow_up(self, run: Run, request: FileRequest) -> "FollowUp | None":
+        """The stages that the edited frames go through before they are written."""
+        if not request.then:
+            return None
+        from fairy.runtime.generation.follow_up import FollowUp
+
+        source, plan = run.plan.source, run.plan
+        return FollowUp(
+            request.then,
+            num_frames=source.num_frames,
+            size=plan.result_size,
+            clock=source.clock or Clock.constant(source.num_frames, request.fps or 1),
+            cuts=[segment.start for segment in plan.segments if segment.start > 0],
+            monitor=run.monitor,
+            threads=self._threads,
+            device=self._networks.device,
+            dtype=self._dtype,
+        )
 
     def keep_encoded(self, most_bytes: int = 256 << 20) -> None:
         """From now on encode each picture once, for several edits of one video; 0 = no longer.
@@ -443,6 +475,15 @@ class Editor:
                 yield
             finally:
                 self._owner = None
+
+
+def _frames_of(
+    parts: Iterator[tuple[EditPart, list[Frames]]], behind: Behind[tuple[EditPart, list[Frames]]]
+) -> Iterator[Frames]:
+    """The edited frames one by one, after each part was handed to what is written beside them."""
+    for item in parts:
+        behind.put(item)
+        yield from item[0].frames
 
 
 def _preview_path(preview: str | Path | None, video: VideoInput) -> Path | None:

@@ -28,6 +28,7 @@ from training.text import LENGTH, WIDTH, build_text_encoder, token_ids, train_to
 
 STREAM = 62  # of random numbers
 TRAIN_STEPS = 1000  # of the diffusion
+MOST_WEIGHT = 5.0  # of an error at little noise, beside 1 where all is noise
 STAGES = ("pictures", "unlabelled", "captioned")
 EARLIER = {"unlabelled": "pictures", "captioned": "unlabelled"}
 TOKENIZER = Path(__file__).parent / "tokenizer_generator"
@@ -91,7 +92,7 @@ class TextToVideo(nn.Module):
     def forward(
         self, noisy_BCFHW: torch.Tensor, time_B: torch.Tensor, tokens_BL: torch.Tensor, fps_B: torch.Tensor
     ) -> torch.Tensor:
-        """The prediction v, [B, 3, F, H, W]."""
+        """The predicted clips, [B, 3, F, H, W]."""
         text_BLC = self.text_encoder(tokens_BL).last_hidden_state
         return torch.as_tensor(self.unet(noisy_BCFHW, time_B, text_BLC, fps=fps_B))
 
@@ -142,12 +143,15 @@ def draw_batch(plan: GeneratorPlan, tokenizer: CLIPTokenizer, seed: int, step: i
 
 
 def loss_of(model: nn.Module, batch: Batch, alphas: torch.Tensor) -> torch.Tensor:
-    """Weighted squared error of the v prediction (Salimans & Ho 2022)."""
-    signal, spread = (w[batch.time, None, None, None, None] for w in (alphas.sqrt(), (1 - alphas).sqrt()))
-    noisy = signal * batch.clips + spread * batch.noise
-    wanted = signal * batch.noise - spread * batch.clips
-    error = (model(noisy, batch.time, batch.tokens, batch.fps).float() - wanted).square()
-    return (batch.weights * error).sum() / batch.weights.expand_as(error).sum()
+    """Weighted squared error of the predicted clips, as that of v would weigh it (Salimans & Ho 2022), up to a limit.
+
+    The network predicts clips, not noise: clips lie in few of the directions that squares of pixels have, noise in all.
+    """
+    alpha = alphas[batch.time, None, None, None, None]
+    noisy = alpha.sqrt() * batch.clips + (1 - alpha).sqrt() * batch.noise
+    error = (model(noisy, batch.time, batch.tokens, batch.fps).float() - batch.clips).square()
+    weights = batch.weights / (1 - alpha).clamp(min=1 / MOST_WEIGHT)
+    return (weights * error).sum() / batch.weights.expand_as(error).sum()
 
 
 def train(
@@ -207,6 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--stage", choices=STAGES, help="only this one")
     parser.add_argument("--minutes", type=float, default=600.0, help="at most, for each stage")
     parser.add_argument("--steps", type=int, help="of the stage, instead of the plan's")
+    parser.add_argument("--start-from", type=Path, help="a checkpoint with the first weights of stage pictures")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="write the tokenizer there and stop")
@@ -219,9 +224,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--out is needed")
     for stage in (options.stage,) if options.stage else STAGES:
         plan = replace(PLANS[stage], steps=options.steps or PLANS[stage].steps)
-        start = checkpoint(options.out, EARLIER[stage]) if stage in EARLIER else None
+        start = checkpoint(options.out, EARLIER[stage]) if stage in EARLIER else options.start_from
         if start is not None and not start.exists():
-            raise SystemExit(f"{options.out} holds no {EARLIER[stage]}: run --stage {EARLIER[stage]} first")
+            raise SystemExit(f"there is no checkpoint {start}: run the stage before first, or name another")
         begun, deadline = time.monotonic(), time.monotonic() + 60 * options.minutes
         trainee = train(
             plan, checkpoint(options.out, stage), Compute.best(), seed=options.seed, deadline=deadline, start=start

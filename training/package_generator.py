@@ -43,7 +43,7 @@ def cascade() -> dict[str, Any]:
         "fps": RATES[0],
         "window": FRAMES,
         "overlap": FRAMES // 2,
-        "scheduler": SCHEDULE | {"prediction_type": "v_prediction"},
+        "scheduler": SCHEDULE | {"prediction_type": "sample"},
         "num_inference_steps": STEPS,
         "guidance_scale": GUIDANCE,
     }

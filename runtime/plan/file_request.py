@@ -8,12 +8,37 @@ from typing import Any
 
 from fairy.kernels.errors import InputError
 from fairy.runtime.files import check_outputs, user_path
-from fairy.runtime.options import Name, Rate, Whole, option, options_of
+from fairy.runtime.options import Kind, Name, Rate, Whole, option, options_of
 from fairy.runtime.video.formats import output_format
 
 DEFAULT_CRF = 18
+FOLLOW_UPS = ("upscale", "interpolate")
 
 _SLOWEST_FPS = Fraction(1, 1000)  # containers have no room for much slower clocks
+
+
+@dataclass(frozen=True, slots=True)
+class FollowUps(Kind):
+    """What an edit is followed by, in that order."""
+
+    metavar: str = "TEXT"
+
+    def takes(self) -> str:
+        """The names."""
+        return f"{' or '.join(FOLLOW_UPS)}, or both with a comma between"
+
+    def check(self, name: str, value: Any) -> tuple[str, ...]:
+        """Names, each once."""
+        names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (value,)
+        wrong = next((one for one in names if one not in FOLLOW_UPS), None)
+        if wrong is not None or not names or len(set(names)) != len(names):
+            shown = value if wrong is None else wrong
+            raise InputError("is not possible", name=name, value=shown, remedy=f"give {self.takes()}")
+        return names
+
+    def parse(self, name: str, text: str) -> tuple[str, ...]:
+        """Names with commas between them."""
+        return self.check(name, tuple(part.strip() for part in text.split(",")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +59,9 @@ class FileRequest:
         None, Name("a .png or .jpg file"), "Write the edited anchors as one picture before the rest"
     )
     report: Path | None = option(None, Name("a .json file"), "Write a JSON report of the job")
+    then: tuple[str, ...] | None = option(
+        None, FollowUps(), "What the edited frames become before they are written: twice as large, twice as many"
+    )
 
     @classmethod
     def checked(
@@ -46,6 +74,7 @@ class FileRequest:
         report: str | Path | None = None,
         fps: float | Fraction | None = None,
         crf: int = DEFAULT_CRF,
+        then: str | Sequence[str] | None = None,
         others: Sequence[str | Path | None] = (),
     ) -> "FileRequest":
         """The request with its paths made absolute; `others` are further inputs, which no output may replace.
@@ -56,7 +85,8 @@ class FileRequest:
         """
         source, target = user_path(video), user_path(out)
         beside, anchors, told = (None if path is None else user_path(path) for path in (compare, preview, report))
-        request = cls(source, target, check_fps(fps), check_crf(crf), beside, anchors, told)
+        next_stages = options_of(cls)["then"].check("then", then)
+        request = cls(source, target, check_fps(fps), check_crf(crf), beside, anchors, told, next_stages)
         if not source.exists():
             raise InputError(f"{video} does not exist; check the path.")
         outputs = {"out": target, "compare": beside, "preview": anchors, "report": told}

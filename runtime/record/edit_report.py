@@ -141,14 +141,18 @@ def open_writer(
     fps: Fraction | None,
     crf: int,
     cancel: threading.Event | None = None,
+    clock: Clock | None = None,
 ) -> VideoWriter:
-    """A writer for the edited frames of `source`; refuses, before anything is computed, what cannot be written."""
+    """A writer for the edited frames of `source`; refuses, before anything is computed, what cannot be written.
+
+    `clock`: when the frames are shown, if they are others than the source's.
+    """
     video = source.video
     return VideoWriter(
         path,
         width=width,
         height=height,
-        clock=source.clock or Clock.constant(source.num_frames, fps or 1),
+        clock=clock or source.clock or Clock.constant(source.num_frames, fps or 1),
         source=video,
         source_range=None if video is None else (source.first, source.first + source.num_frames),
         crf=crf,

@@ -24,7 +24,7 @@ from fairy.runtime.service.options import ServiceOptions
 
 DOCS = Path(__file__).parents[2] / "docs"
 ONE_EDIT = (EditParams, EditorSetup, FileRequest)
-NOT_FOR_MANY = {"gpus", "workers", "compare", "preview", "report", "fps"}
+NOT_FOR_MANY = {"gpus", "workers", "compare", "preview", "report", "fps", "then"}
 
 
 def test_every_field_is_in_the_table() -> None:

@@ -85,9 +85,8 @@ def interpolation_network() -> VideoUNet:
 
 def write_generator(folder: Path) -> Path:
     """A generator's folder with small random networks."""
-    for number, (name, network) in enumerate(
-        {"base": base_network(), "interpolation": interpolation_network(), "super_resolution": super_resolution_network()}.items()
-    ):  # fmt: skip
+    made = (base_network(), interpolation_network(), super_resolution_network())
+    for number, (name, network) in enumerate(zip(("base", "interpolation", "super_resolution"), made, strict=True)):
         shaken(network, number).save_pretrained(folder / name, safe_serialization=True)
     tokenizer = CLIPTokenizer.from_pretrained(embedded_generator() / "tokenizer")
     config = CLIPTextConfig(
