@@ -34,10 +34,10 @@ def run_base(
     Args:
         image: the first frame [3, H, W] in 0 to 1; it is put back at every step, noised as the others are.
         tell: hears of every step.
-        latents: unit noise to begin with, [F, 3, H, W]; None = from the seed, frame by frame.
+        latents: unit noise to begin with, [F, C, h, w]; None = from the seed, frame by frame.
     """
     schedule = schedule_of(stage, steps)
-    shape = (3, stage.height, stage.width)
+    shape = (stage.channels, stage.height // stage.factor, stage.width // stage.factor)
     noise = (
         torch.stack([stage_noise(seed, stage.name, f, shape) for f in range(frames)]) if latents is None else latents
     )
@@ -58,7 +58,8 @@ def run_base(
                 out[start:stop] += (share / weights[start:stop])[:, None, None, None] * pending.result()
         x = step(schedule, i, x, out, None)
         tell(i + 1, len(schedule))
-    made = ((x + 1) / 2).clamp(0, 1)
+    decoding = [computer.submit("decode_base", frame) for frame in x]
+    made = torch.stack([pending.result() for pending in decoding])
     if image is not None:
         made[0] = image
     return made

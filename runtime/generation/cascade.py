@@ -45,6 +45,10 @@ class Stage:
         kind: base (text to frames), interpolation (frames between frames) or super_resolution.
         network: its folder, in the generator's.
         frames, height, width, fps: of the base stage alone: what it was trained to make in one window.
+        channels, factor: of the base stage alone: of what it denoises, and how many pixels a place of it stands for
+            along a side; 3 and 1 for pixels.
+        multiple: of the base stage alone: other sizes than its own are possible if they are multiples of this many
+            pixels; 0 = none is.
         times: of interpolation alone: for each frame it makes so many, with itself.
         scale: of super-resolution alone: how many times larger.
         window: frames that are computed together at most; of interpolation they are those between two known ones.
@@ -59,6 +63,9 @@ class Stage:
     kind: StageKind
     network: str
     frames: int = 0
+    channels: int = 3
+    factor: int = 1
+    multiple: int = 0
     height: int = 0
     width: int = 0
     fps: float = 0.0

@@ -26,6 +26,7 @@ from fairy.runtime.files import check_outputs, only_writer_of, user_path, write_
 from fairy.runtime.generation.base_stage import run_base
 from fairy.runtime.generation.cascade import Cascade, ClipShape, Stage
 from fairy.runtime.generation.clip_report import ClipReport, ClipResult, clip_writer
+from fairy.runtime.generation.latent_base import LatentNetworks, is_latent
 from fairy.runtime.generation.networks import CascadeNetworks, Prompted
 from fairy.runtime.generation.params import ClipRequest, GenerateParams, GeneratorSetup
 from fairy.runtime.generation.streams import frames_of
@@ -90,24 +91,29 @@ def plan_clip(cascade: Cascade, params: GenerateParams) -> ClipPlan:
     given: dict[str, Any] = {
         "num_frames": frames,
         "fps": fps,
-        "size": max(shapes[-1].height, shapes[-1].width),
+        "size": (shapes[-1].width, shapes[-1].height),
         "num_inference_steps": params.num_inference_steps or base.num_inference_steps,
         "guidance_scale": base.guidance_scale if params.guidance_scale is None else params.guidance_scale,
     }
     return ClipPlan(replace(params, **given), stages, shapes, frames)
 
 
-def _stages_for_size(cascade: Cascade, size: int | None) -> tuple[Stage, ...]:
-    """The stages up to the size that is asked for."""
-    sides = [max(shape.height, shape.width) for shape in cascade.shapes]
+def _stages_for_size(cascade: Cascade, size: int | tuple[int, int] | None) -> tuple[Stage, ...]:
+    """The stages up to the size that is asked for, or the base stage at that size where it is free to choose."""
     if size is None:
         return cascade.stages
-    if size not in sides:
-        remedy = f"choose one of {', '.join(map(str, sorted(set(sides))))}, or use fairy upscale on the result"
-        raise InputError("is none that the stages make", name="size", value=size, remedy=remedy)
-    return tuple(
-        s for s, side in zip(cascade.stages, sides, strict=True) if s.kind != "super_resolution" or side <= size
-    )
+    width, height = size if isinstance(size, tuple) else (size, size)
+    sizes, base = [(shape.width, shape.height) for shape in cascade.shapes], cascade.base
+    if (width, height) in sizes:
+        small = zip(cascade.stages, sizes, strict=True)
+        return tuple(stage for stage, made in small if stage.kind != "super_resolution" or made <= (width, height))
+    if base.multiple and not (width % base.multiple or height % base.multiple):
+        free = replace(base, width=width, height=height)
+        return (free, *(stage for stage in cascade.stages[1:] if stage.kind != "super_resolution"))
+    known = ", ".join(f"{w}x{h}" for w, h in dict.fromkeys(sizes))
+    others = f", or multiples of {base.multiple}" if base.multiple else ""
+    remedy = f"choose one of {known}{others}, or use fairy upscale on the result"
+    raise InputError("is none that the stages make", name="size", value=size, remedy=remedy)
 
 
 def _stages_for_rate(stages: tuple[Stage, ...], fps: Fraction) -> tuple[Stage, ...]:
@@ -143,10 +149,11 @@ class Generator:
 
     def __init__(
         self, folder: Path, *, name: str, device: torch.device, dtype: torch.dtype, threads: int = 1,
-        offload: bool = False, computer: PoolComputer | None = None, workers: int = 1,
+        offload: bool = False, motion_adapter: Path | None = None, computer: PoolComputer | None = None,
+        workers: int = 1,
     ) -> None:  # fmt: skip
         """`computer`: what computes; None = this process."""
-        self._networks = CascadeNetworks(folder, device, dtype, resident=not offload)
+        self._networks = make_networks(folder, dtype, offload, motion_adapter, device)
         self._computer: WindowComputer = computer or HereComputer(self._networks, threads)
         self._name, self._device, self._dtype, self._threads = name, device, dtype, threads
         self._offload, self._workers = offload, workers
@@ -191,7 +198,7 @@ class Generator:
             on_progress: called with `Progress` at every step of the base stage and every window of the others.
             cancel: set it to stop the job at its next step.
             preview: a PNG or JPEG file for the base stage's frames, written before the other stages run.
-            latents: unit noise that the base stage begins with, [F, 3, h, w].
+            latents: unit noise that the base stage begins with, [F, C, h, w].
 
         Raises:
             InputError, MachineError, NumericalError, Cancelled: each says in a sentence what to do.
@@ -309,6 +316,8 @@ class Generator:
         if kept is not None:
             return kept
         params = plan.params
+        if params.image is not None and plan.stages[0].factor > 1:
+            raise InputError("is for generators of pixels", name="image", value=params.image, remedy="leave it out")
         with monitor.timed(plan.stages[0].name):
             features = self._networks.encode_text([params.negative_prompt, params.prompt]).cpu()
             assert params.guidance_scale is not None
@@ -393,23 +402,31 @@ class Opened:
 def open_setup(setup: GeneratorSetup) -> Opened:
     """Find a generator's folder and the devices that are to compute. Raises InputError."""
     folder = embedded_generator() if setup.model is None else user_path(setup.model)
-    if not folder.is_dir():
-        raise InputError(f"The generator {str(setup.model)!r} is no folder; name one that holds a cascade.json.")
-    Cascade.read(folder)
+    adapter = None if setup.motion_adapter is None else user_path(setup.motion_adapter)
+    for what, where in (("generator", folder), ("motion adapter", adapter)):
+        if where is not None and not where.is_dir():
+            raise InputError(f"The {what} {str(where)!r} is no folder; name one that holds its files.")
     device = resolve_device(setup.device)
     dtype = resolve_dtype(setup.dtype, device)
+    make_networks(folder, dtype, setup.offload, adapter, torch.device("cpu"))  # refuses what it cannot be
     devices = worker_devices(device, setup.gpus, setup.workers)
     computer = None
     if len(devices) > 1:
-        make = partial(make_networks, folder, dtype, setup.offload)
+        make = partial(make_networks, folder, dtype, setup.offload, adapter)
         computer = PoolComputer(make, devices, threads=setup.threads, timeout_s=setup.worker_timeout_s)
     name = "fairy-generator" if setup.model is None else str(setup.model)
     how = {"name": name, "device": device, "dtype": dtype, "threads": setup.threads, "offload": setup.offload}
-    return Opened(folder, how | {"computer": computer, "workers": len(devices)})
+    return Opened(folder, how | {"motion_adapter": adapter, "computer": computer, "workers": len(devices)})
 
 
-def make_networks(folder: Path, dtype: torch.dtype, offload: bool, device: torch.device) -> CascadeNetworks:
-    """The networks, in a worker."""
+def make_networks(
+    folder: Path, dtype: torch.dtype, offload: bool, motion_adapter: Path | None, device: torch.device
+) -> CascadeNetworks | LatentNetworks:
+    """The networks of a folder, here or in a worker; none is loaded yet."""
+    if is_latent(folder):
+        return LatentNetworks(folder, device, dtype, motion_adapter=motion_adapter)
+    if motion_adapter is not None:
+        raise InputError("goes with a Stable Diffusion 1.5 checkpoint", name="motion_adapter", value=motion_adapter)
     return CascadeNetworks(folder, device, dtype, resident=not offload)
 
 

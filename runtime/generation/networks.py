@@ -85,10 +85,14 @@ class CascadeNetworks:
             fps=torch.full((count,), fps, device=self.device),
             enable_time=stage.enable_time and len(x_FCHW) > 1,
         ).float()
-        _check_finite(out, stage.name)
+        check_finite(out, stage.name)
         one = out[0] + text.guidance_scale * (out[1] - out[0]) if guided else out[0]
         made: Tensor = one.transpose(0, 1).cpu()
         return made
+
+    def decode_base(self, frame_CHW: Tensor) -> Tensor:
+        """What the base stage ends in as a picture: float32 [3, H, W], -1 to 1 becomes 0 to 1."""
+        return _unit(frame_CHW)
 
     @torch.inference_mode()
     def interpolate(self, name: str, window: Window, frames_FCHW: Tensor) -> Tensor:
@@ -105,7 +109,7 @@ class CascadeNetworks:
         condition = _padded(torch.cat([ends, planes], dim=1), network.multiple).to(self.device, self.dtype)
         zero = torch.zeros(1, device=self.device)
         made = network(None, zero, fps=zero, condition=condition).float()
-        _check_finite(made, stage.name)
+        check_finite(made, stage.name)
         made = _unit(made[0, :, 1:-1, :height, :width]).transpose(0, 1).cpu()
         between = iter(made)
         return torch.stack([next(between) if 0 < p < 1 else frames_FCHW[int(p)] for p in positions])
@@ -145,7 +149,7 @@ class CascadeNetworks:
                 condition=condition.to(self.dtype),
                 enable_time=stage.enable_time and len(small) > 1,
             ).float()
-            _check_finite(out, stage.name)
+            check_finite(out, stage.name)
             x = step(schedule, i, x, out, None)
         top, left = (scale * (tile.makes[0] - tile.reads[0]) for tile in (rows, columns))
         high, wide = (scale * (tile.makes[1] - tile.makes[0]) for tile in (rows, columns))
@@ -224,6 +228,7 @@ def _unit(x: Tensor) -> Tensor:
     return ((x + 1) / 2).clamp(0, 1)
 
 
-def _check_finite(x: Tensor, stage: str) -> None:
+def check_finite(x: Tensor, stage: str) -> None:
+    """Raise NumericalError where a stage made something else than numbers."""
     if not bool(torch.isfinite(x).all()):
         raise NumericalError(f"The stage {stage} made values that are not finite; choose float32 (--dtype float32).")

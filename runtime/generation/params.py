@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fairy.kernels.errors import InputError
 from fairy.runtime.editor_setup import MAX_WORKERS, PRECISIONS, Device
-from fairy.runtime.options import Choice, Flag, Name, Number, Rate, Text, Time, Whole, check_options, option
+from fairy.runtime.options import Choice, Flag, Kind, Name, Number, Rate, Text, Time, Whole, check_options, option
 from fairy.runtime.plan.file_request import DEFAULT_CRF
 from fairy.runtime.plan.params import Shots
 from fairy.runtime.video import MAX_PIXELS
@@ -26,6 +26,32 @@ class _Told:
         """Every value by name, for a report."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # dataclasses all
         return {n: str(v) if isinstance(v, Path | Fraction) else v for n, v in plain.items() if not n.startswith("_")}
+
+
+@dataclass(frozen=True, slots=True)
+class Size(Kind):
+    """Width and height in pixels, or one number for both."""
+
+    metavar: str = "TEXT"
+
+    def takes(self) -> str:
+        """How it is written."""
+        return "a number (256), or WIDTHxHEIGHT (576x320)"
+
+    def check(self, name: str, value: Any) -> int | tuple[int, int]:
+        """One number or a pair."""
+        side = Whole(8, 16384)
+        if isinstance(value, list | tuple) and len(value) == 2:
+            return side.check(name, value[0]), side.check(name, value[1])
+        return side.check(name, value)
+
+    def parse(self, name: str, text: str) -> int | tuple[int, int]:
+        """A number, or two with an x between."""
+        parts = text.lower().replace("×", "x").split("x")
+        if len(parts) > 2:
+            raise InputError("is not a size", name=name, value=text, remedy=f"give {self.takes()}")
+        sides = [Whole(8, 16384).parse(name, part) for part in parts]
+        return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +74,8 @@ class GenerateParams(_Told):
     fps: Fraction | None = option(
         None, Rate(Fraction(1), 240), "Frames a second of the result", usual="the cascade's: 20 of the embedded one"
     )
-    size: int | None = option(
-        None, Whole(8, 16384), "Pixels of the long side, one of those that the stages make", usual="the largest"
+    size: int | tuple[int, int] | None = option(
+        None, Size(), "Pixels of the result: a size that the stages make", usual="the largest"
     )
     seed: int = option(0, Whole(0, 2**63 - 1), "Seed of all noise; the same on any number of workers")
     num_inference_steps: int | None = option(
@@ -126,7 +152,13 @@ class GeneratorSetup:
     """
 
     model: str | Path | None = option(
-        None, Name("a generator's folder", "TEXT"), "The generator", usual="the embedded one"
+        None,
+        Name("a generator's folder, or one of diffusers' TextToVideoSD or AnimateDiff", "TEXT"),
+        "The generator",
+        usual="the embedded one",
+    )
+    motion_adapter: str | Path | None = option(
+        None, Name("a folder"), "AnimateDiff's motion adapter for a Stable Diffusion 1.5 checkpoint"
     )
     device: str = option("auto", Device(), "Where it runs; auto is CUDA where there is one")
     dtype: str = option("auto", Choice(("auto", *PRECISIONS)), "Precision; auto is float16 on CUDA, else float32")

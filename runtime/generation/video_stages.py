@@ -23,8 +23,7 @@ from fairy.kernels.errors import FairyError, InputError
 from fairy.runtime.files import check_outputs, only_writer_of, user_path
 from fairy.runtime.generation.cascade import Stage
 from fairy.runtime.generation.clip_report import ClipReport
-from fairy.runtime.generation.generator import OnProgress, open_setup, submit_window, to_float, to_uint8
-from fairy.runtime.generation.networks import CascadeNetworks
+from fairy.runtime.generation.generator import OnProgress, make_networks, open_setup, submit_window, to_float, to_uint8
 from fairy.runtime.generation.params import ClipRequest, GeneratorSetup, InterpolateParams, UpscaleParams
 from fairy.runtime.generation.streams import frames_of
 from fairy.runtime.generation.window_pool import HereComputer, PoolComputer, WindowComputer
@@ -93,11 +92,12 @@ class VideoStages(ABC, Generic[Params]):
         dtype: torch.dtype,
         threads: int = 1,
         offload: bool = False,
+        motion_adapter: Path | None = None,
         computer: PoolComputer | None = None,
         workers: int = 1,
     ) -> None:
         """`computer`: what computes; None = this process."""
-        self._networks = CascadeNetworks(folder, device, dtype, resident=not offload)
+        self._networks = make_networks(folder, dtype, offload, motion_adapter, device)
         self._computer: WindowComputer = computer or HereComputer(self._networks, threads)
         self._name, self._device, self._dtype, self._threads = name, device, dtype, threads
         self._workers = workers

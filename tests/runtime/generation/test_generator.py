@@ -145,7 +145,7 @@ def test_preview_and_report_are_written(generator: Generator, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("params", "sentence"),
     [
-        ({"size": 50}, "size = 50 is none that the stages make; choose one of 16, 32, 64"),
+        ({"size": 50}, "size = 50 is none that the stages make; choose one of 16x16, 32x32, 64x64"),
         ({"fps": 240}, "fps = 240 is more than can be made"),
         ({"num_frames": 0}, "num_frames = 0 is not possible"),
         ({"image": "missing.png"}, "cannot be read"),
