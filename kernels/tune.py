@@ -62,6 +62,7 @@ _BATCH = ("batch", "samples", "rows", "frames")
 OPS: Mapping[str, TunedOp] = {
     "anchor_attention": TunedOp("fairy.kernels.anchor_attention_kernel", ("head_dim", "element_bytes")),
     "geglu": TunedOp("fairy.kernels.geglu"),
+    "temporal_attention": TunedOp("fairy.kernels.temporal_attention"),
     "group_norm_silu": TunedOp("fairy.kernels.group_norm_silu"),
     "guidance_step": TunedOp("fairy.kernels.guidance_step"),
     "fp8_linear": TunedOp("fairy.kernels.fp8_linear", by_name=True),

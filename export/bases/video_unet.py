@@ -16,6 +16,8 @@ from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from fairy.kernels.temporal_attention import temporal_attention
+
 _FREQUENCIES = 64
 _FPS_SCALE = 100.0  # of log2 of the rate, so that the embedding's waves tell rates apart
 _NOISE_SCALE = 1000.0
@@ -89,28 +91,47 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """norm, queries of the tokens, keys and values of a context (themselves without one), added to the tokens."""
 
-    def __init__(self, channels: int, heads: int, context: int | None = None, *, identity: bool = False) -> None:
-        """`identity`: starts by adding nothing."""
+    def __init__(self, channels: int, heads: int, context: int | None = None) -> None:
         super().__init__()
         self.norm, self.heads = nn.LayerNorm(channels), heads
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_kv = nn.Linear(context or channels, 2 * channels, bias=False)
         self.to_out = nn.Linear(channels, channels)
-        if identity:
-            nn.init.zeros_(self.to_out.weight)
-            nn.init.zeros_(self.to_out.bias)
 
-    def forward(self, x_NSC: Tensor, context_NLC: Tensor | None = None, position_SC: Tensor | None = None) -> Tensor:
-        """[N, S, C] to the same; `position_SC` is added to the normed tokens."""
+    def forward(self, x_NSC: Tensor, context_NLC: Tensor | None = None) -> Tensor:
+        """[N, S, C] to the same."""
         n, s, c = x_NSC.shape
         normed = self.norm(x_NSC)
-        if position_SC is not None:
-            normed = normed + position_SC
         q = self.to_q(normed).view(n, s, self.heads, -1).transpose(1, 2)
         k, v = self.to_kv(normed if context_NLC is None else context_NLC).chunk(2, dim=2)
         k, v = (part.view(n, -1, self.heads, c // self.heads).transpose(1, 2) for part in (k, v))
         y = F.scaled_dot_product_attention(q, k, v)
         return cast(Tensor, x_NSC + self.to_out(y.transpose(1, 2).reshape(n, s, c)))
+
+
+class TemporalAttention(Attention):
+    """Attention over a window's frames at every place, which starts as the identity; frames are told apart by waves."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__(channels, heads)
+        nn.init.zeros_(self.to_out.weight)
+        nn.init.zeros_(self.to_out.bias)
+
+    def forward(self, x_NSC: Tensor, frames: int) -> Tensor:  # type: ignore[override]  # it has no context
+        """[N, S, C] to the same."""
+        n, s, c = x_NSC.shape
+        normed = self.norm(x_NSC).view(n // frames, frames, s, c) + self.positions(frames, x_NSC)[:, None]
+        shape = (n // frames, frames, s, self.heads, c // self.heads)
+        k, v = self.to_kv(normed).chunk(2, dim=3)
+        y = temporal_attention(self.to_q(normed).view(shape), k.unflatten(3, shape[3:]), v.unflatten(3, shape[3:]))
+        return cast(Tensor, x_NSC + self.to_out(y.view(n, s, c)))
+
+    @staticmethod
+    def positions(frames: int, like: Tensor) -> Tensor:
+        """Sinusoids of the frames' numbers, [F, C]."""
+        numbers = torch.arange(frames, device=like.device)
+        waves: Tensor = get_timestep_embedding(numbers, like.shape[-1], max_period=100)
+        return waves.to(like.dtype)
 
 
 class FeedForward(nn.Module):
@@ -133,7 +154,7 @@ class PseudoAttention3d(nn.Module):
         super().__init__()
         self.spatial = Attention(channels, heads)
         self.text = None if text is None else Attention(channels, heads, text)
-        self.temporal = Attention(channels, heads, identity=True) if temporal else None
+        self.temporal = TemporalAttention(channels, heads) if temporal else None
         self.feed_forward = FeedForward(channels)
 
     def forward(self, x_NCHW: Tensor, text_NLC: Tensor | None, frames: int) -> Tensor:
@@ -143,17 +164,9 @@ class PseudoAttention3d(nn.Module):
         if self.text is not None:
             x_NSC = self.text(x_NSC, text_NLC)
         if self.temporal is not None and frames > 1:
-            x_SFC = x_NSC.reshape(-1, frames, h * w, c).transpose(1, 2).reshape(-1, frames, c)
-            x_SFC = self.temporal(x_SFC, position_SC=_positions(frames, c, x_SFC))
-            x_NSC = x_SFC.reshape(-1, h * w, frames, c).transpose(1, 2).reshape(n, h * w, c)
+            x_NSC = self.temporal(x_NSC, frames)
         x_NSC = self.feed_forward(x_NSC)
         return x_NSC.reshape(n, h, w, c).permute(0, 3, 1, 2)
-
-
-def _positions(frames: int, channels: int, like: Tensor) -> Tensor:
-    """Sinusoids of the frames' numbers, [F, C]."""
-    positions: Tensor = get_timestep_embedding(torch.arange(frames, device=like.device), channels, max_period=100)
-    return positions.to(like.dtype)
 
 
 class Level(nn.Module):

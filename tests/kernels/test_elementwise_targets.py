@@ -12,19 +12,21 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from fairy.benchmarks.work import geglu_work, group_norm_silu_work
-from fairy.kernels import geglu, group_norm_silu, guidance_step
+from fairy.kernels import geglu, group_norm_silu, guidance_step, temporal_attention
 from fairy.kernels.group_norm_silu import default_config
 from fairy.kernels.launching import next_power_of_2
 
 K = 10  # channels of a group at level 0 of SD1.5
 NORM = default_config(K)
 HALF = {"x_ptr": "*fp16", "out_ptr": "*fp16", "weight_ptr": "*fp16", "bias_ptr": "*fp16", "outputs_ptr": "*fp16"}
-FLOAT = {"eps": "fp32"} | {
+HALF |= {"q_ptr": "*fp16", "k_ptr": "*fp16", "v_ptr": "*fp16"}
+FLOAT = {"eps": "fp32", "scale": "fp32"} | {
     f"{name}_ptr": "*fp32" for name in ("means", "m2", "joined_means", "joined_m2", "latents", "noise", "coefficients")
 }
 # What the launcher's integers are divisible by at SD1.5's sizes; Triton's own launcher finds out at run time.
 DIVISIBLE = {"channels", "pixels", "row_stride", "sample_stride", "pixel_stride", "group_stride", "frame_stride"}
 DIVISIBLE |= {"channel_stride", "latents_stride"}
+DIVISIBLE |= {f"{x}_{axis}" for x in "qkv" for axis in ("window", "frame", "place", "head")}
 
 # name: kernel, its constants, and the 16-byte loads it must have at least
 KERNELS: dict[str, tuple[Any, dict[str, object], int]] = {
@@ -38,6 +40,11 @@ KERNELS: dict[str, tuple[Any, dict[str, object], int]] = {
     "normalise": (
         group_norm_silu._normalise_kernel,
         {"K": K, "CHUNKS": 16, "PIXELS": NORM["PIXELS"], "CHANNELS": NORM["CHANNELS"], "SILU": True},
+        2,
+    ),
+    "attention over time": (
+        temporal_attention._temporal_attention_kernel,
+        {"CHANNELS": 40, "FRAMES_PADDED": 16, "CHANNELS_PADDED": 64, "UPCAST": False},
         2,
     ),
     "guided step": (

@@ -43,8 +43,12 @@ def parts() -> dict[str, object]:
         eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     vae = AutoencoderKL(
-        block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4,
-                        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)  # fmt: skip
+        block_out_channels=(8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1
     )
