@@ -1,4 +1,4 @@
-"""A video is edited: editor, sampler, anchors, noise, video files and the command line.
+"""A video is edited or made: editor, generator, samplers, noise, video files and the command line.
 
 The public names are loaded when they are first used, so that a helper process that only reads video
 (`python -m fairy.runtime.video.…`) does not pay for, or trust, a deep-learning library.
@@ -16,23 +16,36 @@ if TYPE_CHECKING:
         NumericalError,
     )
     from fairy.runtime.editor import Editor
-    from fairy.runtime.models import embedded_model
+    from fairy.runtime.generation.clip_report import ClipReport, ClipResult
+    from fairy.runtime.generation.generator import Generator
+    from fairy.runtime.generation.params import GenerateParams, InterpolateParams, UpscaleParams
+    from fairy.runtime.generation.video_stages import Interpolator, Upscaler
+    from fairy.runtime.models import embedded_generator, embedded_model
     from fairy.runtime.plan.params import EditParams
     from fairy.runtime.record.edit_report import EditPart, EditReport, EditResult
     from fairy.runtime.record.progress import Progress
 
 __all__ = [
     "Cancelled",
+    "ClipReport",
+    "ClipResult",
     "EditParams",
     "EditPart",
     "EditReport",
     "EditResult",
     "Editor",
     "FairyError",
+    "GenerateParams",
+    "Generator",
     "InputError",
+    "InterpolateParams",
+    "Interpolator",
     "MachineError",
     "NumericalError",
     "Progress",
+    "UpscaleParams",
+    "Upscaler",
+    "embedded_generator",
     "embedded_model",
 ]
 
@@ -48,6 +61,15 @@ _HOMES = {
     "EditReport": "fairy.runtime.record.edit_report",
     "EditResult": "fairy.runtime.record.edit_report",
     "Editor": "fairy.runtime.editor",
+    "ClipReport": "fairy.runtime.generation.clip_report",
+    "ClipResult": "fairy.runtime.generation.clip_report",
+    "GenerateParams": "fairy.runtime.generation.params",
+    "Generator": "fairy.runtime.generation.generator",
+    "InterpolateParams": "fairy.runtime.generation.params",
+    "Interpolator": "fairy.runtime.generation.video_stages",
+    "UpscaleParams": "fairy.runtime.generation.params",
+    "Upscaler": "fairy.runtime.generation.video_stages",
+    "embedded_generator": "fairy.runtime.models",
     "embedded_model": "fairy.runtime.models",
 }
 

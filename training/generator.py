@@ -28,6 +28,7 @@ from training.text import LENGTH, WIDTH, build_text_encoder, token_ids, train_to
 
 STREAM = 62  # of random numbers
 TRAIN_STEPS = 1000  # of the diffusion
+LATE = 0.4  # power of the times drawn from 0 to 1: what is where is decided where there is most noise
 MOST_WEIGHT = 5.0  # of an error at little noise, beside 1 where all is noise
 STAGES = ("pictures", "unlabelled", "captioned")
 EARLIER = {"unlabelled": "pictures", "captioned": "unlabelled"}
@@ -138,7 +139,7 @@ def draw_batch(plan: GeneratorPlan, tokenizer: CLIPTokenizer, seed: int, step: i
         tokens=token_ids(tokenizer, texts),
         fps=torch.tensor(rates),
         noise=torch.from_numpy(rng.standard_normal(clips_BCFHW.shape, dtype=np.float32)),
-        time=torch.from_numpy(rng.integers(TRAIN_STEPS, size=plan.clips)),
+        time=torch.from_numpy((TRAIN_STEPS * rng.random(plan.clips) ** LATE).astype(np.int64)),
     )
 
 
