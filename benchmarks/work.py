@@ -82,6 +82,12 @@ def geglu_work(rows: int, channels: int, dtype: torch.dtype) -> Work:
     return Work(3 * dtype.itemsize * elements, vector_flops=25 * elements, specials=elements)
 
 
+def temporal_attention_work(places: int, frames: int, heads: int, channels: int, dtype: torch.dtype) -> Work:
+    """Queries, keys and values read and the result written; two products of a place's frames, their exponentials."""
+    elements, scores = places * frames * heads * channels, places * heads * frames * frames
+    return Work(4 * dtype.itemsize * elements, 4 * scores * channels, dtype, vector_flops=6 * scores, specials=scores)
+
+
 def guidance_step_work(frames: int, elements: int, dtype: torch.dtype, *, branches: int = BRANCHES) -> Work:
     """Every branch's output, the latents read and written, the shared noise; one multiply-add for each read value."""
     num_bytes = frames * elements * (branches * dtype.itemsize + 8) + 4 * elements
