@@ -4,6 +4,7 @@ Positions are in pixels of a square picture, time in seconds; a clip is a functi
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -127,6 +128,7 @@ def random_clip(seed: int, *, fps: float, frames: int = FRAMES, unseen: bool = F
     return Clip(shape, colour, ground, radius, centre, direction, speed, place, caption)
 
 
+@cache
 def _is_distinct(colour: str, ground: str) -> bool:
     """Whether a colour stands out from a background, wherever it is before it."""
     top, bottom = (np.asarray(c) for c in GROUNDS[ground])
