@@ -51,6 +51,8 @@ def test_the_wheel_holds_the_namespace_and_nothing_else(wheel: Path) -> None:
     for name in benchmarks:  # what needs the checkout's folders stays there
         assert not re.search(rb"(from|import) (benchmarks|training|tests)\b", zipfile.ZipFile(wheel).read(name)), name
     assert "fairy/runtime/models/embedded/model_index.json" in names
+    assert "fairy/runtime/models/generator/cascade.json" in names
+    assert "fairy/runtime/models/generator/base/diffusion_pytorch_model.safetensors" in names
     page = [name for name in names if name.startswith("fairy/runtime/service/page/")]
     assert {"index.html", "style.css", "app.js"} <= {name.rpartition("/")[2] for name in page}
     for name in page:  # it loads nothing from elsewhere
