@@ -98,15 +98,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def find_unets(model: Path) -> dict[str, Path]:
-    """UNets to compare, by what the rows call them: the model's own, and the one kept in training/checkpoints.
+    """UNets to compare, by what the rows call them: the model's own; of those in training/checkpoints that have another
+    one beside them, both.
 
     Each is a folder whose parts (unet, text_encoder) take the place of the model's.
     """
     names = OTHERS / "comparison.json"
-    if model != embedded_model() or not names.is_file():
-        return {"as shipped": model}
-    card = json.loads(names.read_text())
-    return {name: model if folder == "embedded" else OTHERS / folder for name, folder in card.items()}
+    folders = json.loads(names.read_text()) if names.is_file() else {}
+    if model.resolve() not in (OTHERS / folder for folder in folders.values()):
+        return {"as it is": model}
+    return {name: OTHERS / folder for name, folder in folders.items()}
 
 
 def _with_parts(model: Path, parts: Path, folder: Path) -> Path:

@@ -211,7 +211,7 @@ class Editor:
             params: what to do.
             on_progress: called with `Progress` at every step of every micro-batch.
             cancel: set it to stop the job at its next step.
-            latents: the initial noise, [4, h, w] for all frames or [T, 4, h, w], at the padded size and of unit
+            latents: the initial noise, [c, h, w] for all frames or [T, c, h, w], at the padded size and of unit
                 variance (before the sampler's `init_noise_sigma`, as in diffusers).
             preview: a PNG or JPEG file for the edited anchors, written before the other frames are computed.
 

@@ -152,7 +152,7 @@ def begin_anchors(edit: SegmentEdit, number: int, pictures: list[Frames]) -> Non
     """Take a segment's anchors in, or what an interrupted edit had made of them; without a bank then."""
     latents = load_anchors(edit.run, number)
     if latents is not None:
-        edit.restore(edit.segment.anchors, latents)
+        edit.restore(edit.segment.anchors, latents, pictures)
     else:
         edit.begin(edit.segment.anchors, pictures)
 
@@ -169,7 +169,7 @@ def begin_part(edit: SegmentEdit, number: int, part: Part, pictures: list[Frames
     """Take the frames of a part in, or what an interrupted edit had made of them."""
     latents = load_latents(edit.run, number)
     if latents is not None:
-        edit.restore(part.frames, latents)
+        edit.restore(part.frames, latents, frames_of(part, pictures))
     else:
         edit.begin(part.frames, frames_of(part, pictures))
 

@@ -38,6 +38,7 @@ class EditorPlan:
     drop: float = 0.05  # of the text, of the image, and of both
     changed_weight: float = 10.0  # of the error where the edit changes the picture; elsewhere it is 1
     shapes_weight: float = 1.0  # of the loss that asks which kind of object is where
+    save_every: int = 500  # steps
     pairs: PairsPlan = field(default_factory=PairsPlan)
 
 
@@ -53,12 +54,12 @@ class TextEditor(nn.Module):
         self.tokenizer = build_tokenizer()
         self.text_encoder: CLIPTextModel = build_text_encoder(self.tokenizer)
         self.unet: UNet2DConditionModel = build_unet()
-        self.recogniser = nn.Conv2d(self.unet.config["block_out_channels"][-1], 1 + len(SHAPES), kernel_size=1)
+        self.recogniser = recogniser(self.unet, len(SHAPES))
 
     def forward(
         self, noisy_BCHW: torch.Tensor, image_BCHW: torch.Tensor, time_B: torch.Tensor, tokens_BL: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The prediction v [B, 4, h, w], and logits [B, 1 + len(SHAPES), h/2, w/2] of what the image shows where."""
+        """The prediction v [B, C, h, w], and logits [B, 1 + kinds, h/2, w/2] of what the image shows where."""
         text_BLC = self.text_encoder(tokens_BL).last_hidden_state
         sample = torch.cat([noisy_BCHW, image_BCHW], dim=1).contiguous(memory_format=torch.channels_last)
         features: list[torch.Tensor] = []
@@ -66,6 +67,11 @@ class TextEditor(nn.Module):
         with hook:
             v_BCHW = self.unet(sample, time_B, text_BLC).sample
         return v_BCHW, self.recogniser(features[0])
+
+
+def recogniser(unet: UNet2DConditionModel, kinds: int) -> nn.Conv2d:
+    """Logits of so many kinds of shapes, and of none, from the UNet's coarsest features."""
+    return nn.Conv2d(unet.config["block_out_channels"][-1], 1 + kinds, kernel_size=1)
 
 
 def alphas_cumprod() -> torch.Tensor:
@@ -76,7 +82,7 @@ def alphas_cumprod() -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's input; target and image are latents [B, 4, h, w], the target scaled to unit variance.
+    """One step's input; target and image are latents [B, C, h, w], the target scaled to unit variance.
 
     shapes [B, h, w]: the kinds of objects in the image, and -100 where there is no image.
     """
@@ -101,7 +107,10 @@ def draw_batch(pairs: Pairs, plan: EditorPlan, empty_L: torch.Tensor, seed: int,
     """The batch of one step, a function of (seed, step)."""
     rng = np.random.default_rng((STREAM, seed, step))
     side, size = plan.crops[step % len(plan.crops)]
-    chosen = torch.from_numpy(rng.integers(len(pairs.target), size=size))
+    turns = torch.arange(len(pairs.target)) if pairs.turns is None else pairs.turns
+    if pairs.placed is not None and side < pairs.target.shape[2]:
+        turns = turns[~pairs.placed[turns]]
+    chosen = turns[torch.from_numpy(rng.integers(len(turns), size=size))]
     top, left = (int(rng.integers(n - side + 1)) for n in pairs.target.shape[2:])
     window = (slice(None), slice(None), slice(top, top + side), slice(left, left + side))
     origin = pairs.origin[chosen]
@@ -174,16 +183,18 @@ def train_editor(
     seed: int,
     deadline: float,
     start: Path | None = None,
+    model: TextEditor | None = None,
 ) -> Trainee:
     """Trains until the plan's steps are done or ``deadline`` (time.monotonic) has passed; resumable.
 
-    ``start`` is an earlier stage's checkpoint whose averaged weights are the first ones here. Several processes take
-    equal parts of every batch; the logged loss is that of the first one's part.
+    ``start`` is an earlier stage's checkpoint whose averaged weights are the first ones here, ``model`` networks of
+    another layout or with other first weights. Several processes take equal parts of every batch; the logged loss is
+    that of the first one's part.
     """
     if any(size % compute.processes for _, size in plan.crops):
         raise SystemExit(f"batches of {plan.crops} cannot be shared equally by {compute.processes} processes")
     torch.manual_seed(seed)
-    model = TextEditor().to(compute.device)
+    model = (model or TextEditor()).to(compute.device)
     model.unet.to(memory_format=torch.channels_last)
     if start is not None and not path.exists():
         load_average(model, start)
@@ -200,5 +211,7 @@ def train_editor(
             loss = editor_loss(network, batch, alphas, weights, plan.shapes_weight)
         trainee.update(loss, learning_rate(plan.learning_rate, trainee.step, plan.steps))
         trainee.log(float(loss.detach()), path)
+        if trainee.step % plan.save_every == 0:
+            trainee.save(path)
     trainee.save(path)
     return trainee

@@ -16,12 +16,14 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionInstructPix2PixPipeline
 from skimage import transform
 from skimage.io import imsave
+from skimage.metrics import structural_similarity
 
 from training import photographs
 from training.checkpoint import read_json, save_json
 from training.instructions import INSTRUCTIONS, Edit, edit_mask, make_edit
 from training.latents import encode, to_tensor
 from training.package import load_pipeline
+from training.photo_files import HELD_OUT_FILES, resized, whole_photograph
 from training.pictures import to_bytes
 from training.random_scenes import random_scene
 from training.scenes import Photo, Scene, render
@@ -80,6 +82,25 @@ def autoencoder_figures(vae: AutoencoderKL, scenes: int) -> dict[str, dict[str, 
         }
         for name, images in pictures.items()
     }
+
+
+def held_out_picture(name: str, long_side: int) -> Array:
+    """A photograph that no autoencoder was trained on, cut to sides that are multiples of 32."""
+    picture = resized(whole_photograph(name), long_side)
+    height, width = (side // 32 * 32 for side in picture.shape[:2])
+    return (picture[:height, :width] / 255).astype(np.float32)
+
+
+def restoration_figures(vae: AutoencoderKL, long_side: int) -> dict[str, dict[str, float]]:
+    """PSNR in dB and SSIM (windows of 7 pixels, mean over channels) of held-out photographs, and the means of both."""
+    figures = {}
+    for name in HELD_OUT_FILES:
+        image = held_out_picture(name, long_side)
+        restored = through_autoencoder(vae, image)
+        ssim = structural_similarity(image, restored, channel_axis=2, data_range=1.0)
+        figures[name] = {"psnr": psnr(image, restored), "ssim": float(ssim)}
+    figures["mean"] = {key: float(np.mean([f[key] for f in figures.values()])) for key in ("psnr", "ssim")}
+    return figures
 
 
 def held_out_scene(index: int) -> Scene:

@@ -41,7 +41,8 @@ class Pairs:
     """Latents (means, not scaled) source [S, 4, h, w], target [N, 4, h, w]; origin [N] names each target's source.
 
     shapes uint8 [S, h, w] says which kind of object fills most of each latent: 0 none, k SHAPES[k - 1].
-    ``scaling_factor`` gives the target latents unit variance.
+    ``scaling_factor`` gives the target latents unit variance. placed [N], where known: only the whole picture shows
+    what is asked for, no part of it does.
     """
 
     source: torch.Tensor
@@ -50,6 +51,8 @@ class Pairs:
     origin: torch.Tensor
     tokens: torch.Tensor
     scaling_factor: float
+    placed: torch.Tensor | None = None
+    turns: torch.Tensor | None = None
 
 
 def to_tensor(image: Array) -> torch.Tensor:

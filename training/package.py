@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from training.scenes import render
 from training.tiny_decoder import write_tiny_decoder
 
 SCENES_SEED = 5_000_000
-RECOMMENDED = {
+RECOMMENDED: dict[str, object] = {
     "long_side": 256,
     "num_inference_steps": 10,
     "guidance_scale": 1.25,
@@ -56,7 +57,13 @@ def build_pipeline(vae: AutoencoderKL, editor: TextEditor) -> StableDiffusionIns
 
 
 def write_model(
-    directory: Path, vae: AutoencoderKL, editor: TextEditor, scaling_factor: float, tiny_decoder: Path | None = None
+    directory: Path,
+    vae: AutoencoderKL,
+    editor: TextEditor,
+    scaling_factor: float,
+    tiny_decoder: Path | None = None,
+    *,
+    recommended: Mapping[str, object] = RECOMMENDED,
 ) -> None:
     """Replaces ``directory`` by the model in float16; a model card that is there stays.
 
@@ -69,7 +76,7 @@ def write_model(
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     build_pipeline(vae.half(), editor.half()).save_pretrained(fresh, safe_serialization=True)
-    save_json(fresh / "fairy.json", RECOMMENDED)
+    save_json(fresh / "fairy.json", recommended)
     if tiny_decoder is not None and tiny_decoder.exists():
         write_tiny_decoder(fresh / "tiny_decoder", tiny_decoder)
     load_as_float32(fresh / "text_encoder" / "config.json")

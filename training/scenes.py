@@ -56,13 +56,25 @@ class Photo:
         return colours * np.asarray(self.tint, np.float32)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Still:
+    """A picture uint8 [H, W, 3] as background: its first pixel lies under the world's origin."""
+
+    pixels: npt.NDArray[np.uint8]
+    tint: Colour = (1.0, 1.0, 1.0)
+
+    def __call__(self, x: Array, y: Array) -> Array:
+        picture = (self.pixels / 255).astype(np.float32)
+        return photographs.sample(picture, x, y) * np.asarray(self.tint, np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class Scene:
     """Everything visible: the later a sprite, the nearer it is."""
 
     height: int
     width: int
-    background: Texture | Photo
+    background: Texture | Photo | Still
     sprites: tuple[Sprite, ...]
     camera: Motion = Motion()
 

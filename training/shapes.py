@@ -1,11 +1,21 @@
 """Outlines of the objects: signed distances (negative inside) of shapes that fit the unit disc."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from training.textures import Array
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
-UPRIGHT = {**dict.fromkeys(SHAPES, 0.0), "triangle": np.pi / 2, "star": -np.pi / 2}  # angles that point a tip upwards
+MORE_SHAPES = ("heart", "moon", "hexagon", "arrow", "flower", "drop")  # which the editor with 16 channels knows too
+ALL_SHAPES = (*SHAPES, *MORE_SHAPES)
+UPRIGHT = {  # angles that point a tip upwards
+    **dict.fromkeys(ALL_SHAPES, 0.0),
+    "triangle": np.pi / 2,
+    "star": -np.pi / 2,
+    "hexagon": np.pi / 2,
+    "flower": -np.pi / 2,
+}
 
 
 def signed_distance(shape: str, x: Array, y: Array) -> Array:
@@ -31,11 +41,52 @@ def _cross(x: Array, y: Array) -> Array:
     return np.maximum(near - 0.3, far - 0.92)
 
 
-_DISTANCES = {
+def _flower(x: Array, y: Array) -> Array:
+    """Five round petals."""
+    petal = np.abs(np.cos(2.5 * np.arctan2(y, x)))
+    return np.asarray((np.hypot(x, y) - (0.42 + 0.53 * petal**0.6)) * 0.75, np.float32)
+
+
+def _moon(x: Array, y: Array) -> Array:
+    """A crescent, open to the right."""
+    return np.asarray(np.maximum(np.hypot(x, y) - 0.95, 0.78 - np.hypot(x - 0.48, y)), np.float32)
+
+
+def _outline(x: Array, y: Array, corners_N2: np.ndarray) -> Array:
+    """Exact distance to a closed polygon: to the nearest side, negative after an odd number of crossings."""
+    nearest, inside = np.full(x.shape, np.inf), np.zeros(x.shape, bool)
+    for (ax, ay), (bx, by) in zip(corners_N2, np.roll(corners_N2, -1, axis=0), strict=True):
+        ex, ey = bx - ax, by - ay
+        along = np.clip(((x - ax) * ex + (y - ay) * ey) / (ex * ex + ey * ey), 0, 1)
+        nearest = np.minimum(nearest, np.hypot(x - ax - along * ex, y - ay - along * ey))
+        if ey:
+            inside ^= ((ay > y) != (by > y)) & (x < ax + (y - ay) * ex / ey)
+    return np.asarray(np.where(inside, -nearest, nearest), np.float32)
+
+
+_TURN = np.linspace(0, 2 * np.pi, 36, endpoint=False)
+_HEART = np.stack(
+    [
+        0.055 * 16 * np.sin(_TURN) ** 3,
+        -0.055 * (13 * np.cos(_TURN) - 5 * np.cos(2 * _TURN) - 2 * np.cos(3 * _TURN) - np.cos(4 * _TURN)) - 0.12,
+    ],
+    axis=-1,
+)
+_DROP = np.stack([0.75 * np.sin(_TURN) * np.sin(_TURN / 2) ** 1.5, -0.95 * np.cos(_TURN)], axis=-1)
+_HALF_ARROW = np.array([(0.0, -0.95), (0.62, -0.2), (0.24, -0.2), (0.24, 0.92)])
+_ARROW = np.concatenate([_HALF_ARROW, _HALF_ARROW[:0:-1] * (-1, 1)])
+
+_DISTANCES: dict[str, Callable[[Array, Array], np.ndarray]] = {
     "circle": lambda x, y: np.hypot(x, y) - 0.95,
     "square": lambda x, y: _polygon(x, y, 4, 0.7),
     "triangle": lambda x, y: _polygon(x, y, 3, 0.5),
     "star": _star,
     "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.72) - 0.24,
     "cross": _cross,
+    "heart": lambda x, y: _outline(x, y, _HEART),
+    "moon": _moon,
+    "hexagon": lambda x, y: _polygon(x, y, 6, 0.82),
+    "arrow": lambda x, y: _outline(x, y, _ARROW),
+    "flower": _flower,
+    "drop": lambda x, y: _outline(x, y, _DROP),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from safetensors.torch import load_file
 from torch import nn
 
 from training.autoencoder import DecoderPlan, build_autoencoder, fit_decoder, noisy_latents, restoration_loss
@@ -19,7 +20,7 @@ CHANNELS = 32
 BLOCKS = (3, 3, 1, 0)  # at 1/8, 1/4, 1/2 and all of the resolution: most of the work is where pixels are few
 
 
-def build_tiny_decoder() -> AutoencoderTiny:
+def build_tiny_decoder(latent_channels: int = 4) -> AutoencoderTiny:
     """0.2 million parameters in the decoder, fresh weights; the encoder, which the class demands, is empty: all zeros.
 
     It takes latents as a UNet makes them, scaled to unit variance.
@@ -30,6 +31,7 @@ def build_tiny_decoder() -> AutoencoderTiny:
         num_encoder_blocks=(0,) * levels,
         decoder_block_out_channels=(CHANNELS,) * levels,
         num_decoder_blocks=BLOCKS,
+        latent_channels=latent_channels,
     )
     initialise(model)
     return model
@@ -53,20 +55,26 @@ def train_tiny_decoder(
     out: Path,
     compute: Compute,
     *,
-    autoencoder: Path,
+    autoencoder: Path | AutoencoderKL,
     scaling_factor: float,
     seed: int,
     deadline: float,
+    model: AutoencoderTiny | None = None,
 ) -> Trainee:
-    """Learns to decode as ``autoencoder`` (a checkpoint) does; resumable.
+    """Learns to decode as ``autoencoder`` (a network, or a checkpoint of the one with 4 channels) does; resumable.
 
     Args:
         scaling_factor: what an editor's latents are the autoencoder's times.
+        model: with other first weights, or of another layout.
     """
     torch.manual_seed(seed)
-    teacher = build_autoencoder().to(compute.device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    load_average(teacher, autoencoder)
-    model = build_tiny_decoder().to(compute.device, memory_format=torch.channels_last)
+    if isinstance(autoencoder, AutoencoderKL):
+        teacher = autoencoder
+    else:
+        teacher = build_autoencoder()
+        load_average(teacher, autoencoder)
+    teacher = teacher.to(compute.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    model = (model or build_tiny_decoder()).to(compute.device, memory_format=torch.channels_last)
     model.encoder.requires_grad_(False)
     trainee = Trainee.start(model, muon_and_adamw(model, plan.learning_rate))
 
@@ -93,7 +101,9 @@ def distillation_loss(
 
 def write_tiny_decoder(folder: Path, checkpoint: Path) -> None:
     """Writes the averaged weights in float16 as a folder that diffusers' ``AutoencoderTiny`` loads."""
-    model = build_tiny_decoder()
+    tensors = load_file(checkpoint)
+    (first,) = (tensors[name] for name in tensors if name.endswith("decoder.layers.0.weight") and "average" in name)
+    model = build_tiny_decoder(first.shape[1])
     load_average(model, checkpoint)
     model.half().save_pretrained(folder, safe_serialization=True)
     config = read_json(folder / "config.json")

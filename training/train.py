@@ -1,4 +1,4 @@
-"""The one command: ``python -m training.train --out DIR`` makes the embedded model from nothing.
+"""The one command: ``python -m training.train --out DIR`` makes the former embedded model from nothing.
 
 Stages: autoencoder, editor, equivariant, decoder (which may run any time after the first), tiny_decoder (any time after
 the editor; it learns from the last decoder there is). Each stops at its planned steps or after ``--minutes`` and goes

@@ -6,9 +6,11 @@ job's report says so.
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fairy.engines.engine import Backend, Engine
@@ -17,6 +19,7 @@ from fairy.kernels.errors import NumericalError
 from fairy.runtime.bank.anchor_bank import AnchorBank, CarriedAnchor, StepBank
 from fairy.runtime.bank.float8 import Float8Bank
 from fairy.runtime.bank.host import HostBank
+from fairy.runtime.denoise.details import kept_details
 from fairy.runtime.denoise.guidance import branch_text
 from fairy.runtime.inputs.encoded import EncodedPictures, key_of
 from fairy.runtime.inputs.frames import Frames
@@ -24,6 +27,14 @@ from fairy.runtime.plan.geometry import pad_by_reflection, scale_frames
 from fairy.runtime.record.run import Run
 
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "Failed to allocate memory")  # torch, CUDA, ONNX Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFrame:
+    """A frame uint8 [H, W, 3] as it was read, and its image latents [1, c, h, w] where they are known."""
+
+    picture: Frames
+    latents: Tensor | None
 
 
 class Networks:
@@ -98,17 +109,37 @@ class Networks:
 
     def decode(self, run: Run, latents: Tensor) -> list[Frames]:
         """Latents [n, c, h, w] to frames [height, width, 3] at the size of the result, one at a time."""
-
-        def decode_one(latent: Tensor) -> Frames:
-            run.monitor.check()
-
-            def attempt(precision: torch.dtype) -> Tensor:
-                return self.engine(run, "vae_decoder", precision)({"latents": latent.to(precision)})["image"]
-
-            return _picture(run, finite(run, attempt, "A decoded frame"))
-
         with run.monitor.timed("decode"):
-            return [decode_one(latents[i : i + 1]) for i in range(len(latents))]
+            levels = (self._decoded(run, latents[i : i + 1]) for i in range(len(latents)))
+            return [_to_numpy(scale_frames(picture, run.plan.result_size))[0] for picture in levels]
+
+    def decode_with_details(self, run: Run, latents: Tensor, sources: Sequence[SourceFrame]) -> list[Frames]:
+        """`decode` of edits of these frames, which keep what the autoencoder loses of them; see `details.py`."""
+        frames = []
+        for latent, source in zip(latents.split(1), sources, strict=True):
+            known = source.latents
+            if known is None or known.dtype != run.pace.precision:  # as an edit that goes on later finds it
+                known = self.encode(run, [source.picture])
+            with run.monitor.timed("decode"):
+                edited, restored = self._decoded(run, latent), self._decoded(run, self._as_edited(known))
+                frames.append(_with_details(run, self._tensor(source.picture), edited, restored))
+        return frames
+
+    def _decoded(self, run: Run, latent: Tensor) -> Tensor:
+        """Latents [1, c, h, w] to a picture [1, 3, height, width] in levels of 0 to 255, before it is scaled back."""
+        run.monitor.check()
+
+        def attempt(precision: torch.dtype) -> Tensor:
+            return self.engine(run, "vae_decoder", precision)({"latents": latent.to(precision)})["image"]
+
+        image, (height, width) = finite(run, attempt, "A decoded frame"), run.plan.geometry.scaled
+        return (image[..., :height, :width].float() / 2 + 0.5).clamp(0.0, 1.0) * 255.0
+
+    def _as_edited(self, image_latents: Tensor) -> Tensor:
+        """The encoder's latents in the scale in which edited ones are."""
+        config = self.checkpoint.vae.config
+        shift = getattr(config, "shift_factor", None) or 0.0
+        return (image_latents.float() - shift) * float(config.scaling_factor)
 
     def source_like_result(self, run: Run, pictures: Sequence[Frames]) -> Frames:
         """Source frames at the size of the result: uint8 [n, height, width, 3]."""
@@ -200,11 +231,22 @@ def halve_batch(run: Run, error: Exception) -> None:
         torch.cuda.empty_cache()
 
 
-def _picture(run: Run, image: Tensor) -> Frames:
-    """The VAE's picture [1, 3, H, W] around −1…1 as a frame uint8 [height, width, 3] of the result."""
-    height, width = run.plan.geometry.scaled
-    levels = (image[..., :height, :width].float() / 2 + 0.5).clamp(0.0, 1.0) * 255.0
-    frame: Frames = _to_numpy(scale_frames(levels, run.plan.result_size))[0]
+def _with_details(run: Run, source: Tensor, edited: Tensor, restored: Tensor) -> Frames:
+    """A source frame [1, 3, H, W], changed as its edit differs from what the autoencoder makes of it.
+
+    A result of the source's size gets the details that scaling lost, too.
+    """
+    size = run.plan.result_size
+    scaled = scale_frames(source, run.plan.geometry.scaled)
+    change, share = kept_details(scaled, edited, restored)
+    if size == run.plan.geometry.scaled:
+        levels = scaled + change
+    else:
+        change, share, blurred = (
+            F.interpolate(x, size, mode="bicubic", align_corners=False) for x in (change, share, scaled)
+        )
+        levels = source + change + (share - 1.0) * (source - blurred)
+    frame: Frames = _to_numpy(levels.clamp(0.0, 255.0))[0]
     return frame
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fairy.runtime.bank.anchor_bank import CarriedAnchor, Context, StepBank
 from fairy.runtime.bank.units import SourceBank
 from fairy.runtime.denoise.denoiser import Denoiser, Rule
-from fairy.runtime.denoise.networks import Networks, halve_batch, precisions
+from fairy.runtime.denoise.networks import Networks, SourceFrame, halve_batch, precisions
 from fairy.runtime.denoise.noise import PlanNoise
 from fairy.runtime.denoise.task_context import BankReader, BankWriter, NoContext, OnBank, TaskContext, UnitContext
 from fairy.runtime.denoise.unit_rule import unit_rule
@@ -73,6 +73,7 @@ class SegmentEdit:
         self._beginnings = Beginnings(networks, run, self.noise)
         self._frames: dict[int, _Frame] = {}
         self._done: dict[int, Tensor] = {}
+        self._sources: dict[int, SourceFrame] = {}  # where their details are kept
         sources = (
             [] if runs_in_parts(run.plan.method) else run.plan.method.all_sources(segment.stop - segment.start, (0,))
         )
@@ -83,6 +84,7 @@ class SegmentEdit:
         """Take frames in."""
         if frames:
             latents, beside = self._beginnings(frames, pictures)
+            self._remember(frames, pictures, beside if self._networks.checkpoint.condition == "image" else None)
             self.begin_with(frames, latents, beside)
 
     def begin_with(self, frames: Sequence[int], latents: Tensor, beside: Tensor) -> None:
@@ -91,8 +93,9 @@ class SegmentEdit:
         for place, frame in enumerate(frames):
             self._frames[frame] = _Frame(scaled[place], beside[place])
 
-    def restore(self, frames: Sequence[int], latents: Tensor) -> None:
+    def restore(self, frames: Sequence[int], latents: Tensor, pictures: Sequence[Frames]) -> None:
         """Take frames in whose latents [n, c, h, w] an interrupted edit had finished."""
+        self._remember(frames, pictures)
         self._done |= dict(zip(frames, latents.to(self._networks.device), strict=True))
 
     def lacks(self, frames: Sequence[int]) -> bool:
@@ -108,6 +111,7 @@ class SegmentEdit:
         for frame in frames:
             self._frames.pop(frame, None)
             self._done.pop(frame, None)
+            self._sources.pop(frame, None)
 
     def latents(self, frames: Sequence[int]) -> Tensor:
         """Latents [n, c, h, w], float32, of frames that are done."""
@@ -120,7 +124,18 @@ class SegmentEdit:
         if not done:
             return {}
         latents = torch.stack([self._done.pop(frame) for frame in done])
+        if self.run.plan.params.keep_details:
+            sources = [self._sources.pop(frame) for frame in done]
+            return dict(zip(done, self._networks.decode_with_details(self.run, latents, sources), strict=True))
         return dict(zip(done, self._networks.decode(self.run, latents), strict=True))
+
+    def _remember(self, frames: Sequence[int], pictures: Sequence[Frames], latents: Tensor | None = None) -> None:
+        """Keep source frames until their edits are decoded, where their details are kept."""
+        if self.run.plan.params.keep_details:
+            each = [None] * len(frames) if latents is None else latents.split(1)
+            self._sources |= {
+                f: SourceFrame(*pair) for f, pair in zip(frames, zip(pictures, each, strict=True), strict=True)
+            }
 
     @torch.inference_mode()
     def compute(self, task: Task, on_bank: OnBank = _nobody) -> None:

@@ -241,6 +241,9 @@ class EditParams:
         usual="by the number of anchors",
     )
     max_pixels: int = option(MAX_PIXELS, Whole(1, 2**31 - 1), "Largest picture that is decoded, width times height")
+    keep_details: bool = option(
+        False, Flag(), "Take what the autoencoder loses from the source, and all that the edit hardly changes"
+    )
     bank_dtype: Literal["float8"] | None = option(
         None, Choice(("float8",)), "Approximate: keep the anchors' keys and values in 8 bit", fits="bank"
     )

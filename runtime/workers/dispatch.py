@@ -28,8 +28,8 @@ from fairy.runtime.workers.process import Event, WorkerProcess
 from fairy.runtime.workers.protocol import (
     describe_segment,
     error_of,
+    pack_finished,
     pack_frames,
-    pack_latents,
     unpack_edited,
 )
 
@@ -153,7 +153,9 @@ class Dispatch:
             self._without_bank = True
             leader = self._members[0]
             self._assign(leader, "anchors")
-            self._post(leader, self._decoding(None, self._segment.anchors), pack_latents(latents))
+            self._post(
+                leader, self._decoding(None, self._segment.anchors), pack_finished(latents, self._anchor_pictures)
+            )
             return
         if not self._shares_bank:
             for member in self._members:
@@ -220,14 +222,14 @@ class Dispatch:
                 self._edited[part] = {}
                 continue
             self._assign(member, part)
+            pictures = frames_of(self._segment.parts[part], self._pictures[part])
             latents = load_latents(self._run, self._first + part) if part not in self._tries else None
             if latents is not None:
                 self._resumed.add(part)
-                self._post(member, self._decoding(part, frames), pack_latents(latents))
+                self._post(member, self._decoding(part, frames), pack_finished(latents, pictures))
                 continue
             if self._without_bank:  # what was kept of this part is damaged
                 self._fill_banks()
-            pictures = frames_of(self._segment.parts[part], self._pictures[part])
             self._post(member, {"do": "part", "part": part, "frames": frames}, pack_frames(pictures))
 
     def _take_part(self, reads: Iterator[list[Frames]]) -> int | None:

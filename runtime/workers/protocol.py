@@ -114,6 +114,19 @@ def unpack_latents(payload: bytearray, count: int, latent_shape: tuple[int, int,
     return torch.frombuffer(payload, dtype=torch.float32).reshape(count, *latent_shape)
 
 
+def pack_finished(latents: Tensor, pictures: Sequence[Frames]) -> bytes:
+    """Latents that an interrupted edit left, then the source frames they were made from."""
+    return pack_latents(latents) + pack_frames(pictures)
+
+
+def unpack_finished(
+    payload: bytearray, count: int, size: tuple[int, int], latent_shape: tuple[int, int, int]
+) -> tuple[Tensor, list[Frames]]:
+    """The latents and frames of `pack_finished`."""
+    end = len(payload) - count * size[0] * size[1] * 3
+    return unpack_latents(payload[:end], count, latent_shape), unpack_frames(payload[end:], size)
+
+
 def unpack_edited(
     payload: bytearray, count: int, size: tuple[int, int], latent_shape: tuple[int, int, int]
 ) -> tuple[list[Frames], Tensor]:

@@ -34,8 +34,8 @@ from fairy.runtime.workers.protocol import (
     error_message,
     pack_edited,
     rebuild_run,
+    unpack_finished,
     unpack_frames,
-    unpack_latents,
 )
 
 _PR_SET_PDEATHSIG = 1
@@ -276,7 +276,8 @@ class Server:
         frames, run = tuple(task.message["frames"]), work.edit.run
         if "precision" in task.message:
             run.pace.precision = DTYPES[task.message["precision"]]
-        work.edit.restore(frames, unpack_latents(task.payload, len(frames), run.plan.latent_shape))
+        plan = run.plan
+        work.edit.restore(frames, *unpack_finished(task.payload, len(frames), plan.source.size, plan.latent_shape))
         if task.message["part"] is None:
             self._send_anchors(task, work)
         else:

@@ -75,8 +75,8 @@ def test_figures_follow_from_the_edits(measured: Run) -> None:
     one, other = measured.records
     assert one.recipe_sha256 != other.recipe_sha256
     spent = one.figures["stages_ms"]
-    # 2 steps · 2 branches (the embedded model's image guidance of 1 leaves one out) · (2 anchors + a batch of 3)
-    assert one.figures["ms_per_forward"] == pytest.approx((spent["anchors"] + spent["frames"]) / (2 * 2 * (2 + 3)))
+    # 2 steps · 1 branch (the embedded model's guidance of 1 leaves out the others) · (2 anchors + a batch of 3)
+    assert one.figures["ms_per_forward"] == pytest.approx((spent["anchors"] + spent["frames"]) / (2 * 1 * (2 + 3)))
 
 
 @pytest.mark.parametrize(

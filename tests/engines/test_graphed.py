@@ -57,7 +57,7 @@ def test_the_autoencoder_breaks_no_rule_of_recording(embedded: Checkpoint) -> No
     steps = choose_steps((), "cuda")
     encoder, decoder = away(FastVaeEncoder(embedded.vae, steps)), away(FastVaeDecoder(embedded.decoder, steps))
     assert broken_rules(lambda: encoder(torch.zeros(1, 3, 64, 64, device="meta"))) == []
-    assert broken_rules(lambda: decoder(torch.zeros(1, 4, 8, 8, device="meta"))) == []
+    assert broken_rules(lambda: decoder(torch.zeros(1, 16, 8, 8, device="meta"))) == []
 
 
 @pytest.mark.parametrize(
@@ -168,9 +168,9 @@ def test_an_edit_of_recorded_calls_is_that_of_plain_ones(editor: Editor) -> None
 def test_what_overflowed_is_done_again_unrecorded(embedded: Checkpoint) -> None:
     calls: list[int] = []
     backend = recorded_backend(embedded, calls)
-    graph = vae_decoder_spec(4)
+    graph = vae_decoder_spec(16)
     wide = backend.engine(graph, torch.float64)
-    assert wide({"latents": torch.zeros(1, 4, 8, 8, dtype=torch.float64)})["image"].dtype == torch.float64
+    assert wide({"latents": torch.zeros(1, 16, 8, 8, dtype=torch.float64)})["image"].dtype == torch.float64
     assert calls == []
 
 

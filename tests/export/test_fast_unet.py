@@ -50,8 +50,8 @@ def _copy(module: Any, dtype: torch.dtype) -> Any:
 
 def _spec(unet: Any, graph: str, choice: str = "all") -> GraphSpec:
     layers = RULES[graph](self_attention_layers(unet), choice)
-    text = unet.config.cross_attention_dim
-    return unet_spec(graph, layers, in_channels=8, out_channels=4, text_channels=text)
+    ends = {"in_channels": unet.config.in_channels, "out_channels": unet.config.out_channels}
+    return unet_spec(graph, layers, **ends, text_channels=unet.config.cross_attention_dim)
 
 
 def _inputs(spec: GraphSpec, groups: int, frames: int, size: tuple[int, int]) -> dict[str, Tensor]:
@@ -185,20 +185,22 @@ def test_an_autoencoder_with_a_step_is_exact(step: str, part: str) -> None:
 
 
 def test_the_embedded_autoencoder_in_float32() -> None:
+    """The means of three pictures: how sums round differs from one to the next."""
     vae = _embedded().vae
-    wide = _copy(vae, torch.float64)
-    x = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    wide, generator = _copy(vae, torch.float64), torch.Generator().manual_seed(0)
+    encoders = (VaeEncoderGraph(vae), FastVaeEncoder(vae, EXACT_STEPS))
+    decoders = (VaeDecoderGraph(vae), FastVaeDecoder(vae, EXACT_STEPS))
+    encoded, decoded = [], []
     with torch.inference_mode():
-        (exact,) = VaeEncoderGraph(wide)(x.double())
-        eager, fast = (
-            _errors((made(x)[0],), (exact,)) for made in (VaeEncoderGraph(vae), FastVaeEncoder(vae, EXACT_STEPS))
-        )
-        assert fast < 3 * eager, (fast, eager)
-        z = exact.float() * vae.config.scaling_factor
-        (exact,) = VaeDecoderGraph(wide)(z.double())
-        eager, fast = (
-            _errors((made(z)[0],), (exact,)) for made in (VaeDecoderGraph(vae), FastVaeDecoder(vae, EXACT_STEPS))
-        )
+        for _ in range(3):
+            x = torch.rand(1, 3, 64, 96, generator=generator) * 2 - 1
+            (exact,) = VaeEncoderGraph(wide)(x.double())
+            encoded.append([float(_errors((made(x)[0],), (exact,))) for made in encoders])
+            z = exact.float() * vae.config.scaling_factor
+            (exact,) = VaeDecoderGraph(wide)(z.double())
+            decoded.append([float(_errors((made(z)[0],), (exact,))) for made in decoders])
+    for errors in (encoded, decoded):
+        eager, fast = (sum(pair[i] for pair in errors) / 3 for i in (0, 1))
         assert fast < 3 * eager, (fast, eager)
 
 
@@ -275,6 +277,7 @@ def _rounded(t: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("fast", [FastVaeEncoder, FastVaeDecoder])
 def test_an_autoencoder_stays_in_full_precision(fast: Any) -> None:
-    x = torch.randn(1, 3 if fast is FastVaeEncoder else 4, 16, 24, generator=torch.Generator().manual_seed(0))
+    channels = 3 if fast is FastVaeEncoder else _embedded().vae.config.latent_channels
+    x = torch.randn(1, channels, 16, 24, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.equal(fast(_embedded().vae, ALL_STEPS)(x)[0], fast(_embedded().vae, EXACT_STEPS)(x)[0])

@@ -29,7 +29,7 @@ def embedded():
 def test_it_is_whole_and_small() -> None:
     folder = embedded_model()
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 16 * 2**20
+    assert sum(path.stat().st_size for path in files) <= 18 * 2**20
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".ckpt", ".py", ".pkl")]
     index = json.loads((folder / "model_index.json").read_text())
     assert index["_class_name"] == "StableDiffusionInstructPix2PixPipeline"
@@ -48,7 +48,7 @@ def test_diffusers_own_pipeline_gives_the_same_edit(embedded: Editor, photograph
     from diffusers import EulerDiscreteScheduler, StableDiffusionInstructPix2PixPipeline
 
     params = EditParams("make it sepia", anchors=0, sampler="euler", num_inference_steps=4)
-    latents = torch.randn(4, 24, 32, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(16, 24, 32, generator=torch.Generator().manual_seed(0))
     ours = embedded.edit(photograph[None], params, latents=latents)
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(embedded_model(), dtype=torch.float32)
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)

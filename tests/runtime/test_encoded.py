@@ -60,6 +60,6 @@ def test_a_picture_is_known_by_its_pixels_its_shape_and_how() -> None:
 def test_what_an_edit_would_use(given: dict) -> None:
     with Editor.from_pretrained() as editor:
         used = editor.resolve(EditParams("x", **given))
-    assert used.num_inference_steps == given.get("num_inference_steps", 10)
+    assert used.num_inference_steps == given.get("num_inference_steps", 2)  # the embedded model's
     assert used.guidance_scale == given.get("guidance_scale", used.guidance_scale)
     assert used.guidance_scale is not None

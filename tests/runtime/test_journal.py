@@ -51,17 +51,19 @@ def count_denoised(editor: Editor, monkeypatch: pytest.MonkeyPatch, roles: tuple
     return done
 
 
+@pytest.mark.parametrize("keep_details", [False, True])
 def test_it_goes_on_from_the_finished_micro_batches(
-    editor: Editor, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    editor: Editor, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_details: bool
 ) -> None:
     whole, out = tmp_path / "whole.mp4", tmp_path / "out.mp4"
-    expected = editor.edit_file(video, whole, PARAMS)
-    interrupt(editor, video, out, 3)
+    params = replace(PARAMS, keep_details=keep_details)
+    expected = editor.edit_file(video, whole, params)
+    interrupt(editor, video, out, 3, params)
     assert not out.exists()
     kept = sorted(path.name.split("-")[0] for path in (tmp_path / "out.mp4.job").iterdir())
     assert kept == ["000000", "000001", "000002", "anchors", "identity"]
     denoised, told = count_denoised(editor, monkeypatch), []
-    report = editor.edit_file(video, out, PARAMS, resume=True, on_progress=told.append)
+    report = editor.edit_file(video, out, params, resume=True, on_progress=told.append)
     assert len(denoised) == 10 - 3 * 2
     assert (report.resumed_batches, expected.resumed_batches) == (3, 0)
     assert report.frames_sha256 == expected.frames_sha256
@@ -92,12 +94,12 @@ def test_it_goes_on_into_another_container(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shots", [(), (7,)])
+@pytest.mark.parametrize("changes", [{}, {"shots": (7,)}, {"keep_details": True}])
 def test_where_all_was_computed_workers_only_decode(
-    checkpoint_folder: Path, editor: Editor, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shots: tuple
+    checkpoint_folder: Path, editor: Editor, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
 ) -> None:
     """But for what is damaged, and for the bank that this needs."""
-    params = replace(PARAMS, shots=shots)
+    params = replace(PARAMS, **changes)
     expected = editor.edit_file(video, tmp_path / "whole.mkv", params).frames_sha256
     with Editor.from_pretrained(checkpoint_folder, device="cpu", workers=2) as crew:
         with monkeypatch.context() as patch:

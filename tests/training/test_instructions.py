@@ -1,10 +1,12 @@
 """Targets are exact, masks are right, words are known to the tokenizer."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import training
 from training.changes import reshaped
 from training.instructions import INSTRUCTIONS, corpus, edit_mask, make_edit, plural
 from training.latents import PairsPlan, scene_pairs
@@ -13,6 +15,7 @@ from training.random_scenes import random_scene
 from training.scenes import Motion, Scene, Sprite, render
 from training.shapes import SHAPES
 from training.text import LENGTH, build_tokenizer, token_ids
+from training.text16 import build_tokenizer16
 from training.textures import NAMED_COLOURS, Texture
 
 
@@ -127,12 +130,13 @@ def test_pairs_are_a_function_of_the_seed() -> None:
     assert len(first) == 1 + len(words)
 
 
-def test_the_tokenizer_is_that_of_the_embedded_model() -> None:
-    """Numbers that the networks were trained with, in every process and in the shipped model."""
+def test_the_tokenizers_are_those_of_the_models() -> None:
+    """Numbers that the networks were trained with, in every process, in the shipped model and in the one before it."""
     from transformers import CLIPTokenizer
 
     from fairy.runtime import embedded_model
 
-    sentences = sorted(set(corpus()))
-    shipped = CLIPTokenizer.from_pretrained(embedded_model() / "tokenizer")
-    assert token_ids(build_tokenizer(), sentences).equal(token_ids(shipped, sentences))
+    sentences, former = sorted(set(corpus())), Path(training.__file__).parent / "checkpoints/embedded4"
+    for build, model in ((build_tokenizer, former), (build_tokenizer16, embedded_model())):
+        shipped = CLIPTokenizer.from_pretrained(model / "tokenizer")
+        assert token_ids(build(), sentences).equal(token_ids(shipped, sentences))

@@ -68,7 +68,14 @@ def test_three_workers_make_the_bytes_of_one(crew: Editor, undisturbed: EditResu
     assert (shared.report.workers, shared.report.lost_workers) == (3, ())
 
 
-@pytest.mark.parametrize("changes", [{"noise": "per-frame", "anchors": 0}, {"anchors": 1, "layers": "decoder"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"noise": "per-frame", "anchors": 0},
+        {"anchors": 1, "layers": "decoder"},
+        {"anchors": 2, "keep_details": True},
+    ],
+)
 def test_other_parameters_reach_the_workers(crew: Editor, editor: Editor, changes: dict) -> None:
     params, latents = replace(PARAMS, num_inference_steps=1, **changes), None
     if changes["anchors"] == 1:
