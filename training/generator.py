@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from fairy.export.bases.video_unet import VideoUNet
 from training.captioned_clips import (
@@ -211,7 +211,7 @@ def train(
     model = TextToVideo().to(compute.device)
     model.unet.to(memory_format=torch.channels_last)
     if start is not None and not path.exists():
-        load_average(model, start)
+        load_first(model, start)
     if plan.temporal_only:
         model.requires_grad_(False)
         for name, parameter in model.unet.named_parameters():
@@ -230,6 +230,17 @@ def train(
             trainee.save(path)
     trainee.save(path)
     return trainee
+
+
+def load_first(model: TextToVideo, start: Path) -> None:
+    """The averaged weights of a checkpoint, or those of a generator's folder, which holds no reader of the text."""
+    if start.is_file():
+        load_average(model, start)
+        return
+    unet = VideoUNet.from_pretrained(start / "base", torch_dtype=torch.float32)
+    encoder = CLIPTextModel.from_pretrained(start / "text_encoder", dtype=torch.float32)
+    model.unet.load_state_dict(unet.state_dict())
+    model.text_encoder.load_state_dict(encoder.state_dict())
 
 
 def is_temporal(name: str) -> bool:
@@ -261,7 +272,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=600.0, help="at most, for each stage")
     parser.add_argument("--steps", type=int, help="of the stage, instead of the plan's")
     parser.add_argument(
-        "--start-from", type=Path, help="a checkpoint with the first weights, instead of the stage before"
+        "--start-from",
+        type=Path,
+        help="first weights instead of the stage before's: a checkpoint, or a generator's folder",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
