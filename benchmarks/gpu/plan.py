@@ -25,7 +25,13 @@ _CLIMB = ("fairy.runtime.cli.main", "bench", "ladder", "--repeats", "2", "--micr
 _LADDER = (*_PYTHON, *_CLIMB, f"--out={FIGURES}")
 # Sizes of an edit's micro-batches; the others are there to see how ops scale, and take most of the time.
 _ELEMENTWISE = (*(f"benchmarks/bench_{op}.py" for op in OPS), "-k", "not 180 and not 360")
-_LARGE = ("benchmarks/bench_anchor_attention.py", "benchmarks/bench_fp8_linear.py", "-k", "not 180 and not 360")
+_LARGE = (
+    "benchmarks/bench_anchor_attention.py",
+    "benchmarks/bench_temporal_attention.py",
+    "benchmarks/bench_fp8_linear.py",
+    "-k",
+    "not 180 and not 360",
+)
 # Nothing that torch.compile makes: compiling takes longer than there is time.
 _RUNGS = "a,d,one-batch,channels-last,anchor-attention,geglu,shared-first-step,folded-upsampling,cuda-graphs"
 

@@ -132,8 +132,7 @@ class Networks:
         def attempt(precision: torch.dtype) -> Tensor:
             return self.engine(run, "vae_decoder", precision)({"latents": latent.to(precision)})["image"]
 
-        image, (height, width) = finite(run, attempt, "A decoded frame"), run.plan.geometry.scaled
-        return (image[..., :height, :width].float() / 2 + 0.5).clamp(0.0, 1.0) * 255.0
+        return _levels(run, finite(run, attempt, "A decoded frame"))
 
     def _as_edited(self, image_latents: Tensor) -> Tensor:
         """The encoder's latents in the scale in which edited ones are."""
@@ -248,6 +247,12 @@ def _with_details(run: Run, source: Tensor, edited: Tensor, restored: Tensor) ->
         levels = source + change + (share - 1.0) * (source - blurred)
     frame: Frames = _to_numpy(levels.clamp(0.0, 255.0))[0]
     return frame
+
+
+def _levels(run: Run, image: Tensor) -> Tensor:
+    """What a decoder makes, [1, 3, padded height, padded width] in −1…1, as levels of 0 to 255 without its padding."""
+    height, width = run.plan.geometry.scaled
+    return (image[..., :height, :width].float() / 2 + 0.5).clamp(0.0, 1.0) * 255.0
 
 
 def _to_numpy(levels: Tensor) -> Frames:

@@ -177,7 +177,7 @@ def test_padding_is_cropped_away_again(editor: Editor, monkeypatch: pytest.Monke
         return torch.zeros(len(pictures), *run.plan.latent_shape)
 
     def decode(self, run, latents):
-        return [networks._picture(run, kept.pop(0)) for _ in latents]
+        return [networks._to_numpy(networks._levels(run, kept.pop(0)))[0] for _ in latents]
 
     monkeypatch.setattr(networks.Networks, "encode", encode)
     monkeypatch.setattr(networks.Networks, "decode", decode)

@@ -198,6 +198,7 @@ def test_the_layout_is_the_embedded_models() -> None:
 def test_the_command_resumes_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(editor16, "PLAN", EditorPlan(steps=1, crops=((8, 1),), save_every=1))
     monkeypatch.setattr(editor16, "FIRST_SCENES", 1)
+    monkeypatch.setattr(editor16, "TINY_PLAN", replace(editor16.TINY_PLAN, steps=1, pictures=4))
     monkeypatch.setattr(editor16, "ShardPlan", lambda **settings: ShardPlan(**settings | {"scenes": 1, "edits": 1}))
     arguments = ["--out", str(tmp_path), "--shards", "0", "1"]
     editor16.main(arguments)

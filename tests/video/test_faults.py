@@ -214,7 +214,7 @@ def _memory_kb(pid: int | str, field: str) -> int:
     return int(status.split(field + ":")[1].split()[0]) if field in status else 0
 
 
-_OTHERS = re.compile(rb"fairy\.runtime\.cli|playwright")
+_OTHERS = re.compile(rb"fairy\.runtime\.cli|playwright|resource_tracker")
 
 
 def _children() -> set[int]:

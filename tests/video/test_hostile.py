@@ -198,7 +198,7 @@ def test_a_video_of_0_frames(tmp_path, name):
     assert "0 frames" in refusal(path)
 
 
-_OTHERS = re.compile(rb"fairy\.runtime\.cli|playwright")
+_OTHERS = re.compile(rb"fairy\.runtime\.cli|playwright|resource_tracker")
 
 
 def children() -> list[int]:
