@@ -111,7 +111,7 @@ def load_checkpoint(
     if variant is None and not Path(model).expanduser().is_dir() and not _has_weights(folder):
         folder = _folder("model", model, hub_patterns("fp16"), {**hub, "revision": revision})
     _check_index(folder)
-    with _quiet():
+    with quiet_loading():
         parts: dict[str, Any] = {name: _load(folder / name, name, dtype, variant) for name in _COMPONENTS}
         if decoder is not None:
             parts["tiny_decoder_folder"] = where = _decoder_folder(folder, decoder, hub)
@@ -121,8 +121,8 @@ def load_checkpoint(
     parts |= _load_depth(folder, device)
     checkpoint = Checkpoint(
         name=str(model),
-        scheduler_config=_read_json(folder / "scheduler" / "scheduler_config.json"),
-        recommended=_read_json(folder / "fairy.json") if (folder / "fairy.json").is_file() else {},
+        scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
+        recommended=read_json(folder / "fairy.json") if (folder / "fairy.json").is_file() else {},
         folder=folder,
         variant=variant,
         **parts,
@@ -154,31 +154,31 @@ def describe_model(folder: Path) -> dict[str, Any]:
         InputError: it lacks something, or is of a kind that cannot be run.
     """
     _check_index(folder)
-    configs = {name: _read_json(folder / name / "config.json") for name in STEMS}
+    configs = {name: read_json(folder / name / "config.json") for name in STEMS}
     variants = {name: variants_of(folder / name, stem) for name, stem in STEMS.items()}
     for name, found in variants.items():
         if not found:
             raise InputError(f"The {name} in {folder / name} has no safetensors files; get the model's files anew.")
         check_is_whole(folder / name, name, found[0] or None)
-    schedule = _read_json(folder / "scheduler" / "scheduler_config.json")
+    schedule = read_json(folder / "scheduler" / "scheduler_config.json")
     sees = {2 * configs["vae"]["latent_channels"]: "picture", configs["vae"]["latent_channels"] + 1: "depth"}
     channels = configs["unet"]["in_channels"]
     notes = [] if channels in sees else [f"It is no editor: its UNet takes {channels} channels."]
     return {
         "path": str(folder),
-        "pipeline": _read_json(folder / "model_index.json").get("_class_name"),
+        "pipeline": read_json(folder / "model_index.json").get("_class_name"),
         "sees": sees.get(channels),
         "variants": {name: [variant or "default" for variant in found] for name, found in variants.items()},
         "text_channels": configs["unet"]["cross_attention_dim"],
         "sample_size": configs["unet"].get("sample_size"),
         "prediction_type": schedule.get("prediction_type", "epsilon"),
-        "recommended": _read_json(folder / "fairy.json") if (folder / "fairy.json").is_file() else {},
+        "recommended": read_json(folder / "fairy.json") if (folder / "fairy.json").is_file() else {},
         "notes": notes,
     }
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """Loading without the progress bars and sentences of the libraries: what matters of them is checked here."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
@@ -246,7 +246,7 @@ def _check_index(folder: Path) -> None:
     index_file = folder / "model_index.json"
     if not index_file.is_file():
         raise InputError(f"{folder} is not a model in diffusers' format: it has no model_index.json.")
-    index = _read_json(index_file)
+    index = read_json(index_file)
     for name, expected in _COMPONENTS.items():
         entry = index.get(name)
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
@@ -313,7 +313,7 @@ def _decoder_folder(folder: Path, decoder: str | Path, hub: dict[str, Any]) -> P
 
 def _load_tiny_decoder(where: Path, vae: Any, dtype: torch.dtype) -> Any:
     """An `AutoencoderTiny`, refused where it cannot stand in for the autoencoder's decoder."""
-    found = _read_json(where / "config.json").get("_class_name")
+    found = read_json(where / "config.json").get("_class_name")
     if found != _CLASSES[_TINY]:
         raise InputError(f"The decoder in {where} is {found}, but only {_CLASSES[_TINY]} can be used.")
     tiny = _load(where, _TINY, dtype, None)
@@ -343,7 +343,8 @@ def _load_depth(folder: Path, device: str | torch.device) -> dict[str, Any]:
     return {"depth_estimator": estimator.eval().requires_grad_(False).to(device), "depth_processor": processor}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds. Raises InputError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -72,14 +73,21 @@ def write_model(
     """
     vae.register_to_config(scaling_factor=scaling_factor, force_upcast=False)
     fit_float16(vae.float(), _scenes())
+    with replaced(directory) as fresh:
+        build_pipeline(vae.half(), editor.half()).save_pretrained(fresh, safe_serialization=True)
+        save_json(fresh / "fairy.json", recommended)
+        if tiny_decoder is not None and tiny_decoder.exists():
+            write_tiny_decoder(fresh / "tiny_decoder", tiny_decoder)
+        load_as_float32(fresh / "text_encoder" / "config.json")
+
+
+@contextmanager
+def replaced(directory: Path) -> Iterator[Path]:
+    """A new directory to fill, which takes the name of ``directory``, and its model card, when it is complete."""
     fresh, old = directory.with_name(directory.name + ".new"), directory.with_name(directory.name + ".old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    build_pipeline(vae.half(), editor.half()).save_pretrained(fresh, safe_serialization=True)
-    save_json(fresh / "fairy.json", recommended)
-    if tiny_decoder is not None and tiny_decoder.exists():
-        write_tiny_decoder(fresh / "tiny_decoder", tiny_decoder)
-    load_as_float32(fresh / "text_encoder" / "config.json")
+    yield fresh
     for file in fresh.rglob("*.*"):
         file.chmod(0o644)
     if (directory / "README.md").exists():

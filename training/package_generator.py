@@ -5,8 +5,6 @@ each network, in float16. A model card that is there stays.
 """
 
 import argparse
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from training.captioned_clips import FRAMES, RATES, SIDE
 from training.checkpoint import load_average, save_json
 from training.frame_stages import SCALE, build_interpolation, build_super_resolution
 from training.generator import TRAIN_STEPS, TextToVideo
-from training.package import load_as_float32
+from training.package import load_as_float32, replaced
 
 STEPS, GUIDANCE = 25, 4.0  # of the base stage
 TIMES = 5  # frames for each of the base stage's, as in Make-A-Video
@@ -78,24 +76,14 @@ def load_frame_stage(folder: Path, stage: str) -> VideoUNet:
 
 def write_generator(folder: Path, base: TextToVideo, frames: Path) -> None:
     """Replaces ``folder`` by the generator; the new one is complete before it takes the old one's name."""
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    base.unet.half().save_pretrained(fresh / "base", safe_serialization=True)
-    for stage in ("interpolation", "super_resolution"):
-        load_frame_stage(frames, stage).half().save_pretrained(fresh / stage, safe_serialization=True)
-    base.text_encoder.half().save_pretrained(fresh / "text_encoder", safe_serialization=True)
-    load_as_float32(fresh / "text_encoder" / "config.json")
-    base.tokenizer.save_pretrained(fresh / "tokenizer")
-    save_json(fresh / "cascade.json", cascade())
-    for file in fresh.rglob("*.*"):
-        file.chmod(0o644)
-    if (folder / "README.md").exists():
-        shutil.copy2(folder / "README.md", fresh)
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with replaced(folder) as fresh:
+        base.unet.half().save_pretrained(fresh / "base", safe_serialization=True)
+        for stage in ("interpolation", "super_resolution"):
+            load_frame_stage(frames, stage).half().save_pretrained(fresh / stage, safe_serialization=True)
+        base.text_encoder.half().save_pretrained(fresh / "text_encoder", safe_serialization=True)
+        load_as_float32(fresh / "text_encoder" / "config.json")
+        base.tokenizer.save_pretrained(fresh / "tokenizer")
+        save_json(fresh / "cascade.json", cascade())
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -48,7 +48,7 @@ def generate(
     _tell(done, out, given)
 
 
-@with_options(GeneratorSetup, InterpolateParams, ClipRequest, skip=("preview",))
+@with_options(GeneratorSetup, InterpolateParams, ClipRequest, skip=("preview", "motion_adapter"))
 def interpolate(video: Video, out: Out, resume: Resume = False, quiet: Quiet = False, **given: Any) -> None:
     """Make a video smoother: frames between its frames."""
     from fairy.runtime.generation.video_stages import Interpolator
@@ -56,7 +56,7 @@ def interpolate(video: Video, out: Out, resume: Resume = False, quiet: Quiet = F
     _run(Interpolator, InterpolateParams(**chosen(InterpolateParams, given)), video, out, resume, quiet, given)
 
 
-@with_options(GeneratorSetup, UpscaleParams, ClipRequest, skip=("preview",))
+@with_options(GeneratorSetup, UpscaleParams, ClipRequest, skip=("preview", "motion_adapter"))
 def upscale(video: Video, out: Out, resume: Resume = False, quiet: Quiet = False, **given: Any) -> None:
     """Make a video larger."""
     from fairy.runtime.generation.video_stages import Upscaler

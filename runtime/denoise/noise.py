@@ -27,8 +27,8 @@ def draw_noise(seed: int, step: int, frames: Sequence[int], shape: tuple[int, in
         [1, channels, h, w], one sample for all frames; with `per_frame` [frames, channels, h, w].
     """
     if per_frame:
-        return torch.stack([_sample(f"{seed}/{step}/{frame}", shape) for frame in frames])
-    return _sample(f"{seed}/{step}", shape).unsqueeze(0)
+        return torch.stack([sample_noise(f"{seed}/{step}/{frame}", shape) for frame in frames])
+    return sample_noise(f"{seed}/{step}", shape).unsqueeze(0)
 
 
 class PlanNoise:
@@ -55,6 +55,7 @@ class PlanNoise:
         return self._shared[step]
 
 
-def _sample(key: str, shape: tuple[int, int, int]) -> Tensor:
+def sample_noise(key: str, shape: tuple[int, ...]) -> Tensor:
+    """Unit normal noise of that name, float32 on the CPU."""
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)

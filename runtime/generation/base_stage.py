@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fairy.kernels.errors import InputError
 from fairy.runtime.denoise.sampler import Schedule, step
 from fairy.runtime.generation.cascade import Stage
 from fairy.runtime.generation.networks import Prompted, schedule_of, stage_noise
@@ -41,6 +42,9 @@ def run_base(
     noise = (
         torch.stack([stage_noise(seed, stage.name, f, shape) for f in range(frames)]) if latents is None else latents
     )
+    if noise.shape != (frames, *shape):
+        remedy = f"give {[frames, *shape]}"
+        raise InputError("have the wrong shape", name="latents", value=list(noise.shape), remedy=remedy)
     x = noise * schedule.init_noise_sigma
     windows = base_windows(stage, frames)
     weights = torch.zeros(frames)

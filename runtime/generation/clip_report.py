@@ -25,7 +25,7 @@ class ClipReport:
         resumed_frames: frames that an interrupted job had finished.
         stages: of each stage its name and what it made: frames, height, width, fps, windows.
         num_frames, width, height: of the result, in pixels; fps: frames a second, None where they have a clock.
-        times_ms: wall time by stage; "total" is all of it.
+        times_ms: wall time of the base stage, by its name, and "total": all of it.
         source: what the input was found to be; empty for clips from text.
         notes: what else the user should know, in sentences.
         frames_sha256: of the frames' bytes, in order.

@@ -1,19 +1,17 @@
 """What an edit may be followed by before it is written: larger frames, frames between frames; no lossy file between."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from fairy.kernels.errors import InputError
-from fairy.runtime.generation.generator import submit_window, to_float, to_uint8
+from fairy.runtime.generation.clocks import finer_clock
 from fairy.runtime.generation.networks import CascadeNetworks
-from fairy.runtime.generation.streams import frames_of
-from fairy.runtime.generation.video_stages import StagePlan, finer_clock
+from fairy.runtime.generation.pictures import to_float, to_uint8
+from fairy.runtime.generation.streams import Chain
 from fairy.runtime.generation.window_pool import HereComputer
-from fairy.runtime.generation.windows import interpolation_windows, regular_places, super_resolution_windows
+from fairy.runtime.generation.windows import StagePlan, interpolation_windows, regular_places, super_resolution_windows
 from fairy.runtime.inputs.frames import Frames
 from fairy.runtime.models import embedded_generator
 from fairy.runtime.record.progress import Monitor
@@ -76,12 +74,7 @@ class FollowUp:
 
     def frames(self, edited: Iterator[Frames]) -> Iterator[Frames]:
         """The frames to write, uint8 [H, W, 3], of the edited ones."""
-        made: Iterator[Tensor] = map(to_float, edited)
-        for plan in self._plans:
-            submit = partial(submit_window, self._computer, plan.stage, 0)
-            tell = partial(self._tell, plan)
-            made = frames_of(made, plan.windows, submit, start=0, ahead=0, tell=tell)[1]
-        return map(to_uint8, made)
+        return map(to_uint8, Chain(self._plans, self._computer, self._monitor).frames(map(to_float, edited)))
 
     @property
     def sentence(self) -> str:
@@ -89,6 +82,3 @@ class FollowUp:
         height, width = self.size
         names = " and ".join(plan.stage.name.replace("_", "-") for plan in self._plans)
         return f"After the edit came {names}: {self.num_frames} frames of {width}×{height} were written."
-
-    def _tell(self, plan: StagePlan, done: int) -> None:
-        self._monitor.tell(plan.stage.name, done, len(plan.windows))

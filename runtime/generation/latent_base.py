@@ -5,17 +5,18 @@ CC-BY-NC-4.0; ZeroScope) and `AnimateDiffPipeline` (a `UNetMotionModel`; any Sta
 motion adapter: their own licences, CreativeML OpenRAIL-M and Apache-2.0 as a rule). Safetensors alone, no remote code.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from fairy.export.checkpoint import read_json
 from fairy.kernels.errors import InputError
 from fairy.runtime.denoise.sampler import scale_model_input
 from fairy.runtime.generation.cascade import Cascade, Stage
+from fairy.runtime.generation.loading import load_network, load_tokenizer, text_features
 from fairy.runtime.generation.networks import Prompted, check_finite, schedule_of
 
 INDEX = "model_index.json"
@@ -25,8 +26,7 @@ UNETS = {
     "StableDiffusionPipeline": "UNet2DConditionModel",  # with a motion adapter
 }
 _FRAMES, _OVERLAP, _STEPS, _GUIDANCE = 16, 8, 25, 7.5
-_RATES = {"TextToVideoSDPipeline": 8.0}
-_DEFAULT_RATE = 8.0
+_RATE = 8.0  # frames a second, which these networks are not told
 
 
 class LatentNetworks:
@@ -38,7 +38,7 @@ class LatentNetworks:
         self.folder, self.device, self.dtype = folder, device, dtype
         self._adapter = motion_adapter
         self.kind = check_index(folder, motion_adapter)
-        self.cascade = Cascade((latent_stage(folder, self.kind),), folder.name)
+        self.cascade = Cascade((latent_stage(folder),), folder.name)
         self._parts: dict[str, Any] = {}
 
     def stage(self, name: str) -> Stage:
@@ -46,18 +46,9 @@ class LatentNetworks:
         assert name == self.cascade.base.name
         return self.cascade.base
 
-    @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Features of texts, [texts, L, C]."""
-        tokenizer, encoder = self._part("tokenizer"), self._part("text_encoder")
-        tokens = tokenizer(
-            list(texts),
-            padding="max_length",
-            truncation=True,
-            max_length=tokenizer.model_max_length,
-            return_tensors="pt",
-        )
-        return cast(Tensor, encoder(tokens.input_ids.to(self.device)).last_hidden_state)
+        return text_features(self._part("tokenizer"), self._part("text_encoder"), texts)
 
     @torch.inference_mode()
     def predict_base(self, name: str, index: int, steps: int, x_FCHW: Tensor, fps: float, text: Prompted) -> Tensor:
@@ -88,33 +79,23 @@ class LatentNetworks:
 
     def _part(self, name: str) -> Any:
         if name not in self._parts:
-            try:
-                self._parts[name] = self._load(name)
-            except InputError:
-                raise
-            except Exception as error:  # what the libraries raise for a broken file is not theirs to promise
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                raise InputError(f"The {name} in {self.folder} cannot be loaded ({reason}).") from error
+            self._parts[name] = self._load(name)
         return self._parts[name]
 
     def _load(self, name: str) -> Any:
         import diffusers
         import transformers
 
-        where, how = self.folder / name, {"use_safetensors": True, "local_files_only": True}
+        where = self.folder / name
         if name == "tokenizer":
-            return transformers.CLIPTokenizer.from_pretrained(where, local_files_only=True)
-        if name == "text_encoder":
-            made = transformers.CLIPTextModel.from_pretrained(where, dtype=self.dtype, **how)
-        elif name == "vae":
-            made = diffusers.AutoencoderKL.from_pretrained(where, torch_dtype=self.dtype, **how)
-        else:
-            cls = getattr(diffusers, UNETS[self.kind])
-            made = cls.from_pretrained(where, torch_dtype=self.dtype, **how)
-            if self._adapter is not None:
-                adapter = diffusers.MotionAdapter.from_pretrained(self._adapter, torch_dtype=self.dtype, **how)
-                made = diffusers.UNetMotionModel.from_unet2d(made, adapter).to(self.dtype)
-        return made.eval().requires_grad_(False).to(self.device)
+            return load_tokenizer(where)
+        classes = {"text_encoder": transformers.CLIPTextModel, "vae": diffusers.AutoencoderKL}
+        made = load_network(classes.get(name) or getattr(diffusers, UNETS[self.kind]), where, self.dtype)
+        if name == "unet" and self._adapter is not None:
+            adapter = load_network(diffusers.MotionAdapter, self._adapter, self.dtype)
+            made = diffusers.UNetMotionModel.from_unet2d(made, adapter).to(self.dtype)
+            made = made.eval().requires_grad_(False)
+        return made.to(self.device)
 
 
 def is_latent(folder: Path) -> bool:
@@ -124,7 +105,7 @@ def is_latent(folder: Path) -> bool:
 
 def check_index(folder: Path, motion_adapter: Path | None) -> str:
     """The kind of pipeline that a folder holds. Raises InputError where it cannot generate video."""
-    index = _read(folder / INDEX)
+    index = read_json(folder / INDEX)
     kind = str(index.get("_class_name"))
     if kind not in UNETS:
         raise InputError(f"{folder} holds a {kind}, which makes no video from text; choose one of {', '.join(UNETS)}.")
@@ -138,10 +119,10 @@ def check_index(folder: Path, motion_adapter: Path | None) -> str:
     return kind
 
 
-def latent_stage(folder: Path, kind: str) -> Stage:
+def latent_stage(folder: Path) -> Stage:
     """The base stage that a folder describes: its usual size, windows of 16 frames that share 8."""
-    unet, vae = _read(folder / "unet" / "config.json"), _read(folder / "vae" / "config.json")
-    scheduler = _read(folder / "scheduler" / "scheduler_config.json")
+    unet, vae = read_json(folder / "unet" / "config.json"), read_json(folder / "vae" / "config.json")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     factor = 2 ** (len(vae.get("block_out_channels", [1])) - 1)
     sample = unet.get("sample_size") or 64
     height, width = sample if isinstance(sample, list) else (sample, sample)
@@ -152,7 +133,7 @@ def latent_stage(folder: Path, kind: str) -> Stage:
         frames=_FRAMES,
         height=height * factor,
         width=width * factor,
-        fps=_RATES.get(kind, _DEFAULT_RATE),
+        fps=_RATE,
         window=_FRAMES,
         overlap=_OVERLAP,
         channels=int(vae.get("latent_channels", 4)),
@@ -162,13 +143,3 @@ def latent_stage(folder: Path, kind: str) -> Stage:
         num_inference_steps=_STEPS,
         guidance_scale=_GUIDANCE,
     )
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable JSON file ({error}).") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} must hold a JSON object.")
-    return value

@@ -3,7 +3,6 @@
 Frames are float32 [F, 3, H, W] in 0 to 1 between stages; the networks see them in -1 to 1.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairy.export.bases.video_unet import VideoUNet
-from fairy.kernels.errors import InputError, NumericalError
-from fairy.runtime.denoise.noise import INITIAL
+from fairy.kernels.errors import NumericalError
+from fairy.runtime.denoise.noise import INITIAL, sample_noise
 from fairy.runtime.denoise.sampler import Schedule, make_schedule, scale_model_input, step
 from fairy.runtime.generation.cascade import Cascade, Stage
+from fairy.runtime.generation.loading import load_network, load_tokenizer, text_features
 from fairy.runtime.generation.windows import Window
 from fairy.runtime.plan.geometry import pad_by_reflection
 
@@ -44,6 +44,7 @@ class CascadeNetworks:
         self.cascade = Cascade.read(folder)
         self._resident = resident
         self._networks: dict[str, VideoUNet] = {}
+        self._text: tuple[Any, Any] | None = None
 
     def stage(self, name: str) -> Stage:
         """The stage of that name."""
@@ -52,22 +53,22 @@ class CascadeNetworks:
     def network(self, stage: Stage) -> VideoUNet:
         """A stage's network, on the device."""
         if stage.network not in self._networks:
-            self._networks[stage.network] = load_network(self.folder / stage.network, self.dtype)
+            network = load_network(VideoUNet, self.folder / stage.network, self.dtype)
+            self._networks[stage.network] = network.to(memory_format=torch.channels_last)
         if not self._resident:
             for name, other in self._networks.items():
                 if name != stage.network:
                     other.to("cpu")
         return cast(VideoUNet, self._networks[stage.network].to(self.device))
 
-    @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Features of texts, [texts, L, C]."""
-        tokenizer, encoder = load_text(self.folder, self.dtype)
-        tokens = tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length,
-            return_tensors="pt",
-        )  # fmt: skip
-        return cast(Tensor, encoder.to(self.device)(tokens.input_ids.to(self.device)).last_hidden_state)
+        if self._text is None:
+            from transformers import CLIPTextModel
+
+            encoder = load_network(CLIPTextModel, self.folder / "text_encoder", self.dtype).to(self.device)
+            self._text = load_tokenizer(self.folder / "tokenizer"), encoder
+        return text_features(*self._text, texts)
 
     @torch.inference_mode()
     def predict_base(self, name: str, index: int, steps: int, x_FCHW: Tensor, fps: float, text: Prompted) -> Tensor:
@@ -183,38 +184,7 @@ def schedule_of(stage: Stage, steps: int) -> Schedule:
 
 def stage_noise(seed: int, stage: str, frame: int, shape: tuple[int, ...]) -> Tensor:
     """Unit noise of a stage and a frame: of nothing but them and the seed, so that no batch or worker changes it."""
-    key = hashlib.sha256(f"{seed}/{INITIAL}/{stage}/{frame}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big"))
-    return torch.randn(shape, generator=generator, dtype=torch.float32)
-
-
-def load_network(folder: Path, dtype: torch.dtype) -> VideoUNet:
-    """A stage's network, from safetensors alone. Raises InputError."""
-    try:
-        network, info = VideoUNet.from_pretrained(
-            folder, use_safetensors=True, torch_dtype=dtype, output_loading_info=True, local_files_only=True
-        )
-    except Exception as error:  # what the library raises for a broken file is not its to promise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"The network in {folder} cannot be loaded ({reason}); get its files anew.") from error
-    if info["missing_keys"]:
-        raise InputError(f"The network in {folder} lacks weights, {sorted(info['missing_keys'])[0]} among them.")
-    return cast(VideoUNet, network.eval().requires_grad_(False).to(memory_format=torch.channels_last))
-
-
-def load_text(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The tokenizer and the text encoder of a generator's folder. Raises InputError."""
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        encoder = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", use_safetensors=True, dtype=dtype, local_files_only=True
-        )
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"The text encoder in {folder} cannot be loaded ({reason}); get its files anew.") from error
-    return tokenizer, encoder.eval().requires_grad_(False)
+    return sample_noise(f"{seed}/{INITIAL}/{stage}/{frame}", shape)
 
 
 def _padded(clip_BCFHW: Tensor, multiple: int) -> Tensor:

@@ -91,56 +91,51 @@ class GenerateParams(_Told):
         check_options(self)
 
 
-@dataclass(frozen=True, slots=True)
-class InterpolateParams(_Told):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoParams(_Told):
+    """Which part of a video is taken, and how it is read."""
+
+    start: float | None = option(None, Time(0.0, math.inf), "Take the video from here")
+    end: float | None = option(None, Time(0.0, math.inf), "Take the video up to here")
+    source_fps: Fraction | None = option(None, Rate(_SLOWEST, 1000), "Frames a second of a folder of images")
+    deinterlace: bool = option(False, Flag(), "Make whole pictures of the fields of interlaced video first")
+    hdr: Literal["refuse", "tonemap"] = option(
+        "refuse", Choice(("refuse", "tonemap")), "What becomes of high dynamic range; tonemap makes BT.709 of it"
+    )
+    strict: bool = option(False, Flag(), "Refuse a video with damaged frames instead of concealing them")
+    max_pixels: int = option(MAX_PIXELS, Whole(1, 2**31 - 1), "Largest picture that is decoded, width times height")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.start is not None and self.end is not None and self.end <= self.start:
+            raise InputError(f"s must be later than start = {self.start:g} s", name="end", value=self.end)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterpolateParams(VideoParams):
     """How many frames are made between a video's own: `times` for each, or as many as `fps` needs."""
 
-    _: KW_ONLY
     times: int | None = option(None, Whole(2, 16), "Frames for each of the video's", usual="2")
     fps: Fraction | None = option(None, Rate(_SLOWEST, 1000), "Frames a second of the result, instead of times")
     shots: Literal["off", "auto"] | tuple[int, ...] | list[int] | None = option(
         None, Shots(), "Where shots begin; nothing is made across a cut", usual="auto where PySceneDetect is installed"
     )
-    start: float | None = option(None, Time(0.0, math.inf), "Take the video from here")
-    end: float | None = option(None, Time(0.0, math.inf), "Take the video up to here")
-    source_fps: Fraction | None = option(None, Rate(_SLOWEST, 1000), "Frames a second of a folder of images")
-    deinterlace: bool = option(False, Flag(), "Make whole pictures of the fields of interlaced video first")
-    hdr: Literal["refuse", "tonemap"] = option(
-        "refuse", Choice(("refuse", "tonemap")), "What becomes of high dynamic range; tonemap makes BT.709 of it"
-    )
-    strict: bool = option(False, Flag(), "Refuse a video with damaged frames instead of concealing them")
-    max_pixels: int = option(MAX_PIXELS, Whole(1, 2**31 - 1), "Largest picture that is decoded, width times height")
 
     def __post_init__(self) -> None:
-        check_options(self)
+        VideoParams.__post_init__(self)
         if self.times is not None and self.fps is not None:
             raise InputError("is given beside times; choose one of them", name="fps", value=float(self.fps))
-        check_span(self.start, self.end)
 
 
-@dataclass(frozen=True, slots=True)
-class UpscaleParams(_Told):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpscaleParams(VideoParams):
     """How many times larger a video becomes."""
 
-    _: KW_ONLY
     times: int = option(2, Whole(2, 16), "How many times larger: 2 or 4 with the embedded stages")
     seed: int = option(0, Whole(0, 2**63 - 1), "Seed of the noise that the stages begin with")
     shots: Literal["off", "auto"] | tuple[int, ...] | list[int] | None = option(
         None, Shots(), "Where shots begin; none sees another", usual="auto where PySceneDetect is installed"
     )
-    start: float | None = option(None, Time(0.0, math.inf), "Take the video from here")
-    end: float | None = option(None, Time(0.0, math.inf), "Take the video up to here")
-    source_fps: Fraction | None = option(None, Rate(_SLOWEST, 1000), "Frames a second of a folder of images")
-    deinterlace: bool = option(False, Flag(), "Make whole pictures of the fields of interlaced video first")
-    hdr: Literal["refuse", "tonemap"] = option(
-        "refuse", Choice(("refuse", "tonemap")), "What becomes of high dynamic range; tonemap makes BT.709 of it"
-    )
-    strict: bool = option(False, Flag(), "Refuse a video with damaged frames instead of concealing them")
-    max_pixels: int = option(MAX_PIXELS, Whole(1, 2**31 - 1), "Largest picture that is decoded, width times height")
-
-    def __post_init__(self) -> None:
-        check_options(self)
-        check_span(self.start, self.end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +181,3 @@ class ClipRequest:
         None, Name("a .png or .jpg file"), "Write the base stage's frames as one picture before the rest"
     )
     report: Path | None = option(None, Name("a .json file"), "Write a JSON report of the job")
-
-
-def check_span(start: float | None, end: float | None) -> None:
-    """Raise InputError where a part of a video ends before it starts."""
-    if start is not None and end is not None and end <= start:
-        raise InputError(f"s must be later than start = {start:g} s", name="end", value=end)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fairy.runtime.generation.window_pool import Pending
-from fairy.runtime.generation.windows import Window
+from fairy.runtime.generation.window_pool import Pending, WindowComputer
+from fairy.runtime.generation.windows import StagePlan, Window
+from fairy.runtime.record.progress import Monitor
 
 Submit = Callable[[Window, Tensor], Pending]
 
@@ -42,35 +43,51 @@ def windows_of(
         yield done, handed.result()
 
 
-def frames_of(
-    frames: Iterator[Tensor],
-    windows: Sequence[Window],
-    submit: Submit,
-    *,
-    start: int,
-    ahead: int,
-    tell: Callable[[int], object] = lambda done: None,
-) -> tuple[int, Iterator[Tensor]]:
-    """A stage as a stream that begins at frame `start` of what it makes.
-
-    Returns:
-        the number of the first frame that must be handed in, and the stream. `frames` must begin there; it is asked
-        for nothing before the stream is.
-    """
-    begin = window_at(windows, start)
-
-    def stream() -> Iterator[Tensor]:
-        done = begin
-        for window, made in windows_of(frames, windows[begin:], submit, first=windows[begin].reads[0], ahead=ahead):
-            done += 1
-            tell(done)
-            for number, frame in zip(range(*window.makes), made, strict=True):
-                if number >= start:
-                    yield frame
-
-    return windows[begin].reads[0], stream()
-
-
 def window_at(windows: Sequence[Window], frame: int) -> int:
     """Which window makes a frame."""
     return next(i for i, window in enumerate(windows) if window.makes[0] <= frame < window.makes[1])
+
+
+class Chain:
+    """Stages behind each other, from frame `start` of what the last one makes.
+
+    Attributes:
+        begin: number of the first frame that must be handed in.
+    """
+
+    def __init__(
+        self, plans: Sequence[StagePlan], computer: WindowComputer, monitor: Monitor, *, start: int = 0, seed: int = 0
+    ) -> None:
+        """Nothing is computed yet. `seed`: of the noise that stages begin with."""
+        self._plans, self._computer, self._monitor, self._seed = tuple(plans), computer, monitor, seed
+        starts = [start]
+        for plan in reversed(plans):
+            starts.append(plan.windows[window_at(plan.windows, starts[-1])].reads[0])
+        self.begin, *self._starts = reversed(starts)
+
+    def frames(self, taken: Iterator[Tensor], *, one_by_one: bool = False) -> Iterator[Tensor]:
+        """What the last stage makes of frames [3, H, W] that begin with number `begin`.
+
+        Args:
+            one_by_one: every stage ends before the next one begins.
+        """
+        for plan, start in zip(self._plans, self._starts, strict=True):
+            made = self._stage(plan, start, taken)
+            taken = iter(list(made)) if one_by_one else made
+        return taken
+
+    def _stage(self, plan: StagePlan, start: int, taken: Iterator[Tensor]) -> Iterator[Tensor]:
+        stage, done = plan.stage, window_at(plan.windows, start)
+        windows = plan.windows[done:]
+
+        def submit(window: Window, frames: Tensor) -> Pending:
+            if stage.kind == "interpolation":
+                return self._computer.submit("interpolate", stage.name, window, frames)
+            return self._computer.submit("super_resolve", stage.name, window, frames, self._seed)
+
+        for window, made in windows_of(taken, windows, submit, first=windows[0].reads[0], ahead=self._computer.ahead):
+            done += 1
+            self._monitor.tell(stage.name, done, len(plan.windows))
+            for number, frame in zip(range(*window.makes), made, strict=True):
+                if number >= start:
+                    yield frame

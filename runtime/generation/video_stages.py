@@ -7,68 +7,54 @@ flat, no window reads across a cut, and sound, subtitles and titles go along.
 import hashlib
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from fractions import Fraction
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from fairy.kernels.errors import FairyError, InputError
+from fairy.kernels.errors import InputError
 from fairy.runtime.files import check_outputs, only_writer_of, user_path
 from fairy.runtime.generation.cascade import Stage
 from fairy.runtime.generation.clip_report import ClipReport
-from fairy.runtime.generation.generator import OnProgress, make_networks, open_setup, submit_window, to_float, to_uint8
-from fairy.runtime.generation.params import ClipRequest, GeneratorSetup, InterpolateParams, UpscaleParams
-from fairy.runtime.generation.streams import frames_of
-from fairy.runtime.generation.window_pool import HereComputer, PoolComputer, WindowComputer
-from fairy.runtime.generation.windows import Window, interpolation_windows, regular_places, super_resolution_windows
+from fairy.runtime.generation.clocks import finer_clock, places_at_rate
+from fairy.runtime.generation.params import ClipRequest, InterpolateParams, UpscaleParams
+from fairy.runtime.generation.pictures import to_float
+from fairy.runtime.generation.runner import CascadeRunner, ClipJob, OnProgress
+from fairy.runtime.generation.streams import Chain
+from fairy.runtime.generation.windows import (
+    StagePlan,
+    interpolation_windows,
+    regular_places,
+    super_resolution_windows,
+)
 from fairy.runtime.inputs.frames import Frames, Source, VideoInput, open_source
 from fairy.runtime.plan.file_request import DEFAULT_CRF, check_clock
-from fairy.runtime.record.edit_report import installed_versions
-from fairy.runtime.record.journal import Journal, folders_of_other_containers, journal_folder
+from fairy.runtime.plan.identity import stamps
 from fairy.runtime.record.progress import Monitor
 from fairy.runtime.video import Clock, VideoWriter
 from fairy.runtime.video.formats import output_format
 
 Params = TypeVar("Params", InterpolateParams, UpscaleParams)
-PART = 8  # frames that are kept and written together
 
 
-@dataclass(frozen=True, slots=True)
-class StagePlan:
-    """One stage's windows over the clip that it takes."""
-
-    stage: Stage
-    windows: tuple[Window, ...]
-
-
-@dataclass(slots=True)
-class VideoJob:
+@dataclass(slots=True, kw_only=True)
+class VideoJob(ClipJob):
     """One video under way.
 
     Attributes:
         plans: the stages, in their order.
-        num_frames, size: of the result; `clock`: when its frames are shown, None where the source has no clock.
+        clock: when the result's frames are shown, None where the source has no clock.
     """
 
     source: Source
-    monitor: Monitor
     params: InterpolateParams | UpscaleParams
     plans: tuple[StagePlan, ...]
-    num_frames: int
-    size: tuple[int, int]
     clock: Clock | None
-    seed: int = 0
-    notes: list[str] = field(default_factory=list)
-    journal: Journal | None = None
-    sha256: Any = field(default_factory=hashlib.sha256)
-    resumed_frames: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,43 +66,8 @@ class VideoResult:
     clock: Clock | None
 
 
-class VideoStages(ABC, Generic[Params]):
-    """What `Interpolator` and `Upscaler` share: one loaded cascade, one job at a time."""
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        name: str,
-        device: torch.device,
-        dtype: torch.dtype,
-        threads: int = 1,
-        offload: bool = False,
-        motion_adapter: Path | None = None,
-        computer: PoolComputer | None = None,
-        workers: int = 1,
-    ) -> None:
-        """`computer`: what computes; None = this process."""
-        self._networks = make_networks(folder, dtype, offload, motion_adapter, device)
-        self._computer: WindowComputer = computer or HereComputer(self._networks, threads)
-        self._name, self._device, self._dtype, self._threads = name, device, dtype, threads
-        self._workers = workers
-        self._lock = threading.Lock()
-        self._closed = False
-
-    @classmethod
-    def from_pretrained(cls, model: str | Path | None = None, **how: Any) -> "VideoStages[Params]":
-        """Load the stages of a generator.
-
-        Args:
-            model: a generator's folder, with a cascade.json; None = the one that ships with fairy.
-            **how: the fields of `GeneratorSetup`: device, dtype, offload, gpus, workers, worker_timeout_s, threads.
-
-        Raises:
-            InputError: it cannot be loaded, has no such stage, or an option is not possible on this machine.
-        """
-        opened = open_setup(GeneratorSetup(model, **how))
-        return cls(opened.folder, **opened.arguments)
+class VideoStages(CascadeRunner, ABC, Generic[Params]):
+    """What `Interpolator` and `Upscaler` share."""
 
     @abstractmethod
     def _plan(self, source: Source, params: Params, monitor: Monitor) -> VideoJob:
@@ -142,8 +93,8 @@ class VideoStages(ABC, Generic[Params]):
         """
         with self._one_job(Monitor(on_progress, cancel)) as monitor:
             job = self._plan(open_source(video, params, monitor), params, monitor)
-            frames = np.concatenate(list(self._parts(job)))
-            return VideoResult(frames, self._report(job), job.clock)
+            frames = np.concatenate(list(self._parts(job, partial(self._frames_from, job))))
+            return VideoResult(frames, self._told(job), job.clock)
 
     def run_file(
         self,
@@ -176,32 +127,17 @@ class VideoStages(ABC, Generic[Params]):
         check_clock(has_clock=not source_path.is_dir(), fps=params.source_fps)
         with self._one_job(Monitor(on_progress, cancel)) as monitor, only_writer_of(target, request.report):
             job = self._plan(open_source(source_path, params, monitor), params, monitor)
-            job.journal = Journal(
-                journal_folder(target), self._identity(job), others=folders_of_other_containers(target)
-            )
+            job.journal = self._journal(target, **self._decides(job))
             with job.journal.kept_unless_done(), self._writer(job, target, request.crf) as writer:
                 job.journal.begin(resume=resume)
-                with closing(self._parts(job)) as parts:
+                with closing(self._parts(job, partial(self._frames_from, job))) as parts:
                     for part in parts:
                         writer.write(part)
             job.notes += writer.notes
-            done = self._report(job)
+            done = self._told(job)
         if request.report is not None:
             done.save(request.report)
         return done
-
-    def close(self) -> None:
-        """Give back memory and processes; waits for a running job. Closing again does nothing."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._computer.close()
-
-    def __enter__(self) -> "VideoStages[Params]":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _stages(self, kind: str) -> list[Stage]:
         found = [stage for stage in self._networks.cascade.stages if stage.kind == kind]
@@ -224,93 +160,26 @@ class VideoStages(ABC, Generic[Params]):
             cancel=job.monitor.cancel,
         )
 
-    def _parts(self, job: VideoJob) -> Generator[Frames, None, None]:
-        """The result in parts of uint8 [n, H, W, 3]; those of an interrupted job first."""
-        done = 0
-        while job.journal is not None and done < job.num_frames:
-            kept = job.journal.load_frames(done)
-            if kept is None:
-                break
-            done += len(kept)
-            job.resumed_frames = done
-            job.sha256.update(kept.tobytes())
-            yield kept
-        if done == job.num_frames:
-            return
-        with closing(self._reading(job, done)) as stream:
-            while done < job.num_frames:
-                part = np.stack([to_uint8(next(stream)) for _ in range(min(PART, job.num_frames - done))])
-                if job.journal is not None:
-                    job.journal.save_frames(done, part)
-                done += len(part)
-                job.sha256.update(part.tobytes())
-                yield part
-
-    def _reading(self, job: VideoJob, start: int) -> Generator[Tensor, None, None]:
+    def _frames_from(self, job: VideoJob, start: int) -> Iterator[Tensor]:
         """Frames of the result from `start` on."""
-        made: list[Callable[[Iterator[Tensor]], Iterator[Tensor]]] = []
-        for plan in reversed(job.plans):
-            submit = partial(submit_window, self._computer, plan.stage, job.seed)
-            tell = partial(_tell, job.monitor, plan.stage.name, len(plan.windows))
-            begin, stream = _stream_from(plan.windows, submit, start, self._computer.ahead, tell)
-            made.append(stream)
-            start = begin
-        read = job.source.read(range(start, job.source.num_frames) if start else None)
-        try:
-            frames: Iterator[Tensor] = map(to_float, read)
-            for stream in reversed(made):
-                frames = stream(frames)
-            yield from frames
-        finally:
-            read.close()
+        seed = job.params.seed if isinstance(job.params, UpscaleParams) else 0
+        chain = Chain(job.plans, self._computer, job.monitor, start=start, seed=seed)
+        with closing(job.source.read(range(chain.begin, job.source.num_frames) if chain.begin else None)) as read:
+            yield from chain.frames(map(to_float, read), one_by_one=False)
 
-    def _identity(self, job: VideoJob) -> dict[str, object]:
-        from fairy.runtime.plan.identity import stamps
-
+    def _decides(self, job: VideoJob) -> dict[str, object]:
+        """What of the job decides the result's bytes."""
         video = job.source.video
         path = video.path if video is not None else getattr(job.source, "path", None)
         return {
             "source": {"files": stamps(path), "first": job.source.first, "num_frames": job.source.num_frames},
-            "kind": type(self).__name__,
             "params": job.params.to_json(),
             "windows": hashlib.sha256(repr([plan.windows for plan in job.plans]).encode()).hexdigest(),
-            "model": stamps(self._networks.folder),
-            "precision": str(self._dtype),
-            "device": {"type": self._device.type, "threads": self._threads},
-            "version": installed_versions(),
         }
 
-    def _report(self, job: VideoJob) -> ClipReport:
-        notes = [*job.source.notes, *job.notes, *(job.journal.notes if job.journal is not None else ())]
-        return ClipReport(
-            params=job.params.to_json(),
-            model=self._name,
-            device=str(self._device),
-            precision=str(self._dtype).removeprefix("torch."),
-            threads=self._threads,
-            workers=self._workers,
-            lost_workers=tuple(self._computer.lost),
-            resumed_frames=job.resumed_frames,
-            stages=tuple({"name": plan.stage.name, "windows": len(plan.windows)} for plan in job.plans),
-            num_frames=job.num_frames,
-            width=job.size[1],
-            height=job.size[0],
-            fps=None,
-            times_ms={**job.monitor.times_ms, "total": job.monitor.elapsed_ms()},
-            source=job.source.describe(),
-            notes=tuple(dict.fromkeys(notes)),
-            frames_sha256=job.sha256.hexdigest(),
-            versions=installed_versions(),
-        )
-
-    @contextmanager
-    def _one_job(self, monitor: Monitor) -> Iterator[Monitor]:
-        with self._lock:
-            if self._closed:
-                raise FairyError(f"This {type(self).__name__} was closed; make another one.")
-            if isinstance(self._computer, PoolComputer):
-                self._computer.check = monitor.check
-            yield monitor
+    def _told(self, job: VideoJob) -> ClipReport:
+        stages = [{"name": plan.stage.name, "windows": len(plan.windows)} for plan in job.plans]
+        return self._report(job, job.params.to_json(), stages, source=job.source.describe())
 
 
 class Interpolator(VideoStages[InterpolateParams]):
@@ -319,9 +188,7 @@ class Interpolator(VideoStages[InterpolateParams]):
     def _plan(self, source: Source, params: InterpolateParams, monitor: Monitor) -> VideoJob:
         stage = self._stages("interpolation")[0]
         cuts, notes = cuts_of(source, params.shots, monitor)
-        clock = source.clock
-        if clock is None and params.source_fps is not None:
-            clock = Clock.constant(source.num_frames, params.source_fps)
+        clock = _clock_of(source, params)
         made: Clock | None
         if params.fps is not None:
             if clock is None:
@@ -334,7 +201,7 @@ class Interpolator(VideoStages[InterpolateParams]):
             made = None if clock is None else finer_clock(clock, times)
         windows = interpolation_windows(places, source.num_frames, cuts)
         plans = (StagePlan(stage, windows),)
-        return VideoJob(source, monitor, params, plans, len(places), source.size, made, notes=notes)
+        return _job(source, monitor, params, plans, (len(places), source.size), made, notes)
 
 
 class Upscaler(VideoStages[UpscaleParams]):
@@ -358,10 +225,8 @@ class Upscaler(VideoStages[UpscaleParams]):
         cuts, notes = cuts_of(source, params.shots, monitor)
         frames = source.num_frames
         plans = tuple(StagePlan(stage, super_resolution_windows(stage, frames, cuts)) for stage in chosen)
-        clock = source.clock
-        if clock is None and params.source_fps is not None:
-            clock = Clock.constant(frames, params.source_fps)
-        return VideoJob(source, monitor, params, plans, frames, (height, width), clock, params.seed, notes)
+        clock = _clock_of(source, params)
+        return _job(source, monitor, params, plans, (frames, (height, width)), clock, notes)
 
 
 def cuts_of(source: Source, shots: Any, monitor: Monitor) -> tuple[tuple[int, ...], list[str]]:
@@ -384,52 +249,30 @@ def cuts_of(source: Source, shots: Any, monitor: Monitor) -> tuple[tuple[int, ..
     return find_cuts(source, monitor), []
 
 
-def finer_clock(clock: Clock, times: int) -> Clock:
-    """`times` frames for each: equally far apart between two, and the last one stays as long as its source's did."""
-    fine = clock.time_base / times
-    pts = clock.pts * times
-    steps = np.diff(clock.pts)
-    between = (pts[:-1, None] + steps[:, None] * np.arange(times)).reshape(-1)
-    return Clock(np.append(between, pts[-1]), fine, clock.last_duration * times)
+def _job(
+    source: Source,
+    monitor: Monitor,
+    params: InterpolateParams | UpscaleParams,
+    plans: tuple[StagePlan, ...],
+    shape: tuple[int, tuple[int, int]],
+    clock: Clock | None,
+    notes: list[str],
+) -> VideoJob:
+    """A job that has not begun; `shape`: frames of the result, and their (height, width)."""
+    return VideoJob(
+        source=source,
+        monitor=monitor,
+        params=params,
+        plans=plans,
+        num_frames=shape[0],
+        size=shape[1],
+        clock=clock,
+        notes=[*source.notes, *notes],
+    )
 
 
-def places_at_rate(clock: Clock, fps: Fraction) -> tuple[tuple[Fraction, ...], Clock]:
-    """Frames at a constant rate from the first one to the last one's end: their places in frames of the clip.
-
-    A frame of the clip that is due within a thousandth of a frame of the new clock is taken as it is.
-    """
-    first, last = int(clock.pts[0]), int(clock.pts[-1])
-    interval = 1 / (fps * clock.time_base)  # in units of the clip's clock
-    count = max(1, int((clock.end - first) / interval))
-    places, left = [], 0
-    for number in range(count):
-        time = first + number * interval
-        while left + 1 < len(clock.pts) and int(clock.pts[left + 1]) <= time:
-            left += 1
-        if time >= last:
-            places.append(Fraction(len(clock.pts) - 1))
-            continue
-        share = Fraction(time - int(clock.pts[left])) / int(clock.pts[left + 1] - clock.pts[left])
-        near = round(share)
-        places.append(Fraction(left + near) if abs(share - near) < Fraction(1, 1000) else left + share)
-    start = first * clock.time_base
-    base = Fraction(1, fps.numerator * start.denominator)
-    pts = [int((start + number / fps) / base) for number in range(count)]
-    rest = round((clock.end * clock.time_base - start - (count - 1) / fps) / base)
-    return tuple(places), Clock(np.array(pts, np.int64), base, max(1, rest))
-
-
-def _stream_from(
-    windows: Sequence[Window], submit: Any, start: int, ahead: int, tell: Callable[[int], object]
-) -> tuple[int, Callable[[Iterator[Tensor]], Iterator[Tensor]]]:
-    """The first frame that must be handed in, and what makes a stream of a stream that begins there."""
-    begin = next(w for w in windows if w.makes[0] <= start < w.makes[1]).reads[0]
-
-    def stream(frames: Iterator[Tensor]) -> Iterator[Tensor]:
-        return frames_of(frames, windows, submit, start=start, ahead=ahead, tell=tell)[1]
-
-    return begin, stream
-
-
-def _tell(monitor: Monitor, name: str, total: int, done: int) -> None:
-    monitor.tell(name, done, total)
+def _clock_of(source: Source, params: InterpolateParams | UpscaleParams) -> Clock | None:
+    """The source's own clock, or that of the rate which is said."""
+    if source.clock is None and params.source_fps is not None:
+        return Clock.constant(source.num_frames, params.source_fps)
+    return source.clock

@@ -50,6 +50,10 @@ class WindowComputer(Protocol):
         """Workers that ended before the job did, in sentences."""
         ...
 
+    def begin(self, check: Callable[[], None]) -> None:
+        """A job begins; `check` is called while windows are waited for, and raises to stop."""
+        ...
+
     def submit(self, method: str, *arguments: Any) -> Pending:
         """Have a method of the networks called."""
         ...
@@ -75,6 +79,9 @@ class HereComputer:
 
     def __init__(self, networks: Any, threads: int) -> None:
         self.networks, self._threads = networks, threads
+
+    def begin(self, check: Callable[[], None]) -> None:
+        """Nothing is waited for here."""
 
     def submit(self, method: str, *arguments: Any) -> Pending:
         """The method is called when the result is asked for."""
@@ -105,18 +112,14 @@ class _Handed:
 class PoolComputer:
     """Worker processes, each with the networks on a device of its own."""
 
-    def __init__(
-        self, make: Make, devices: Sequence[torch.device], *, threads: int, timeout_s: float,
-        check: Callable[[], None] = lambda: None,
-    ) -> None:  # fmt: skip
+    def __init__(self, make: Make, devices: Sequence[torch.device], *, threads: int, timeout_s: float) -> None:
         """Processes start with the first window.
 
         Args:
             timeout_s: seconds that a window may take once it is waited for.
-            check: called while waiting; raises to stop.
         """
         self._make, self._devices, self._threads, self._timeout_s = make, tuple(devices), threads, timeout_s
-        self.check = check
+        self._check: Callable[[], None] = lambda: None
         self.lost: list[str] = []
         self._deaths = 0
         self._generation = 0
@@ -126,6 +129,10 @@ class PoolComputer:
     def ahead(self) -> int:
         """Two windows a worker."""
         return 2 * len(self._devices)
+
+    def begin(self, check: Callable[[], None]) -> None:
+        """A job begins: no worker was lost in it yet."""
+        self._check, self.lost = check, []
 
     def submit(self, method: str, *arguments: Any) -> Pending:
         """Hand a window to the workers."""
@@ -141,7 +148,7 @@ class PoolComputer:
                 self._hand(handed)
                 started = time.monotonic()
             try:
-                self.check()
+                self._check()
                 result = handed.future.result(_POLL_S)
             except FutureTimeoutError:
                 if time.monotonic() - started > self._timeout_s:

@@ -23,6 +23,14 @@ class Window:
     places: tuple[Fraction, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage's windows over the clip that it takes."""
+
+    stage: Stage
+    windows: tuple[Window, ...]
+
+
 def base_windows(stage: Stage, frames: int) -> tuple[tuple[int, int], ...]:
     """Windows [start, stop) of the base stage: each overlaps the one before by `stage.overlap` frames, the last by
     more.

@@ -9,17 +9,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fairy.export.bases.video_unet import VideoUNet
 from fairy.runtime.models import embedded_generator
+from training.package_generator import SCHEDULE
 
-SCHEDULE = {
-    "_class_name": "DDIMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_schedule": "squaredcos_cap_v2",
-    "clip_sample": True,
-    "clip_sample_range": 1.0,
-    "set_alpha_to_one": True,
-    "steps_offset": 0,
-    "timestep_spacing": "trailing",
-}
 STAGES = [
     {
         "name": "base",

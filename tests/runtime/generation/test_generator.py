@@ -85,9 +85,11 @@ def test_a_killed_worker_changes_no_byte(small_generator: Path, reference) -> No
                 process.kill()
 
         made = several.generate(PARAMS, on_progress=kill)
+        again = several.generate(PARAMS)
     assert killed
     assert made.report.lost_workers
     assert made.report.frames_sha256 == reference.report.frames_sha256
+    assert not again.report.lost_workers
 
 
 def test_offload_changes_no_byte(small_generator: Path, reference) -> None:
@@ -106,7 +108,10 @@ def test_a_stopped_job_goes_on_with_the_same_bytes(generator: Generator, referen
         generator.generate_file(out, PARAMS, on_progress=stop, cancel=cancel)
     assert not out.exists()
     stages = set()
-    report = generator.generate_file(out, PARAMS, resume=True, on_progress=lambda p: stages.add(p.stage))
+    report = generator.generate_file(
+        out, PARAMS, resume=True, preview=tmp_path / "first.png", on_progress=lambda p: stages.add(p.stage)
+    )
+    assert (tmp_path / "first.png").exists()
     assert report.resumed_frames == 8
     assert "base" not in stages
     assert report.frames_sha256 == reference.report.frames_sha256
@@ -154,6 +159,11 @@ def test_preview_and_report_are_written(generator: Generator, tmp_path: Path) ->
 def test_what_cannot_be_is_refused_in_a_sentence(params, sentence: str, generator: Generator) -> None:
     with pytest.raises(InputError, match=sentence):
         generator.generate(GenerateParams("a red ball", **params))
+
+
+def test_noise_of_another_shape_is_refused(generator: Generator) -> None:
+    with pytest.raises(InputError, match=r"latents = \[5, 4, 16, 16\] have the wrong shape; give \[5, 3, 16, 16\]"):
+        generator.generate(PARAMS, latents=torch.zeros(5, 4, 16, 16))
 
 
 def test_an_empty_prompt_is_refused() -> None:

@@ -1,5 +1,6 @@
 """Folders of diffusers' text-to-video pipelines: the same latents in, the same frames out as theirs."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from diffusers import (
     UNet3DConditionModel,
     UNetMotionModel,
 )
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fairy.kernels.errors import InputError
@@ -138,6 +140,21 @@ def test_a_motion_adapter_moves_a_picture_model(animate_diff: Path, tmp_path: Pa
         Generator.from_pretrained(tmp_path / "pictures")
     with pytest.raises(InputError, match="has no use for one"):
         Generator.from_pretrained(animate_diff, motion_adapter=tmp_path / "adapter")
+
+
+def test_weights_that_are_missing_are_not_left_to_chance(text_to_video: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(text_to_video, tmp_path / "holes")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    del tensors["conv_out.weight"]
+    save_file(tensors, weights)
+    with Generator.from_pretrained(folder) as generator, pytest.raises(InputError, match="lacks weights, conv_out"):
+        generator.generate(GenerateParams("a red ball", num_frames=1, num_inference_steps=1))
+
+
+def test_a_first_frame_is_refused_before_anything_is_loaded(text_to_video: Path) -> None:
+    with Generator.from_pretrained(text_to_video) as generator, pytest.raises(InputError, match="image = 'a.png'"):
+        generator.resolve(GenerateParams("a red ball", image="a.png"))
 
 
 def test_an_editor_is_no_generator() -> None:
