@@ -16,8 +16,7 @@ from fairy.engines.engine import Backend, Builder
 from fairy.engines.store.key import full_environment
 from fairy.engines.store.store import EngineStore
 from fairy.engines.stored import NotBuilt, StoredBackend
-from fairy.export.bases.stable_diffusion import graph_specs
-from fairy.export.checkpoint import Checkpoint
+from fairy.export.model import Model
 from fairy.export.steps import FP8_LINEARS, NO_STEPS, Steps, check_steps, choose_steps
 from fairy.kernels.errors import FairyError, InputError, MachineError
 
@@ -26,7 +25,6 @@ _LOG = logging.getLogger(__name__)
 _PREFERRED = {"cuda": ("tensorrt", "compiled"), "cpu": ("onnxruntime",)}
 
 _WITH_STEPS = ("compiled", "cuda-graphs")
-EDIT_GRAPHS = ("text_encoder", "vae_encoder", "vae_decoder", "unet_anchor", "unet_frame")
 
 Builders = Callable[[str], Builder]
 
@@ -71,7 +69,7 @@ def check_backend(name: str, device: torch.device, without: Sequence[str] = (), 
 
 def make_backend(
     name: str,
-    checkpoint: Checkpoint,
+    model: Model,
     device: torch.device,
     dtype: torch.dtype,
     *,
@@ -101,24 +99,24 @@ def make_backend(
     store = store or EngineStore()
     builders = builders or make_builder
     if name == "auto":
-        return _best(checkpoint, device, dtype, store, builders)
+        return _best(model, device, dtype, store, builders)
     if name == "eager":
-        return EagerBackend(checkpoint, device, dtype)
+        return EagerBackend(model, device, dtype)
     if name == "cuda-graphs":
         _check_gpu(device)
         from fairy.engines.graphed import GraphedBackend
 
-        return GraphedBackend(checkpoint, device, dtype, without=without, also=also)
+        return GraphedBackend(model, device, dtype, without=without, also=also)
     if not (without or also):
-        backend = StoredBackend(name, store, checkpoint, device, dtype, builder=builders(name))
+        backend = StoredBackend(name, store, model, device, dtype, builder=builders(name))
         try:
-            return _prepared(backend, checkpoint)
+            return _prepared(backend, model)
         except NotBuilt:
             if name != "compiled":
                 raise
     from fairy.engines.compiled import CompiledBackend
 
-    return CompiledBackend(checkpoint, device, dtype, without=without, also=also)
+    return CompiledBackend(model, device, dtype, without=without, also=also)
 
 
 def check_without(backend: str, without: Sequence[str]) -> None:
@@ -166,14 +164,14 @@ def steps_of(backend: str, device: torch.device, without: Sequence[str] = (), al
 
 
 def _best(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, store: EngineStore, builders: Builders
+    model: Model, device: torch.device, dtype: torch.dtype, store: EngineStore, builders: Builders
 ) -> Backend:
     """The first preferred backend whose engines all load; why a better one was not taken goes into the report."""
     reasons: list[str] = []
     for name in _PREFERRED[device.type] if store.engines() else ():
         try:
-            backend = StoredBackend(name, store, checkpoint, device, dtype, builder=builders(name), substitute=True)
-            _prepared(backend, checkpoint)
+            backend = StoredBackend(name, store, model, device, dtype, builder=builders(name), substitute=True)
+            _prepared(backend, model)
         except NotBuilt as error:
             _LOG.debug("%s", error)
         except FairyError as error:
@@ -183,7 +181,7 @@ def _best(
             return backend
     last = _last_resort(device)
     _LOG.info("backend %s%s", last.name, "".join(f"; {reason}" for reason in reasons))
-    return last(checkpoint, device, dtype, fallbacks=tuple(reasons))
+    return last(model, device, dtype, fallbacks=tuple(reasons))
 
 
 def _last_resort(device: torch.device) -> type[EagerBackend]:
@@ -195,10 +193,10 @@ def _last_resort(device: torch.device) -> type[EagerBackend]:
     return GraphedBackend
 
 
-def _prepared(backend: StoredBackend, checkpoint: Checkpoint) -> StoredBackend:
-    graphs = graph_specs(checkpoint)
+def _prepared(backend: StoredBackend, model: Model) -> StoredBackend:
+    graphs = model.graphs()
     try:
-        backend.prepare(graphs[name] for name in EDIT_GRAPHS)
+        backend.prepare(graphs[name] for name in model.usual_graphs)
     except BaseException:
         backend.close()
         raise

@@ -13,16 +13,13 @@ from typing import Any
 import torch
 
 from fairy.engines.backend_names import BUILDABLE
-from fairy.engines.backends import EDIT_GRAPHS
 from fairy.engines.engine import Builder, BuildOptions, EngineSpec, OnBuild, Shapes
 from fairy.engines.store.key import EngineKey, full_environment, make_key, source_fingerprint
 from fairy.engines.store.manifest import Provenance
 from fairy.engines.store.store import EngineStore, StoredEngine
 from fairy.engines.verify import TOLERANCES, compare, errors_by_output
-from fairy.export.bases.stable_diffusion import graph_specs
-from fairy.export.checkpoint import Checkpoint
+from fairy.export.model import Model
 from fairy.export.graphs import GraphSpec
-from fairy.export.precision import network_of
 from fairy.kernels.errors import Cancelled, InputError, MachineError
 
 # Backends whose engines serve any shape: nothing about shapes is asked, and none is part of their keys.
@@ -74,7 +71,7 @@ class BuildRequest:
     Attributes:
         backend, device, precision: "onnxruntime", the device they will run on, torch.float32.
         shapes: what they must serve; None for a backend whose engines serve any.
-        graphs: names of graphs; None = those that an edit with anchors uses.
+        graphs: names of graphs; None = those that a job of the model usually needs.
         layers: self-attention layers that see the anchors, "all" or "decoder".
     """
 
@@ -97,7 +94,7 @@ class BuildRequest:
 
 
 def plan_build(
-    checkpoint: Checkpoint, request: BuildRequest, builder: Builder, store: EngineStore
+    model: Model, request: BuildRequest, builder: Builder, store: EngineStore
 ) -> tuple[PlannedEngine, ...]:
     """What has to be built. Nothing is written.
 
@@ -109,18 +106,18 @@ def plan_build(
     environment = full_environment(builder, request.device)
     precision = str(request.precision).removeprefix("torch.")
     planned = []
-    for graph in _wanted(graph_specs(checkpoint, layers=request.layers), request.graphs):
+    for graph in _wanted(model, request):
         if request.shapes is not None:
-            request.shapes.ranges(graph, checkpoint.vae_factor)  # refuse what is impossible before anything is built
+            request.shapes.ranges(graph, model.vae_factor)  # refuse what is impossible before anything is built
         spec = EngineSpec(graph, request.backend, str(request.device), precision)
-        key = make_key(checkpoint, spec, builder, environment, request.shapes, request.options)
-        planned.append(PlannedEngine(spec, key, estimate(checkpoint, spec, store), store.find(key)))
+        key = make_key(model, spec, builder, environment, request.shapes, request.options)
+        planned.append(PlannedEngine(spec, key, estimate(model, spec, store), store.find(key)))
     return tuple(planned)
 
 
-def estimate(checkpoint: Checkpoint, spec: EngineSpec, store: EngineStore) -> Estimate:
+def estimate(model: Model, spec: EngineSpec, store: EngineStore) -> Estimate:
     """Time, disk and memory that building an engine takes: as measured for the like, else by rules of thumb."""
-    weights = num_parameters(checkpoint, spec.graph)
+    weights = num_parameters(model, spec.graph)
     disk = weights * _BYTES[spec.precision] + _GRAPH_BYTES
     memory = _EXPORT_BYTES + weights * (4 + _BYTES[spec.precision])
     like = [
@@ -136,9 +133,9 @@ def estimate(checkpoint: Checkpoint, spec: EngineSpec, store: EngineStore) -> Es
     return Estimate(sum(like) / len(like) if like else seconds, disk, memory, bool(like))
 
 
-def num_parameters(checkpoint: Checkpoint, graph: GraphSpec) -> int:
+def num_parameters(model: Model, graph: GraphSpec) -> int:
     """Weights that a graph holds."""
-    module = getattr(checkpoint, network_of(checkpoint, graph))
+    module = model.network(model.network_of(graph))
     if graph.name in ("vae_encoder", "vae_decoder"):
         module = getattr(module, graph.name.removeprefix("vae_"))
     return sum(parameter.numel() for parameter in module.parameters())
@@ -146,7 +143,7 @@ def num_parameters(checkpoint: Checkpoint, graph: GraphSpec) -> int:
 
 def run_build(
     planned: Sequence[PlannedEngine],
-    checkpoint: Checkpoint,
+    model: Model,
     builder: Builder,
     store: EngineStore,
     *,
@@ -165,7 +162,7 @@ def run_build(
     _check_room([plan for plan in planned if plan.stored is None], store)
     done = []
     for plan in planned:
-        build = _build_of(plan, checkpoint, builder, command, on_progress)
+        build = _build_of(plan, model, builder, command, on_progress)
 
         def wait(graph: str = plan.spec.graph.name) -> bool:
             return on_progress(f"{graph}: waiting for another process", 0, 0)
@@ -198,11 +195,12 @@ def _differs(key: dict[str, Any], environment: dict[str, str], name: str) -> boo
     return bool(key["environment"].get(name) != environment.get(name))
 
 
-def _wanted(specs: dict[str, GraphSpec], names: tuple[str, ...] | None) -> list[GraphSpec]:
+def _wanted(model: Model, request: BuildRequest) -> list[GraphSpec]:
+    specs, names = model.graphs(layers=request.layers), request.graphs
     unknown = [name for name in names or () if name not in specs]
     if unknown:
         raise InputError(f"There is no graph named {unknown[0]!r}; choose from {', '.join(specs)}.")
-    return [specs[name] for name in (names or EDIT_GRAPHS)]
+    return [specs[name] for name in (names or model.usual_graphs)]
 
 
 def _check_room(planned: Sequence[PlannedEngine], store: EngineStore) -> None:
@@ -217,7 +215,7 @@ def _check_room(planned: Sequence[PlannedEngine], store: EngineStore) -> None:
 
 
 def _build_of(
-    plan: PlannedEngine, checkpoint: Checkpoint, builder: Builder, command: str, on_progress: OnBuild
+    plan: PlannedEngine, model: Model, builder: Builder, command: str, on_progress: OnBuild
 ) -> Callable[[Path], Provenance]:
     """The work of one engine: built into a folder, loaded from there, compared with eager."""
     name, device = plan.spec.graph.name, torch.device(plan.spec.device)
@@ -229,20 +227,20 @@ def _build_of(
         started = time.perf_counter()
         # A backend that serves any shape looks at none.
         shapes = plan.key.shapes or Shapes((64, 64, 64), (64, 64, 64), (1, 1, 1), anchors=1)
-        builder.build(checkpoint, plan.spec, shapes, plan.key.options, folder, tell)
+        builder.build(model, plan.spec, shapes, plan.key.options, folder, tell)
         built = time.perf_counter()
         if not tell("verify", 0, 1):
             raise Cancelled("The build was cancelled; engines that were finished before stay in the store.")
         engine = builder.load(plan.spec, folder, device)
         loaded = time.perf_counter()
         try:
-            errors = errors_by_output(compare(engine, checkpoint, plan.key.shapes, device))
+            errors = errors_by_output(compare(engine, model, plan.key.shapes, device))
         finally:
             engine.close()
         _check_errors(name, plan.spec.precision, errors)
         tell("verify", 1, 1)
         timings = {"build": built - started, "load": loaded - built, "verify": time.perf_counter() - loaded}
-        return Provenance(_model(checkpoint), command, {k: round(s, 3) for k, s in timings.items()}, errors)
+        return Provenance(_model(model), command, {k: round(s, 3) for k, s in timings.items()}, errors)
 
     return build
 
@@ -256,7 +254,7 @@ def _check_errors(graph: str, precision: str, errors: dict[str, float]) -> None:
         )
 
 
-def _model(checkpoint: Checkpoint) -> str:
+def _model(model: Model) -> str:
     """What the model can be loaded by from any folder."""
-    path = Path(checkpoint.name).expanduser()
-    return str(path.absolute()) if path.is_dir() else checkpoint.name
+    path = Path(model.name).expanduser()
+    return str(path.absolute()) if path.is_dir() else model.name

@@ -37,8 +37,7 @@ from fairy.engines.numerics import steady_compiler, steady_numerics
 from fairy.export.bases.fast_blocks import NotServed
 from fairy.export.bases.fast_unet import FastUNet, FastUNetGraph
 from fairy.export.bases.fast_vae import FastVaeDecoder, FastVaeEncoder
-from fairy.export.bases.stable_diffusion import Attend, build_graph
-from fairy.export.checkpoint import Checkpoint
+from fairy.export.model import Attend, Model
 from fairy.export.graphs import GraphSpec
 from fairy.export.precision import with_network_in
 from fairy.export.shapes import dtype_of, random_inputs
@@ -103,7 +102,7 @@ class CompiledBuilder:
 
     def build(
         self,
-        checkpoint: Checkpoint,
+        model: Model,
         spec: EngineSpec,
         shapes: Shapes,
         options: BuildOptions,
@@ -118,7 +117,7 @@ class CompiledBuilder:
         if options != BuildOptions():
             raise InputError("Engines of compiled know no build options; leave out TensorRT's.")
         phases: tuple[tuple[str, Callable[[Any], Any]], ...] = (
-            ("trace", lambda _: trace(checkpoint, spec, shapes)),
+            ("trace", lambda _: trace(model, spec, shapes)),
             ("compile", lambda program: _compile(program, folder / PACKAGE, spec.graph.name)),
         )
         made: Any = None
@@ -201,7 +200,7 @@ class CompiledBackend(EagerBackend):
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        model: Model,
         device: torch.device,
         dtype: torch.dtype,
         *,
@@ -218,7 +217,7 @@ class CompiledBackend(EagerBackend):
         Raises:
             InputError: there is no such step.
         """
-        super().__init__(checkpoint, device, dtype)
+        super().__init__(model, device, dtype)
         self.steps = choose_steps(without, device.type, also)
         self._unets: dict[torch.dtype, FastUNet] = {}
         self._notes: list[str] = []
@@ -245,7 +244,7 @@ class CompiledBackend(EagerBackend):
             if graph.layers and not self.steps <= EXACT_STEPS:
                 raise InputError(f"Linear layers in 8 bit are not for this model: {error} Leave linears out.") from None
             self._notes.append(f"{graph.name} ran without the steps that change it: {error}")
-            module = build_graph(self._weights(graph, dtype), graph)
+            module = self._weights(graph, dtype).build(graph)
         if "inductor" in self.steps and usual:
             module = _CompiledOnTheSpot(graph.name, module)
         if "cuda-graphs" in self.steps and usual and graph.name.startswith("vae_"):
@@ -260,7 +259,7 @@ class CompiledBackend(EagerBackend):
                 self._unets = {own: unet for own, unet in self._unets.items() if own == self._dtype}
             # What is computed again because values overflowed is computed as exactly as it can be.
             steps = self.steps if dtype == self._dtype else self.steps & EXACT_STEPS
-            self._unets[dtype] = FastUNet(self._weights(spec.graph, dtype).unet, steps, attention(steps))
+            self._unets[dtype] = FastUNet(self._weights(spec.graph, dtype).network("unet"), steps, attention(steps))
         unet, graph = self._unets[dtype], spec.graph
 
         def call(inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -307,20 +306,20 @@ class _CompiledOnTheSpot(nn.Module):
         return results
 
 
-def fast_module(checkpoint: Checkpoint, graph: GraphSpec, steps: Steps, attend: Attend | None = None) -> nn.Module:
-    """The module of a graph with the steps that change a network; inputs and outputs as of `build_graph`'s.
+def fast_module(model: Model, graph: GraphSpec, steps: Steps, attend: Attend | None = None) -> nn.Module:
+    """The module of a graph with the steps that change a network; inputs and outputs as of `Model.build`'s.
 
     Raises:
         NotServed: the network has a part that is not known to the fast path.
     """
-    attend = attend or attention(steps)
+    attend, network = attend or attention(steps), model.network(model.network_of(graph))
     if graph.layers:
-        return FastUNetGraph(FastUNet(checkpoint.unet, steps, attend), graph)
+        return FastUNetGraph(FastUNet(network, steps, attend), graph)
     if graph.name == "vae_encoder":
-        return FastVaeEncoder(checkpoint.vae, steps)
+        return FastVaeEncoder(network, steps)
     if graph.name == "vae_decoder":
-        return FastVaeDecoder(checkpoint.decoder, steps)
-    return build_graph(checkpoint, graph, attend)
+        return FastVaeDecoder(network, steps)
+    return model.build(graph, attend)
 
 
 def attention(steps: Steps) -> Attend:
@@ -355,22 +354,22 @@ def joined_attention(
     return out.transpose(1, 2).reshape(q.shape)
 
 
-def trace(checkpoint: Checkpoint, spec: EngineSpec, shapes: Shapes) -> torch.export.ExportedProgram:
+def trace(model: Model, spec: EngineSpec, shapes: Shapes) -> torch.export.ExportedProgram:
     """The graph as `torch.export` sees it; dimensions whose range is one number are constants.
 
     Raises:
         MachineError: torch cannot trace the graph over these shapes.
     """
     device, precision = torch.device(spec.device), getattr(torch, spec.precision)
-    there = with_network_in(checkpoint, spec.graph, precision)
+    there = with_network_in(model, spec.graph, precision)
     steps = packaged_steps(device)
     try:
         module = fast_module(there, spec.graph, steps)
     except NotServed as error:
         _LOG.info("%s is compiled without the steps that change it: %s", spec.graph.name, error)
-        module = build_graph(there, spec.graph, attention(steps))
+        module = there.build(spec.graph, attention(steps))
     module = moved(module.eval(), device)
-    sizes, dims = _example(spec.graph, shapes, checkpoint)
+    sizes, dims = _example(spec.graph, shapes, model)
     inputs = [t.to(device) for t in random_inputs(spec.graph, sizes, precision, seed=0).values()]
     axes: list[Any] = [{i: dims[d] for i, d in enumerate(t.dims) if d in dims} for t in spec.graph.inputs]
     context = [tuple(axes[3:])] if axes[3:] else []  # the context of a UNet is one *argument
@@ -382,7 +381,7 @@ def trace(checkpoint: Checkpoint, spec: EngineSpec, shapes: Shapes) -> torch.exp
 
 
 def moved(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module on a device; a copy, where it has to move, for its weights are also the checkpoint's."""
+    """The module on a device; a copy, where it has to move, for its weights are also the model's."""
     return module if all(p.device == device for p in module.parameters()) else copy.deepcopy(module).to(device)
 
 
@@ -392,15 +391,14 @@ def packaged_steps(device: torch.device) -> Steps:
     return steps if device.type == "cuda" else steps - {"anchor-attention"}
 
 
-def _example(graph: GraphSpec, shapes: Shapes, checkpoint: Checkpoint) -> tuple[dict[str, int], dict[str, Any]]:
+def _example(graph: GraphSpec, shapes: Shapes, model: Model) -> tuple[dict[str, int], dict[str, Any]]:
     """Sizes to trace with, all different where they may vary, and the dimensions that vary."""
-    low, high = (shapes.sizes(graph, checkpoint.vae_factor, end) for end in (0, 2))
-    unit = checkpoint.size_multiple // checkpoint.vae_factor if graph.layers else 1
+    low, high = (shapes.sizes(graph, model.vae_factor, end) for end in (0, 2))
     sizes, dims, taken = dict(high), {}, set()
     for name in sorted({d for tensor in graph.inputs for d in tensor.dims if isinstance(d, str)}):
         if low[name] == high[name]:
             continue
-        step = (checkpoint.vae_factor if name.startswith("image_") else unit) if name in _SIDES else 1
+        step = (model.vae_factor if name.startswith("image_") else graph.multiple) if name in _SIDES else 1
         least, most = max(low[name] // step, 1), high[name] // step
         dim = torch.export.Dim(f"{name}_units", min=least, max=most)
         dims[name] = step * dim if step > 1 else dim

@@ -2,18 +2,14 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fairy.engines.engine import Engine, EngineSpec, Usage, check_inputs
 from fairy.engines.numerics import steady_numerics
-from fairy.export.bases.stable_diffusion import build_graph
-from fairy.export.checkpoint import Checkpoint
+from fairy.export.model import Model
 from fairy.export.graphs import GraphSpec
-from fairy.export.precision import network_of
 from fairy.export.steps import NO_STEPS, Steps
 from fairy.kernels.errors import InputError
 
@@ -54,14 +50,14 @@ class EagerBackend:
     steps: Steps = NO_STEPS
 
     def __init__(
-        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, fallbacks: tuple[str, ...] = ()
+        self, model: Model, device: torch.device, dtype: torch.dtype, *, fallbacks: tuple[str, ...] = ()
     ) -> None:
         """`fallbacks`: why this backend runs instead of a better one, in sentences for the report."""
         self._usage = Usage(fallbacks=fallbacks)
         self._device = device
         self._dtype = dtype
-        self._checkpoint: Checkpoint | None = checkpoint
-        self._converted: dict[str, tuple[torch.dtype, Checkpoint]] = {}
+        self._model: Model | None = model
+        self._converted: dict[str, tuple[torch.dtype, Model]] = {}
         self._engines: dict[tuple[GraphSpec, torch.dtype], Engine] = {}
 
     def engine(self, graph: GraphSpec, precision: torch.dtype | None = None) -> Engine:
@@ -70,7 +66,7 @@ class EagerBackend:
         Raises:
             InputError: the backend was closed.
         """
-        if self._checkpoint is None:
+        if self._model is None:
             raise InputError("The backend was closed.")
         key = (graph, precision or self._dtype)
         self._free_other(*key)
@@ -92,33 +88,32 @@ class EagerBackend:
             engine.close()
         self._engines.clear()
         self._converted.clear()
-        self._checkpoint = None
+        self._model = None
 
     def _make(self, graph: GraphSpec, dtype: torch.dtype) -> Engine:
         """A new engine."""
-        return EagerEngine(self._spec(graph, dtype), build_graph(self._weights(graph, dtype), graph))
+        return EagerEngine(self._spec(graph, dtype), self._weights(graph, dtype).build(graph))
 
     def _spec(self, graph: GraphSpec, dtype: torch.dtype) -> EngineSpec:
         return EngineSpec(graph, self.name, str(self._device), str(dtype).removeprefix("torch."))
 
-    def _weights(self, graph: GraphSpec, dtype: torch.dtype) -> Checkpoint:
+    def _weights(self, graph: GraphSpec, dtype: torch.dtype) -> Model:
         """The model with the graph's network in a precision."""
-        assert self._checkpoint is not None
+        assert self._model is not None
         if dtype == self._dtype:
-            return self._checkpoint
-        part = network_of(self._checkpoint, graph)
+            return self._model
+        part = self._model.network_of(graph)
         if part not in self._converted:
-            network: nn.Module = copy.deepcopy(getattr(self._checkpoint, part))
-            changes: dict[str, Any] = {part: nn.Module.to(network, dtype)}
-            self._converted[part] = (dtype, replace(self._checkpoint, **changes))
+            network = nn.Module.to(copy.deepcopy(self._model.network(part)), dtype)
+            self._converted[part] = (dtype, self._model.with_network(part, network))
         return self._converted[part][1]
 
     def _free_other(self, graph: GraphSpec, dtype: torch.dtype) -> None:
         """Let go of the graph's network where it is kept in a precision that is neither the backend's nor this."""
-        assert self._checkpoint is not None
-        part = network_of(self._checkpoint, graph)
+        assert self._model is not None
+        part = self._model.network_of(graph)
         if part not in self._converted or self._converted[part][0] == dtype:
             return
-        old, checkpoint = self._converted.pop(part)
-        for key in [k for k in self._engines if k[1] == old and network_of(checkpoint, k[0]) == part]:
+        old, model = self._converted.pop(part)
+        for key in [k for k in self._engines if k[1] == old and model.network_of(k[0]) == part]:
             self._engines.pop(key).close()

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fairy.export.checkpoint import Checkpoint
+from fairy.export.model import Model
 from fairy.export.graphs import GraphSpec
 from fairy.export.shapes import shape_of
 from fairy.export.steps import Steps, in_order
@@ -36,7 +36,7 @@ class Shapes:
 
     Attributes:
         height, width: of a picture after padding, in pixels.
-        frames: pictures in a micro-batch of the UNet. The autoencoder's graphs take one picture at a time.
+        frames: pictures in a micro-batch of the UNet, or in a window of a network over time. The autoencoder's graphs take one picture at a time.
         anchors: the largest number of anchor frames; fewer are served too.
         groups: the largest number of guidance branches; fewer are served too.
         tokens: of the text, the tokenizer's `model_max_length`.
@@ -67,7 +67,7 @@ class Shapes:
         """Smallest, best and largest shape of every input of a graph, by name.
 
         Args:
-            vae_factor: pixels that a latent stands for along one side; see `Checkpoint.vae_factor`.
+            vae_factor: pixels that a latent stands for along one side; see `Model.vae_factor`.
 
         Raises:
             InputError: a size is not a multiple of what the networks can halve.
@@ -80,21 +80,22 @@ class Shapes:
 
     def sizes(self, graph: GraphSpec, vae_factor: int, end: int = 1) -> dict[str, int]:
         """The symbolic dimensions of a graph's inputs at one end of the ranges: 0 = min, 1 = opt, 2 = max."""
-        levels = max((layer.level for layer in graph.layers), default=0)
+        multiple = vae_factor * graph.multiple
         for name, pixels in (("height", self.height[end]), ("width", self.width[end])):
-            if pixels % (vae_factor << levels):
+            if pixels % multiple:
                 raise InputError(
                     "is not possible",
                     name=name,
                     value=pixels,
-                    remedy=f"it must be a multiple of {vae_factor << levels}",
+                    remedy=f"it must be a multiple of {multiple}",
                 )
         height, width = self.height[end] // vae_factor, self.width[end] // vae_factor
         anchors = self.anchors if end else 1
-        frames = self.frames[end] if graph.layers else 1
+        frames = 1 if graph.name.startswith("vae_") else max(self.frames[end], graph.frames[0])
         if any(layer.own == "batch" for layer in graph.layers):
             frames = anchors
         shared = not any("frame" in layer.segments for layer in graph.layers)  # else a segment is one frame's tokens
+        levels = max((layer.level for layer in graph.layers), default=0)
         length = (anchors if shared else 1) * height * width
         return {
             "batch": 2 if end else 1,  # the instruction and the negative prompt
@@ -211,7 +212,7 @@ class Builder(Protocol):
 
     def build(
         self,
-        checkpoint: Checkpoint,
+        model: Model,
         spec: EngineSpec,
         shapes: Shapes,
         options: BuildOptions,

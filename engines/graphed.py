@@ -11,7 +11,7 @@ import torch
 from fairy.engines.compiled import CompiledBackend
 from fairy.engines.cuda_graphs import Record
 from fairy.engines.engine import Usage
-from fairy.export.checkpoint import Checkpoint
+from fairy.export.model import Model
 from fairy.export.steps import Steps, choose_steps
 from fairy.kernels.gains import OPS, faster_ops
 
@@ -38,7 +38,7 @@ class GraphedBackend(CompiledBackend):
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        model: Model,
         device: torch.device,
         dtype: torch.dtype,
         *,
@@ -58,7 +58,7 @@ class GraphedBackend(CompiledBackend):
             InputError: there is no such step.
         """
         off = graphed_without(device, without)
-        super().__init__(checkpoint, device, dtype, without=off, also=also, record=record)
+        super().__init__(model, device, dtype, without=off, also=also, record=record)
         self._reasons = fallbacks
 
     def take_usage(self) -> Usage:

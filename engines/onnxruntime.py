@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fairy.engines.engine import BuildOptions, EngineSpec, OnBuild, Shapes
-from fairy.export.checkpoint import Checkpoint
+from fairy.export.model import Model
 from fairy.export.graphs import TensorSpec
 from fairy.export.onnx.export import VAE_FACTOR, export_onnx
 from fairy.export.onnx.onnx_files import MODEL, check_references
@@ -61,7 +61,7 @@ class OnnxRuntimeBuilder:
 
     def build(
         self,
-        checkpoint: Checkpoint,
+        model: Model,
         spec: EngineSpec,
         shapes: Shapes,
         options: BuildOptions,
@@ -71,7 +71,7 @@ class OnnxRuntimeBuilder:
         """Export one graph into `folder`; see `Builder`. It serves all shapes: `shapes` and `options` say nothing."""
         if not on_progress("export", 0, 1):
             raise Cancelled(f"Building {spec.graph.name} was cancelled.")
-        export_onnx(checkpoint, spec.graph, folder / MODEL, body="onnxruntime", precision=spec.precision)
+        export_onnx(model, spec.graph, folder / MODEL, body="onnxruntime", precision=spec.precision)
         on_progress("export", 1, 1)
 
     def load(self, spec: EngineSpec, folder: Path, device: torch.device) -> "OnnxRuntimeEngine":

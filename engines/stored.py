@@ -17,12 +17,12 @@ from fairy.engines.eager import EagerBackend
 from fairy.engines.engine import Builder, Engine, EngineSpec, Usage
 from fairy.engines.store.key import full_environment, make_key, request_digest
 from fairy.engines.store.store import EngineStore, StoredEngine
-from fairy.export.bases.stable_diffusion import RARE_GRAPHS
-from fairy.export.checkpoint import Checkpoint
+from fairy.export.model import Model
 from fairy.export.graphs import GraphSpec
 from fairy.export.steps import NO_STEPS, Steps, in_order
 from fairy.kernels.errors import FairyError, InputError, MachineError
 
+_SIZES = ("image_height", "image_width", "height", "width", "frames")
 _SAME_BUT_FOR_VERSIONS = ("weights", "graph", "backend", "device", "precision")
 
 
@@ -104,7 +104,7 @@ class StoredBackend:
         self,
         name: str,
         store: EngineStore,
-        checkpoint: Checkpoint,
+        model: Model,
         device: torch.device,
         dtype: torch.dtype,
         *,
@@ -122,7 +122,7 @@ class StoredBackend:
         """
         self.name = name
         self._store = store
-        self._checkpoint = checkpoint
+        self._model = model
         self._device = device
         self._dtype = dtype
         self._builder = builder
@@ -224,14 +224,14 @@ class StoredBackend:
         if not self._may_substitute(spec):
             raise error
         if self._eager is None:
-            self._eager = EagerBackend(self._checkpoint, self._device, self._dtype)
+            self._eager = EagerBackend(self._model, self._device, self._dtype)
         reason = str(error).partition("; run `")[0]
         self._fallbacks[f"eager ran {spec.graph.name} in {spec.precision}: {reason}."] = None
         return self._eager.engine(spec.graph, getattr(torch, spec.precision))
 
     def missing(self, spec: EngineSpec, inputs: Mapping[str, Tensor] | None = None) -> InputError:
         """The error for a graph that no engine of the store serves, for these inputs where they are given."""
-        sizes = "" if inputs is None else _sizes(spec.graph, inputs, self._checkpoint.vae_factor)
+        sizes = "" if inputs is None else _sizes(spec.graph, inputs, self._model.vae_factor)
         what = f"The store {self._store.root} has no engine of {spec.graph.name} for {self.name} in {spec.precision}"
         if spec.graph in self._failures:
             what = self._failures[spec.graph]
@@ -239,12 +239,9 @@ class StoredBackend:
             what += f" that serves {sizes.replace('--', '').strip()}"
         elif self._stale(spec):
             what += " that was built by the versions installed now"
-        words = ["fairy", "build", self._checkpoint.name, "--backend", self.name, "--precision", spec.precision]
+        words = ["fairy", "build", self._model.name, "--backend", self.name, "--precision", spec.precision]
         words += ["--device", self._device.type, *sizes.split()]
-        words += ["--graphs", spec.graph.name] if spec.graph.name in ("unet", *RARE_GRAPHS) else []
-        tiny = self._checkpoint.tiny_decoder_folder
-        words += [] if tiny is None else ["--decoder", str(tiny)]
-        words += ["--layers", "decoder"] if _is_for_decoder(spec.graph) else []
+        words += self._model.build_words(spec.graph)
         command = shlex.join([*words, "--store", str(self._store.root)])
         return InputError(f"{what}; run `{command}`, or choose the backend eager.")
 
@@ -259,12 +256,12 @@ class StoredBackend:
         for entry in self._store.serving(request_digest(self._key(spec))):
             shapes = entry.manifest.shapes
             with suppress(InputError):  # shapes that the networks cannot have serve no call
-                ranges = None if shapes is None else shapes.ranges(spec.graph, self._checkpoint.vae_factor)
+                ranges = None if shapes is None else shapes.ranges(spec.graph, self._model.vae_factor)
                 found.append(_Candidate(entry, ranges))
         return found
 
     def _key(self, spec: EngineSpec) -> dict[str, object]:
-        return make_key(self._checkpoint, spec, self._builder, self._environment).to_json()
+        return make_key(self._model, spec, self._builder, self._environment).to_json()
 
     def _stale(self, spec: EngineSpec) -> bool:
         """Whether the store has an engine of this graph that was built by other versions or sources of ours."""
@@ -282,26 +279,25 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _is_for_decoder(graph: GraphSpec) -> bool:
-    """Whether some but not all self-attention layers see anchors."""
-    return len({bool(layer.segments) or layer.emits for layer in graph.layers}) == 2
-
-
 def _sizes(graph: GraphSpec, inputs: Mapping[str, Tensor], vae_factor: int) -> str:
     """The options of `fairy build` that these inputs of a graph need."""
-    if "sample" in inputs:
-        rows, columns = inputs["sample"].shape[-2:]
-        frames = f" --frames {inputs['sample'].shape[1]}"
-        if any(layer.own == "batch" for layer in graph.layers):  # all frames of the call are anchors
-            frames = frames.replace("frames", "anchors")
-        else:
-            layer = next((layer for layer in graph.layers if "shared" in layer.segments), None)
-            name = "" if layer is None else layer.context(layer.segments.index("shared"))[0]
-            if layer is not None and name in inputs:
-                frames += f" --anchors {inputs[name].shape[2] // ((rows >> layer.level) * (columns >> layer.level))}"
-        return f"--height {rows * vae_factor} --width {columns * vae_factor}{frames}"
-    picture = inputs.get("image", inputs.get("latents"))
-    if picture is None:
+    sizes: dict[str, int] = {}
+    for tensor in graph.inputs:
+        if tensor.name in inputs:
+            sizes |= {dim: n for dim, n in zip(tensor.dims, inputs[tensor.name].shape, strict=True) if dim in _SIZES}
+    if "image_height" in sizes:
+        return f"--height {sizes['image_height']} --width {sizes['image_width']}"
+    if "height" not in sizes:
         return ""
-    factor = 1 if "image" in inputs else vae_factor
-    return f"--height {picture.shape[-2] * factor} --width {picture.shape[-1] * factor}"
+    words = f"--height {sizes['height'] * vae_factor} --width {sizes['width'] * vae_factor}"
+    if graph.name.startswith("vae_"):
+        return words
+    if any(layer.own == "batch" for layer in graph.layers):  # all frames of the call are anchors
+        return f"{words} --anchors {sizes['frames']}"
+    words += f" --frames {sizes['frames']}"
+    layer = next((layer for layer in graph.layers if "shared" in layer.segments), None)
+    name = "" if layer is None else layer.context(layer.segments.index("shared"))[0]
+    if layer is not None and name in inputs:
+        tokens = (sizes["height"] >> layer.level) * (sizes["width"] >> layer.level)
+        words += f" --anchors {inputs[name].shape[2] // tokens}"
+    return words

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fairy.engines.eager import EagerBackend
 from fairy.engines.engine import Engine, Shapes
-from fairy.export.checkpoint import Checkpoint
+from fairy.export.graphs import GraphSpec
+from fairy.export.model import Model
 from fairy.export.shapes import dtype_of, random_inputs
 
 # Largest relative L2 error of an output, by the engine's precision. Rounding alone gives about 2e-6, 2e-3 and 1e-2 at
@@ -28,21 +29,21 @@ class Comparison:
 
 
 def compare(
-    engine: Engine, checkpoint: Checkpoint, shapes: Shapes | None, device: torch.device, seed: int = 0
+    engine: Engine, model: Model, shapes: Shapes | None, device: torch.device, seed: int = 0
 ) -> tuple[Comparison, ...]:
     """Run an engine and, in float32 with the same weights, the eager reference on random inputs.
 
     Args:
         shapes: what the engine serves; None = any shape.
-        device: where the engine's tensors live. The reference runs where the checkpoint is.
+        device: where the engine's tensors live. The reference runs where the model is.
     """
     graph, precision = engine.spec.graph, getattr(torch, engine.spec.precision)
-    weights = next(checkpoint.unet.parameters())
-    backend = EagerBackend(checkpoint, weights.device, weights.dtype)
+    weights = next(model.network(model.network_of(graph)).parameters())
+    backend = EagerBackend(model, weights.device, weights.dtype)
     reference = backend.engine(graph, torch.float32)
     found: list[Comparison] = []
-    for i, point in enumerate(_points(checkpoint, shapes)):
-        inputs = random_inputs(graph, point.sizes(graph, checkpoint.vae_factor), torch.float32, seed + i)
+    for i, point in enumerate(_points(model, graph, shapes)):
+        inputs = random_inputs(graph, point.sizes(graph, model.vae_factor), torch.float32, seed + i)
         expected = reference({name: tensor.to(weights.device) for name, tensor in inputs.items()})
         cast = {spec.name: inputs[spec.name].to(device, dtype_of(spec, precision)) for spec in graph.inputs}
         found += _compare(engine(cast), expected, f"{point.width[1]}×{point.height[1]}, {point.frames[1]} frames")
@@ -59,10 +60,10 @@ def errors_by_output(comparisons: tuple[Comparison, ...]) -> dict[str, float]:
     return errors
 
 
-def _points(checkpoint: Checkpoint, shapes: Shapes | None) -> tuple[Shapes, ...]:
+def _points(model: Model, graph: GraphSpec, shapes: Shapes | None) -> tuple[Shapes, ...]:
     """Single shapes to compare at, small ones: the errors do not grow with the picture, the time does."""
     if shapes is None:
-        side, tokens = checkpoint.size_multiple, checkpoint.tokenizer.model_max_length
+        side, tokens = model.size_multiple, model.text_tokens
         return (
             _point(side, side, 1, anchors=1, groups=1, tokens=tokens),
             _point(side, 2 * side, 2, anchors=2, groups=3, tokens=tokens),

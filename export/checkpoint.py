@@ -8,13 +8,18 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
+from torch import nn
 
+from fairy.export.bases.stable_diffusion import EDIT_GRAPHS, RARE_GRAPHS, build_graph, graph_specs
+from fairy.export.graphs import GraphSpec
+from fairy.export.model import Attend
 from fairy.export.weight_files import STEMS, check_is_whole, choose_variant, variants_of
+from fairy.kernels.anchor_attention import anchor_attention
 from fairy.kernels.errors import InputError, MachineError
 
 _COMPONENTS = {
@@ -81,6 +86,64 @@ class Checkpoint:
     @property
     def text_channels(self) -> int:
         return int(self.unet.config.cross_attention_dim)
+
+    @property
+    def text_tokens(self) -> int:
+        return int(self.tokenizer.model_max_length)
+
+    # What follows is `fairy.export.model.Model`.
+
+    @property
+    def usual_graphs(self) -> tuple[str, ...]:
+        return EDIT_GRAPHS
+
+    @property
+    def rare_graphs(self) -> tuple[str, ...]:
+        return RARE_GRAPHS
+
+    def graphs(self, *, layers: str = "all") -> dict[str, GraphSpec]:
+        """See `fairy.export.bases.stable_diffusion.graph_specs`."""
+        return graph_specs(self, layers=layers)
+
+    def build(self, spec: GraphSpec, attend: Attend = anchor_attention) -> nn.Module:
+        """See `fairy.export.bases.stable_diffusion.build_graph`."""
+        return build_graph(self, spec, attend)
+
+    def network_of(self, spec: GraphSpec) -> str:
+        """The part that computes a graph: "unet", "text_encoder", "vae" or "tiny_decoder"."""
+        if spec.layers:
+            return "unet"
+        if spec.name == "vae_decoder" and self.tiny_decoder is not None:
+            return _TINY
+        return "vae" if spec.name.startswith("vae_") else spec.name
+
+    def network(self, part: str) -> nn.Module:
+        """A part's network."""
+        module: nn.Module = getattr(self, part)
+        return module
+
+    def with_network(self, part: str, network: nn.Module) -> Self:
+        """The checkpoint with another network for a part."""
+        changes: dict[str, Any] = {part: network}
+        return replace(self, **changes)
+
+    def weight_files(self, part: str) -> list[Path] | None:
+        """The safetensors files of a part's network; None where it was made in code."""
+        folder = self.tiny_decoder_folder if part == _TINY else self.folder
+        if folder is None:
+            return None
+        if part == _TINY:
+            return sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
+        patterns = [p for p in hub_patterns(self.variant) if p.startswith(f"{part}/")]
+        found = {path for pattern in patterns if pattern.endswith(".safetensors") for path in folder.glob(pattern)}
+        return sorted(found or (folder / part).glob("*.safetensors"))
+
+    def build_words(self, spec: GraphSpec) -> list[str]:
+        """Options of `fairy build` that this very graph needs."""
+        words = ["--graphs", spec.name] if spec.name in ("unet", *RARE_GRAPHS) else []
+        words += [] if self.tiny_decoder_folder is None else ["--decoder", str(self.tiny_decoder_folder)]
+        some = len({bool(layer.segments) or layer.emits for layer in spec.layers}) == 2
+        return words + (["--layers", "decoder"] if some else [])
 
 
 def load_checkpoint(

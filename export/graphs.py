@@ -20,6 +20,8 @@ OwnTokens = Literal["frame", "batch", "none"]
 ContextSegment = Literal["shared", "frame"]
 
 LAYER_CHOICES = ("all", "decoder")
+# diffusers copies batches of 64 and more before it upsamples; a trace sees fewer, and its file serves any number.
+_FEW = (1, 63)
 _TIME_IDS = 6  # SDXL's micro-conditioning: height and width of the original, of the crop's corner, of the target
 
 
@@ -73,12 +75,20 @@ class SelfAttention:
 
 @dataclass(frozen=True, slots=True)
 class GraphSpec:
-    """One graph's tensors, in the order the graph takes and gives them; `layers` only for UNets."""
+    """One graph's tensors, in the order the graph takes and gives them.
+
+    Attributes:
+        layers: self-attention layers; of UNets with anchors only.
+        multiple: what height and width must be a multiple of.
+        frames: the fewest and the most that a call may hold; an exporter may rely on it.
+    """
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     layers: tuple[SelfAttention, ...] = ()
+    multiple: int = 1
+    frames: tuple[int, int] = (1, 1 << 24)
 
 
 def text_encoder_spec(tokens: int, channels: int) -> GraphSpec:
@@ -96,6 +106,7 @@ def vae_encoder_spec(latent_channels: int) -> GraphSpec:
         "vae_encoder",
         (TensorSpec("image", "float", ("frames", 3, "image_height", "image_width")),),
         (TensorSpec("image_latents", "float", ("frames", latent_channels, "height", "width")),),
+        frames=_FEW,
     )
 
 
@@ -105,6 +116,7 @@ def vae_decoder_spec(latent_channels: int) -> GraphSpec:
         "vae_decoder",
         (TensorSpec("latents", "float", ("frames", latent_channels, "height", "width")),),
         (TensorSpec("image", "float", ("frames", 3, "image_height", "image_width")),),
+        frames=_FEW,
     )
 
 
@@ -116,8 +128,12 @@ def unet_spec(
     out_channels: int,
     text_channels: int,
     conditions: tuple[TensorSpec, ...] = (),
+    multiple: int | None = None,
 ) -> GraphSpec:
-    """A UNet graph whose self-attention layers run as `layers` says, with further `conditions` after the text."""
+    """A UNet graph whose self-attention layers run as `layers` says, with further `conditions` after the text.
+
+    `multiple`: what the sides of latents must be a multiple of; None = what the layers' levels need.
+    """
     sample = ("groups", "frames", in_channels, "height", "width")
     context = [_context_tensors(layer, s) for layer in layers for s in range(len(layer.segments))]
     emitted = [_emitted_tensors(layer) for layer in layers if layer.emits]
@@ -135,6 +151,7 @@ def unet_spec(
             *(tensor for pair in emitted for tensor in pair),
         ),
         layers,
+        multiple or 1 << max((layer.level for layer in layers), default=0),
     )
 
 

@@ -1,36 +1,27 @@
-"""The one network that a graph needs, in another precision; the checkpoint itself is never changed."""
+"""The one network that a graph needs, in another precision; the model itself is never changed."""
 
 import copy
-from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
+from fairy.export.model import Model
+
+SomeModel = TypeVar("SomeModel", bound=Model)
 
 
-def network_of(checkpoint: Checkpoint, spec: GraphSpec) -> str:
-    """The component of a checkpoint that computes a graph: "unet", "text_encoder", "vae" or "tiny_decoder"."""
-    if spec.layers:
-        return "unet"
-    if spec.name == "vae_decoder" and checkpoint.tiny_decoder is not None:
-        return "tiny_decoder"
-    return "vae" if spec.name.startswith("vae_") else spec.name
+def with_network_in(model: SomeModel, spec: GraphSpec, *dtypes: torch.dtype) -> SomeModel:
+    """The model with the graph's network on the CPU, cast to each of `dtypes` in turn.
 
-
-def with_network_in(checkpoint: Checkpoint, spec: GraphSpec, *dtypes: torch.dtype) -> Checkpoint:
-    """The checkpoint with the graph's network on the CPU, cast to each of `dtypes` in turn.
-
-    The network is copied only where it differs; the other components are shared.
+    The network is copied only where it differs; the other parts are shared.
     """
-    part = network_of(checkpoint, spec)
-    network = getattr(checkpoint, part)
+    part = model.network_of(spec)
+    network = model.network(part)
     if all(p.device.type == "cpu" and {p.dtype} == set(dtypes) for p in network.parameters()):
-        return checkpoint
+        return model
     cast: Any = copy.deepcopy(network)
     for dtype in dtypes:
         cast = nn.Module.to(cast, device="cpu", dtype=dtype)
-    changes: dict[str, Any] = {part: cast}
-    return replace(checkpoint, **changes)
+    return model.with_network(part, cast)

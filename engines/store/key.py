@@ -22,9 +22,8 @@ import torch
 from torch import nn
 
 from fairy.engines.engine import Builder, BuildOptions, EngineSpec, Shapes
-from fairy.export.checkpoint import Checkpoint, hub_patterns
 from fairy.export.graphs import GraphSpec
-from fairy.export.precision import network_of
+from fairy.export.model import Model
 from fairy.kernels.errors import MachineError
 
 _EXPORTING = ("torch", "diffusers", "transformers")  # what turns a checkpoint into a graph, whatever the backend
@@ -75,16 +74,16 @@ class EngineKey:
 
 
 def make_key(
-    checkpoint: Checkpoint,
+    model: Model,
     spec: EngineSpec,
     builder: Builder,
     environment: tuple[tuple[str, str], ...],
     shapes: Shapes | None = None,
     options: BuildOptions | None = None,
 ) -> EngineKey:
-    """The key of the engine that `builder` makes of a checkpoint's graph here and now; see `full_environment`."""
+    """The key of the engine that `builder` makes of a model's graph here and now; see `full_environment`."""
     return EngineKey(
-        weights=weights_digest(checkpoint, network_of(checkpoint, spec.graph)),
+        weights=weights_digest(model, model.network_of(spec.graph)),
         graph=spec.graph,
         backend=spec.backend,
         device=spec.device.partition(":")[0],
@@ -122,15 +121,16 @@ def full_environment(builder: Builder, device: torch.device) -> tuple[tuple[str,
     return tuple(sorted({**common, **machine, **own}.items()))
 
 
-def weights_digest(checkpoint: Checkpoint, component: str) -> str:
+def weights_digest(model: Model, part: str) -> str:
     """SHA-256 of one network: of its safetensors files and configuration, or of its tensors where it has no files.
 
     Files are read anew when their path, size, time or inode changed since this process last read them.
     """
-    config = _config(getattr(checkpoint, component))
-    files = _weight_files(checkpoint, component)
+    network = model.network(part)
+    config = _config(network)
+    files = model.weight_files(part)
     if files is None:
-        parts = [f"{name} {tensor}" for name, tensor in _tensor_digests(getattr(checkpoint, component))]
+        parts = [f"{name} {tensor}" for name, tensor in _tensor_digests(network)]
     else:
         parts = [f"{path.name} {_file_digest(*_identity(path))}" for path in files]
     return canonical_digest([config, parts])
@@ -175,24 +175,12 @@ def _imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def _config(module: Any) -> dict[str, Any]:
+def _config(network: Any) -> dict[str, Any]:
     """What a network's configuration says about its arithmetic: without names of files, versions and loading notes."""
-    config = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
+    config = network.config.to_dict() if hasattr(network.config, "to_dict") else dict(network.config)
     kept = {name: value for name, value in config.items() if name[0] != "_" and name not in _NOT_WEIGHTS}
     plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
     return plain
-
-
-def _weight_files(checkpoint: Checkpoint, component: str) -> list[Path] | None:
-    """The safetensors files of a network; None where it was made in code."""
-    folder = checkpoint.tiny_decoder_folder if component == "tiny_decoder" else checkpoint.folder
-    if folder is None:
-        return None
-    if component == "tiny_decoder":
-        return sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
-    patterns = [p for p in hub_patterns(checkpoint.variant) if p.startswith(f"{component}/")]
-    found = {path for pattern in patterns if pattern.endswith(".safetensors") for path in folder.glob(pattern)}
-    return sorted(found or (folder / component).glob("*.safetensors"))
 
 
 def _identity(path: Path) -> tuple[str, int, int, int]:

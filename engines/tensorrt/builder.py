@@ -17,7 +17,7 @@ from fairy.engines.tensorrt.build_progress import BuildProgress, run_beside
 from fairy.engines.tensorrt.execution import Place, TensorRTEngine
 from fairy.engines.tensorrt.gpu import CudaStream, ScratchMemory, on_device
 from fairy.engines.tensorrt.plugin import drop_plugins, kernel_serves, kernel_target, use_plugins
-from fairy.export.checkpoint import Checkpoint
+from fairy.export.model import Model
 from fairy.kernels.errors import InputError, MachineError
 
 PLAN = "engine.plan"
@@ -55,7 +55,7 @@ class TensorRTBuilder:
 
     def build(
         self,
-        checkpoint: Checkpoint,
+        model: Model,
         spec: EngineSpec,
         shapes: Shapes,
         options: BuildOptions,
@@ -68,15 +68,15 @@ class TensorRTBuilder:
         device = torch.device(spec.device)
         _check_device(device)
         progress = BuildProgress(on_progress)
-        ranges = shapes.ranges(spec.graph, checkpoint.vae_factor)
+        ranges = shapes.ranges(spec.graph, model.vae_factor)
         with tempfile.TemporaryDirectory(dir=folder, prefix="export.") as temporary:
-            model = Path(temporary) / "model.onnx"
+            path = Path(temporary) / "model.onnx"
             progress.start("export", 1)
-            export_onnx(checkpoint, spec.graph, model, body="portable", precision=spec.precision)
-            self._choose_attention(spec, ranges, options, model)
+            export_onnx(model, spec.graph, path, body="portable", precision=spec.precision)
+            self._choose_attention(spec, ranges, options, path)
             progress.finish("export")
             progress.check()
-            request = PlanRequest(spec.graph.name, model, ranges, options)
+            request = PlanRequest(spec.graph.name, path, ranges, options)
 
             def work() -> None:
                 with on_device(device):
@@ -84,13 +84,13 @@ class TensorRTBuilder:
 
             run_beside(work, progress)
 
-    def _choose_attention(self, spec: EngineSpec, ranges: Ranges, options: BuildOptions, model: Path) -> None:
+    def _choose_attention(self, spec: EngineSpec, ranges: Ranges, options: BuildOptions, path: Path) -> None:
         """Let our kernel compute the graph's attention where that is asked for and possible."""
         target = kernel_target(torch.cuda.get_device_capability(spec.device)) if options.plugin else None
         if target is not None and kernel_serves(spec.graph, getattr(torch, spec.precision), ranges):
             use_plugins(self._trt, target)
         else:
-            drop_plugins(model)
+            drop_plugins(path)
 
     def load(self, spec: EngineSpec, folder: Path, device: torch.device) -> TensorRTEngine:
         """The engine whose plan lies in `folder`; it is called only after every file was checked."""

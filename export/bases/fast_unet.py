@@ -35,7 +35,7 @@ from fairy.export.bases.fast_blocks import (
     picture,
     tokens,
 )
-from fairy.export.bases.stable_diffusion import Attend
+from fairy.export.model import Attend
 from fairy.export.graphs import GraphSpec, SelfAttention
 from fairy.export.steps import Steps
 

@@ -6,9 +6,8 @@ and go out as outputs; nothing of a call is stored on a module, so one UNet serv
 Legend of shape suffixes: G groups (guidance branches), F frames, S tokens, C channels.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,26 +25,15 @@ from fairy.export.graphs import (
     vae_decoder_spec,
     vae_encoder_spec,
 )
+from fairy.export.model import Attend
 from fairy.kernels.anchor_attention import anchor_attention
 from fairy.kernels.errors import InputError
 
+EDIT_GRAPHS = ("text_encoder", "vae_encoder", "vae_decoder", "unet_anchor", "unet_frame")
+"""Graphs that an edit with anchors uses."""
+
 RARE_GRAPHS = ("unet_anchor_continued", "unet_no_sources", "unet_2_sources")
 """Graphs that are exported and built only where they are asked for by name."""
-
-
-class Attend(Protocol):
-    """What computes attention; shapes as in `fairy.kernels.anchor_attention`, which is the one that computes."""
-
-    def __call__(
-        self,
-        q: Tensor,
-        k: Tensor | None,
-        v: Tensor | None,
-        context_k: Sequence[Tensor] = (),
-        context_v: Sequence[Tensor] = (),
-        *,
-        heads: int,
-    ) -> Tensor: ...
 
 
 @dataclass(slots=True)
@@ -204,6 +192,7 @@ def graph_specs(checkpoint: Any, *, layers: str = "all") -> dict[str, GraphSpec]
         "out_channels": unet.config.out_channels,
         "text_channels": checkpoint.text_channels,
         "conditions": added_conditions(unet),
+        "multiple": checkpoint.size_multiple // checkpoint.vae_factor,
     }
     specs = (
         text_encoder_spec(checkpoint.tokenizer.model_max_length, checkpoint.text_channels),
@@ -243,8 +232,8 @@ def _joined(t_GFSC: Tensor) -> Tensor:
 
 
 __all__ = [
+    "EDIT_GRAPHS",
     "RARE_GRAPHS",
-    "Attend",
     "TextEncoderGraph",
     "UNetGraph",
     "VaeDecoderGraph",

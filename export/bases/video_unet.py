@@ -292,10 +292,10 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         x_BCFHW = given[0] if len(given) == 1 else torch.cat(given, dim=1)
         frames = x_BCFHW.shape[2]
         embedding_NE = self._embedding(timestep, fps, noise_level, encoder_hidden_states)
-        embedding_NE = embedding_NE.repeat_interleave(frames, dim=0)
+        embedding_NE = _each_frame(embedding_NE, frames)
         text_NLC = None
         if encoder_hidden_states is not None and self.pooled_text is not None:
-            text_NLC = encoder_hidden_states.repeat_interleave(frames, dim=0)
+            text_NLC = _each_frame(encoder_hidden_states, frames)
         x_NCHW = x_BCFHW.transpose(1, 2).flatten(0, 1)
         features = self._features(x_NCHW, embedding_NE, text_NLC, frames if enable_time else 1)
         patch = int(self.config["patch_size"])
@@ -344,6 +344,11 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
             if i < len(self.grow):
                 x_NCHW = self.grow[i](F.interpolate(x_NCHW, scale_factor=2.0, mode="nearest"))
         return F.silu(self.norm_out(x_NCHW))
+
+
+def _each_frame(x_B: Tensor, frames: int) -> Tensor:
+    """What a window has, for each of its frames: [B, ...] to [B·F, ...]; exporters write `repeat_interleave` wrongly."""
+    return x_B[:, None].expand(-1, frames, *x_B.shape[1:]).flatten(0, 1)
 
 
 def _mlp(channels: int, *, zero: bool = False) -> nn.Sequential:

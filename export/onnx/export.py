@@ -6,6 +6,7 @@ nothing of the machine that made it.
 
 import errno
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -20,9 +21,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fairy.export.bases.stable_diffusion import RARE_GRAPHS, build_graph, graph_specs
-from fairy.export.checkpoint import Checkpoint, load_checkpoint
+from fairy.export.checkpoint import load_checkpoint
 from fairy.export.graphs import GraphSpec
+from fairy.export.model import Model
 from fairy.export.onnx.attention import BODIES, DOMAIN, OPSET, Body, attention_functions, attention_node, replaced_sdpa
 from fairy.export.onnx.onnx_files import MODEL, data_file
 from fairy.export.precision import with_network_in
@@ -70,14 +71,14 @@ class ExportReport:
     graphs: tuple[GraphReport, ...]
 
 
-def export_onnx(checkpoint: Checkpoint, spec: GraphSpec, path: Path, *, body: Body, precision: str) -> None:
+def export_onnx(model: Model, spec: GraphSpec, path: Path, *, body: Body, precision: str) -> None:
     """Write one graph to `path`, and weights above 32 MiB to `path` with `.data` appended.
 
     Both appear only when they are whole. Weights are cast to `precision` where the checkpoint has another.
 
     Args:
-        checkpoint: the model; it is not changed.
-        spec: one of `graph_specs(checkpoint)`, or another of its UNet.
+        model: it is not changed.
+        spec: one of `model.graphs()`, or another of its UNet.
         path: a file in an existing folder.
         body: how attention is computed, see `onnx_attention.py`.
         precision: "float32", "float16" or "bfloat16"; the last is for "portable" alone.
@@ -88,17 +89,17 @@ def export_onnx(checkpoint: Checkpoint, spec: GraphSpec, path: Path, *, body: Bo
     """
     _check_options(body, precision)
     dtype = getattr(torch, precision)
-    module = build_graph(with_network_in(checkpoint, spec, dtype), spec, attention_node).eval()
+    module = with_network_in(model, spec, dtype).build(spec, attention_node).eval()
     with _quiet(), torch.no_grad():
-        model = _traced(module, spec, _dims(checkpoint, spec), dtype)
-    _name_dims(model, spec)
-    model.metadata_props[VAE_FACTOR] = str(checkpoint.vae_factor)
-    _put_attention(model, body)
-    _save(model, path)
+        made = _traced(module, spec, _dims(model, spec), dtype)
+    _name_dims(made, spec)
+    made.metadata_props[VAE_FACTOR] = str(model.vae_factor)
+    _put_attention(made, body)
+    _save(made, path)
 
 
 def export_model(
-    model: str | Path | Checkpoint,
+    model: str | Path | Model,
     out: Path,
     *,
     graphs: Sequence[str] | None = None,
@@ -111,8 +112,8 @@ def export_model(
     """Write graphs of a model to `out/<graph>/model.onnx`, each checked and compared with torch.
 
     Args:
-        model: a folder in diffusers' format, a hub id, or a loaded checkpoint.
-        graphs: names of graphs; None = all of `graph_specs` but the rare ones.
+        model: a folder in diffusers' format, a hub id, or a loaded model.
+        graphs: names of graphs; None = all of them but the rare ones.
         layers: "all" or "decoder": the self-attention layers that have anchors.
         check: run onnx.checker with shape inference, and compare with torch on several shapes in onnxruntime.
         on_progress: called with (phase, done, total); it returns False to stop.
@@ -127,43 +128,43 @@ def export_model(
         raise InputError(
             "bfloat16 cannot be checked on this machine's CPU; export it without the check, or in float16."
         )
-    checkpoint = model if isinstance(model, Checkpoint) else load_checkpoint(model, dtype=getattr(torch, precision))
-    specs = _chosen(graph_specs(checkpoint, layers=layers), graphs)
+    loaded: Model = load_checkpoint(model, dtype=getattr(torch, precision)) if isinstance(model, str | Path) else model
+    specs = _chosen(loaded, layers, graphs)
     reports = []
     for i, spec in enumerate(specs):
         _tell(on_progress, f"export {spec.name}", i, len(specs))
-        report = _export_one(checkpoint, spec, Path(out), body, precision)
+        report = _export_one(loaded, spec, Path(out), body, precision)
         if check:
             _tell(on_progress, f"check {spec.name}", i, len(specs))
             try:
-                report = _checked(checkpoint, spec, report, precision)
+                report = _checked(loaded, spec, report, precision)
             except MachineError:  # a file that computes something else is not left to be used
                 for written in (report.path, data_file(report.path)):
                     written.unlink(missing_ok=True)
                 raise
         reports.append(report)
     _tell(on_progress, "done", len(specs), len(specs))
-    return ExportReport(checkpoint.name, body, precision, tuple(reports))
+    return ExportReport(loaded.name, body, precision, tuple(reports))
 
 
-def _export_one(checkpoint: Checkpoint, spec: GraphSpec, out: Path, body: Body, precision: str) -> GraphReport:
+def _export_one(model: Model, spec: GraphSpec, out: Path, body: Body, precision: str) -> GraphReport:
     path = out / spec.name / MODEL
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path.parent} cannot be made ({error.strerror}); choose another folder.") from error
     started = time.perf_counter()
-    export_onnx(checkpoint, spec, path, body=body, precision=precision)
+    export_onnx(model, spec, path, body=body, precision=precision)
     size = sum(p.stat().st_size for p in (path, data_file(path)) if p.exists())
     return GraphReport(spec.name, path, size, time.perf_counter() - started)
 
 
-def _checked(checkpoint: Checkpoint, spec: GraphSpec, report: GraphReport, precision: str) -> GraphReport:
+def _checked(model: Model, spec: GraphSpec, report: GraphReport, precision: str) -> GraphReport:
     """The report with what the check found. Raises MachineError where the file computes something else."""
     from fairy.export.onnx.parity import check_graph
 
     started = time.perf_counter()
-    parity = check_graph(checkpoint, spec, report.path, precision)
+    parity = check_graph(model, spec, report.path, precision)
     return replace(
         report,
         check_seconds=time.perf_counter() - started,
@@ -173,11 +174,13 @@ def _checked(checkpoint: Checkpoint, spec: GraphSpec, report: GraphReport, preci
     )
 
 
-def _chosen(specs: dict[str, GraphSpec], names: Sequence[str] | None) -> list[GraphSpec]:
+def _chosen(model: Model, layers: str, names: Sequence[str] | None) -> list[GraphSpec]:
+    specs = model.graphs(layers=layers)
     unknown = [name for name in names or () if name not in specs]
     if unknown:
         raise InputError(f"There is no graph named {unknown[0]!r}; choose from {', '.join(specs)}.")
-    return [spec for name, spec in specs.items() if (name in names if names is not None else name not in RARE_GRAPHS)]
+    chosen = set(specs) - set(model.rare_graphs) if names is None else set(names)
+    return [spec for name, spec in specs.items() if name in chosen]
 
 
 def _check_options(body: str, precision: str) -> None:
@@ -201,15 +204,15 @@ def _tell(on_progress: OnProgress | None, phase: str, done: int, total: int) -> 
         raise Cancelled("The export was cancelled; graphs that were already written stay.")
 
 
-def _dims(checkpoint: Checkpoint, spec: GraphSpec) -> dict[str, Any]:
+def _dims(model: Model, spec: GraphSpec) -> dict[str, Any]:
     """Symbolic dimensions as `torch.export` has them, by name; sides are multiples of what the network needs."""
-    sides = {"height": 1, "width": 1, "image_height": checkpoint.vae_factor, "image_width": checkpoint.vae_factor}
-    if spec.layers:
-        sides["height"] = sides["width"] = checkpoint.size_multiple // checkpoint.vae_factor
+    sides = {"height": spec.multiple, "width": spec.multiple}
+    sides |= {"image_height": model.vae_factor, "image_width": model.vae_factor}
     names = {dim for tensor in spec.inputs for dim in tensor.dims if isinstance(dim, str)}
-    # diffusers copies batches of 64 and more before it upsamples; a trace sees fewer, and its file serves any number.
-    most = 63 if not spec.layers else 1 << 24
-    free = {name: torch.export.Dim(f"{name}_units", min=1, max=most if name == "frames" else 1 << 24) for name in names}
+    least, most = {"frames": spec.frames[0]}, {"frames": spec.frames[1]}
+    free = {
+        name: torch.export.Dim(f"{name}_units", min=least.get(name, 1), max=most.get(name, 1 << 24)) for name in names
+    }
     return {name: sides[name] * dim if sides.get(name, 1) > 1 else dim for name, dim in free.items()}
 
 
@@ -217,7 +220,8 @@ def _traced(module: nn.Module, spec: GraphSpec, dims: dict[str, Any], precision:
     """The graph as an `onnx_ir.Model`, its attention as nodes without bodies."""
     # Every dimension has an example size of its own, so that no two are taken for one.
     sizes = {name: 2 + i for i, name in enumerate(sorted(dims))}
-    sizes |= {name: 48 + 24 * i for i, name in enumerate(sorted(set(dims) & _SIDES))}
+    unit = math.lcm(24, spec.multiple)
+    sizes |= {name: (2 + i) * unit for i, name in enumerate(sorted(set(dims) & _SIDES))}
     inputs = list(random_inputs(spec, sizes, precision, seed=0).values())
     axes: list[Any] = [{i: dims[d] for i, d in enumerate(t.dims) if isinstance(d, str)} for t in spec.inputs]
     context = [tuple(axes[3:])] if axes[3:] else []  # the context of a UNet is one *argument

@@ -15,9 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from fairy.export.bases.stable_diffusion import build_graph
-from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
+from fairy.export.model import Model
 from fairy.export.precision import with_network_in
 from fairy.export.shapes import random_inputs
 from fairy.kernels.errors import InputError, MachineError
@@ -43,7 +42,7 @@ class Parity:
 
 
 def check_graph(
-    checkpoint: Checkpoint,
+    model: Model,
     spec: GraphSpec,
     path: Path,
     precision: str,
@@ -63,9 +62,9 @@ def check_graph(
     if importlib.util.find_spec("onnxruntime") is None:
         raise InputError("Checking an export needs onnxruntime: pip install onnxruntime, or export without the check.")
     check_file(path)
-    chosen = default_shapes(checkpoint, spec) if shapes is None else shapes
+    chosen = default_shapes(model, spec) if shapes is None else shapes
     with tempfile.TemporaryDirectory(prefix="fairy-parity-") as folder:
-        _save_reference(checkpoint, spec, precision, chosen, Path(folder))
+        _save_reference(model, spec, precision, chosen, Path(folder))
         errors = _run_alone(path, Path(folder))
     for sizes, (_, relative) in zip(chosen, errors, strict=True):
         if not relative <= TOLERANCES[precision]:  # not a number is too much as well
@@ -86,20 +85,20 @@ def check_file(path: Path) -> None:
         raise MachineError(f"{path} is not a well-formed ONNX file ({str(error).splitlines()[0]}).") from error
 
 
-def default_shapes(checkpoint: Checkpoint, spec: GraphSpec) -> tuple[dict[str, int], ...]:
+def default_shapes(model: Model, spec: GraphSpec) -> tuple[dict[str, int], ...]:
     """Sizes that hurt: one to three groups, one to five frames, sides that differ, odd lengths of text and context."""
-    unit = checkpoint.size_multiple // checkpoint.vae_factor if spec.layers else 8
+    unit = spec.multiple if spec.multiple > 1 else 8
     runs = (
         {"groups": 1, "frames": 1, "height": 2 * unit, "width": unit, "tokens": 5, "batch": 1},
         {"groups": 3, "frames": 5, "height": unit, "width": 3 * unit, "tokens": 77, "batch": 2},
         {"groups": 2, "frames": 3, "height": 3 * unit, "width": 2 * unit, "tokens": 16, "batch": 3},
     )
-    return tuple(_complete(spec, checkpoint.vae_factor, run, anchors) for anchors, run in enumerate(runs, 1))
+    return tuple(_complete(spec, model.vae_factor, run, anchors) for anchors, run in enumerate(runs, 1))
 
 
 def _complete(spec: GraphSpec, vae_factor: int, run: dict[str, int], anchors: int) -> dict[str, int]:
     """The sizes a graph's inputs really have, with those that follow from the picture's added."""
-    sizes = dict(run)
+    sizes = run | {"frames": max(run["frames"], spec.frames[0])}
     for side in ("height", "width"):
         sizes[f"image_{side}"] = run[side] * vae_factor
     for level in {layer.level for layer in spec.layers}:
@@ -110,11 +109,11 @@ def _complete(spec: GraphSpec, vae_factor: int, run: dict[str, int], anchors: in
 
 
 def _save_reference(
-    checkpoint: Checkpoint, spec: GraphSpec, precision: str, runs: tuple[dict[str, int], ...], folder: Path
+    model: Model, spec: GraphSpec, precision: str, runs: tuple[dict[str, int], ...], folder: Path
 ) -> None:
     """Inputs and outputs of every run, as `in.<name>` and `out.<name>` of `<number>.safetensors`."""
     dtype = getattr(torch, precision)
-    module = build_graph(with_network_in(checkpoint, spec, dtype, torch.float32), spec).eval()
+    module = with_network_in(model, spec, dtype, torch.float32).build(spec).eval()
     for number, sizes in enumerate(runs):
         inputs = random_inputs(spec, sizes, dtype, seed=number)
         exact = [t.float() if t.is_floating_point() else t for t in inputs.values()]

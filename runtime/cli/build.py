@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fairy.engines.build import BuildRequest, PlannedEngine
     from fairy.engines.engine import Shapes
     from fairy.engines.store.store import EngineStore
-    from fairy.export.checkpoint import Checkpoint
+    from fairy.export import model as models
 
 _PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _UNITS = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -155,7 +155,7 @@ def _build(
 
 
 def _shapes(
-    checkpoint: "Checkpoint", height: str | None, width: str | None, frames: str | None, anchors: int | None
+    model: "models.Model", height: str | None, width: str | None, frames: str | None, anchors: int | None
 ) -> "Shapes":
     """What the engines must serve; sizes are rounded up as pictures are padded."""
     from fairy.engines.engine import Shapes
@@ -163,12 +163,12 @@ def _shapes(
     from fairy.runtime.plan.choose_anchors import DEFAULT_ANCHORS
     from fairy.runtime.plan.params import EditParams
 
-    multiple = checkpoint.size_multiple
-    usual = EditParams("build").resolved(checkpoint.recommended)
+    multiple = model.size_multiple
+    usual = EditParams("build").resolved(model.recommended)
     long_side = int(usual.long_side or 0)
     recommended = usual.anchors if isinstance(usual.anchors, int) else DEFAULT_ANCHORS
     most = recommended if anchors is None else anchors
-    batch = default_micro_batch(most)
+    batch = usual.micro_batch or default_micro_batch(most)
     sides = [
         _padded((multiple, long_side, long_side) if text is None else _parse_range(name, text), multiple)
         for name, text in (("height", height), ("width", width))
@@ -178,7 +178,7 @@ def _shapes(
         sides[1],
         (1, batch, batch) if frames is None else _parse_range("frames", frames),
         most,
-        tokens=checkpoint.tokenizer.model_max_length,
+        tokens=model.text_tokens,
     )
 
 

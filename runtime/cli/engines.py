@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from fairy.engines.store.store import StoredEngine
-    from fairy.export.checkpoint import Checkpoint
+    from fairy.export.model import Model
 
 engines = typer.Typer(help="Look at the store of built engines.", rich_markup_mode=None)
 
@@ -122,12 +122,21 @@ def prune(
     typer.echo(f"{len(removed)} engines removed, {len(where.list())} left in {where.root}.")
 
 
-def load_model(model: str | None, precision: "torch.dtype", decoder: str | None = None) -> "Checkpoint":
-    """The model that was named, or the embedded one, on the CPU; `decoder` as in `load_checkpoint`."""
-    from fairy.export.checkpoint import load_checkpoint
-    from fairy.runtime.models import embedded_model
+def load_model(model: str | None, precision: "torch.dtype", decoder: str | None = None) -> "Model":
+    """The editor or generator that was named, or the embedded editor, on the CPU; `decoder` as in `load_checkpoint`."""
+    import torch
 
-    return load_checkpoint(embedded_model() if model is None else model, dtype=precision, decoder=decoder)
+    from fairy.export.checkpoint import load_checkpoint
+    from fairy.runtime.generation.cascade import FILE, Cascade
+    from fairy.runtime.generation.networks import cascade_model
+    from fairy.runtime.models import EMBEDDED_GENERATOR, embedded_generator, embedded_model
+
+    folder = embedded_generator() if model == EMBEDDED_GENERATOR else Path(model or embedded_model()).expanduser()
+    if not (folder / FILE).is_file():
+        return load_checkpoint(model or folder, dtype=precision, decoder=decoder)
+    if decoder is not None:
+        raise InputError("is for editors, not for generators", name="decoder", value=decoder, remedy="leave it out")
+    return cascade_model(folder, Cascade.read(folder), torch.device("cpu"), precision, model)
 
 
 def _verified(entry: "StoredEngine", model: str | None, decoder: str | None) -> tuple[list[dict[str, Any]], float]:
@@ -138,12 +147,11 @@ def _verified(entry: "StoredEngine", model: str | None, decoder: str | None) -> 
     from fairy.engines.engine import EngineSpec
     from fairy.engines.store.key import weights_digest
     from fairy.engines.verify import TOLERANCES, compare
-    from fairy.export.precision import network_of
 
     key = entry.manifest.key
     checkpoint = load_model(model or entry.manifest.made.model, getattr(torch, key["precision"]), decoder)
     graph = _graph_of(checkpoint, key["graph"])
-    if graph is None or weights_digest(checkpoint, network_of(checkpoint, graph)) != key["weights"]:
+    if graph is None or weights_digest(checkpoint, checkpoint.network_of(graph)) != key["weights"]:
         raise InputError(
             f"The engine {entry.digest[:12]} was not built from {checkpoint.name} as it is now; name its model with "
             "--model and a small decoder with --decoder, or build it again."
@@ -159,14 +167,13 @@ def _verified(entry: "StoredEngine", model: str | None, decoder: str | None) -> 
     return [asdict(comparison) for comparison in found], TOLERANCES[key["precision"]]
 
 
-def _graph_of(checkpoint: "Checkpoint", plain: dict[str, Any]) -> Any:
+def _graph_of(checkpoint: "Model", plain: dict[str, Any]) -> Any:
     """The checkpoint's graph that a manifest speaks of, or None."""
     from fairy.engines.store.key import canonical_digest
-    from fairy.export.bases.stable_diffusion import graph_specs
     from fairy.export.graphs import LAYER_CHOICES
 
     for layers in LAYER_CHOICES:
-        graph = graph_specs(checkpoint, layers=layers).get(plain["name"])
+        graph = checkpoint.graphs(layers=layers).get(plain["name"])
         if graph is not None and canonical_digest(asdict(graph)) == canonical_digest(plain):
             return graph
     return None

@@ -154,7 +154,7 @@ def first_step(
 
 def fused_update(schedule: Schedule, guidance: Guidance, steps: Steps, device: torch.device) -> Fused | None:
     """Guidance and the sampler's rule in one pass; None where that is not asked for or the rule is not linear."""
-    if "guidance-step" not in steps or schedule.clip is not None:
+    if "guidance-step" not in steps or schedule.clip is not None or schedule.threshold is not None:
         return None
     from fairy.kernels.guidance_step import guidance_step  # needs triton, which is not everywhere
 

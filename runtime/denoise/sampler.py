@@ -5,7 +5,9 @@ of the same name, so that spacing, offsets and sigma options mean here what they
 pure: everything random comes in as an argument. x, output and noise are float32 [frames, channels, h, w].
 
 Sources: Euler and Euler ancestral, Karras et al. (arXiv 2206.00364) as in k-diffusion; DDIM, Song et al. (arXiv
-2010.02502), η = 0; LCM, Luo et al. (arXiv 2310.04378).
+2010.02502), η = 0; DDPM, Ho et al. (arXiv 2006.11239), its variance between the two bounds by γ as in Imagen Video (arXiv
+2210.02303); DDIM's stochastic sampler for distilled networks, Meng et al. (arXiv 2210.03142); LCM, Luo et al. (arXiv
+2310.04378); dynamic thresholding, Saharia et al. (arXiv 2205.11487).
 """
 
 import math
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fairy.kernels.errors import InputError
+from fairy.runtime.denoise.log_snr import TIME_SCALE, alphas_of, is_continuous, times_of
 from fairy.runtime.denoise.schedulers import SAMPLERS, SCHEDULERS
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -29,10 +32,13 @@ class Schedule:
     Attributes:
         timesteps: what the network is told, one a step; floats, since Euler's lie between the trained ones.
         sigmas: noise level of every step and of the end (Euler samplers; steps + 1 values, else empty).
-        alphas: cumulative ᾱ of every step and of the one after it (DDIM, LCM; pairs, else empty).
+        alphas: cumulative ᾱ of every step and of the one after it (all but Euler; pairs, else empty).
         init_noise_sigma: what unit noise is multiplied with to become the first latents.
-        clip: the bound x0 is clamped to, where the configuration asks for it (DDIM, LCM).
+        clip: the bound x0 is clamped to, where the configuration asks for it (all but Euler).
         boundary: LCM's (c_skip, c_out) of every step.
+        threshold: (share, most) of dynamic thresholding, where the configuration asks for it: x0 is clamped to that
+            quantile of its magnitudes, from 1 to `most`, and divided by it.
+        gamma: of DDPM's variance, 0 (that of the posterior) to 1 (that of the noise added in training).
     """
 
     sampler: str
@@ -43,6 +49,8 @@ class Schedule:
     alphas: tuple[tuple[float, float], ...] = ()
     clip: float | None = None
     boundary: tuple[tuple[float, float], ...] = ()
+    threshold: tuple[float, float] | None = None
+    gamma: float = 0.0
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -53,10 +61,12 @@ def make_schedule(sampler: str, scheduler_config: Mapping[str, Any], num_inferen
 
     Raises:
         InputError: unknown sampler, prediction type or number of steps, or an option that changes the step rule
-            (thresholding) and is not offered.
+            (thresholding) and is not offered with this sampler.
     """
     if sampler not in SCHEDULERS:
         raise InputError(f"Sampler {sampler!r} is not known; choose one of {', '.join(SAMPLERS)}.")
+    if is_continuous(scheduler_config):
+        return _continuous(sampler, scheduler_config, num_inference_steps)
     scheduler = _scheduler(sampler, scheduler_config)
     prediction_type = str(scheduler.config.prediction_type)
     if prediction_type not in PREDICTION_TYPES:
@@ -64,7 +74,7 @@ def make_schedule(sampler: str, scheduler_config: Mapping[str, Any], num_inferen
             f"The checkpoint's prediction type {prediction_type!r} is not known; "
             f"only {', '.join(PREDICTION_TYPES)} can be sampled."
         )
-    if scheduler.config.get("thresholding", False):
+    if scheduler.config.get("thresholding", False) and sampler not in _WITH_THRESHOLD:
         raise InputError(f"Thresholding, which the checkpoint's scheduler asks for, is not offered with {sampler}.")
     most = int(scheduler.config.get("original_inference_steps", num_inference_steps))
     if num_inference_steps > most:
@@ -81,9 +91,40 @@ def make_schedule(sampler: str, scheduler_config: Mapping[str, Any], num_inferen
     common = (sampler, prediction_type, tuple(scheduler.timesteps.float().tolist()), float(scheduler.init_noise_sigma))
     if sampler in ("euler_ancestral", "euler"):
         return Schedule(*common, sigmas=tuple(scheduler.sigmas.tolist()))
-    clip = float(scheduler.config.clip_sample_range) if scheduler.config.clip_sample else None
     boundary = _lcm_boundary(scheduler) if sampler == "lcm" else ()
-    return Schedule(*common, alphas=_alphas(sampler, scheduler), clip=clip, boundary=boundary)
+    return Schedule(*common, alphas=_alphas(sampler, scheduler), boundary=boundary, **_bounds(sampler, {**scheduler_config, **scheduler.config}))
+
+
+def _continuous(sampler: str, config: Mapping[str, Any], steps: int) -> Schedule:
+    """A schedule in continuous time; see `log_snr.py`."""
+    if sampler not in _WITH_THRESHOLD:
+        raise InputError(f"{sampler} has no continuous time; choose one of {', '.join(_WITH_THRESHOLD)}.")
+    prediction_type = str(config.get("prediction_type", "v_prediction"))
+    if prediction_type not in PREDICTION_TYPES:
+        raise InputError(
+            f"The prediction type {prediction_type!r} is not known; choose one of {', '.join(PREDICTION_TYPES)}."
+        )
+    times = tuple(TIME_SCALE * t for t in times_of(steps))
+    return Schedule(sampler, prediction_type, times, 1.0, alphas=alphas_of(config, steps), **_bounds(sampler, config))
+
+
+def _bounds(sampler: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """How x0 is kept in its range and, of DDPM, γ, as a configuration says."""
+    gamma = _gamma(config) if sampler == "ddpm" else 0.0
+    if config.get("thresholding", False):
+        bound = float(config.get("dynamic_thresholding_ratio", 0.995)), float(config.get("sample_max_value", 1.0))
+        return {"threshold": bound, "gamma": gamma}
+    clips = bool(config.get("clip_sample", False))
+    return {"clip": float(config.get("clip_sample_range", 1.0)) if clips else None, "gamma": gamma}
+
+
+def _gamma(config: Mapping[str, Any]) -> float:
+    """γ as it is said, or as the variance's name in diffusers says it."""
+    variance = str(config.get("variance_type") or "fixed_small")
+    gamma = config.get("gamma", {"fixed_large": 1.0, "fixed_small": 0.0}.get(variance))
+    if gamma is None or not 0 <= float(gamma) <= 1:
+        raise InputError(f"ddpm cannot sample with the variance {variance!r} and gamma {gamma!r}; give gamma, 0 to 1.")
+    return float(gamma)
 
 
 def scale_model_input(schedule: Schedule, i: int, x: Tensor) -> Tensor:
@@ -107,7 +148,7 @@ def needs_noise(schedule: Schedule, i: int) -> bool:
     """Whether step i draws fresh noise."""
     if schedule.sampler == "euler_ancestral":
         return schedule.sigmas[i + 1] > 0
-    return schedule.sampler == "lcm" and i < len(schedule) - 1
+    return schedule.sampler in ("lcm", "ddpm", "ddim_stochastic") and i < len(schedule) - 1
 
 
 def step(schedule: Schedule, i: int, x: Tensor, output: Tensor, noise: Tensor | None) -> Tensor:
@@ -132,12 +173,32 @@ def euler_step(schedule: Schedule, i: int, x: Tensor, output: Tensor, noise: Ten
 
 def ddim_step(schedule: Schedule, i: int, x: Tensor, output: Tensor, noise: Tensor | None) -> Tensor:
     """The deterministic DDIM step (η = 0); `noise` is not used."""
+    return _ddim_to(schedule, i, schedule.alphas[i][1], x, output)
+
+
+def ddpm_step(schedule: Schedule, i: int, x: Tensor, output: Tensor, noise: Tensor | None) -> Tensor:
+    """The posterior's mean given x0, and noise whose variance lies between the posterior's and the forward process's.
+
+    With s the next level, r = SNR_t / SNR_s: mean = r·(α_s/α_t)·x + (1 − r)·α_s·x0, variance = (1 − r)·σ_s²⁽¹⁻ᵞ⁾·σ_t²ᵞ.
+    """
     alpha, alpha_next = schedule.alphas[i]
-    original, epsilon = _original_from_alpha(schedule, i, x, output)
-    if schedule.prediction_type == "sample":
-        epsilon = (x - alpha**0.5 * original) / (1 - alpha) ** 0.5
-    original = _clipped(schedule, original)
-    return _mix(alpha_next, original, epsilon)
+    original = _clipped(schedule, _original_from_alpha(schedule, i, x, output)[0])
+    rest, rest_next = 1 - alpha, 1 - alpha_next
+    left = 1 - alpha * rest_next / (rest * alpha_next)  # 1 − r
+    mean: Tensor = (alpha / alpha_next) ** 0.5 * (rest_next / rest) * x + left * alpha_next**0.5 * original
+    if noise is None:
+        return mean
+    return mean + noise * (left * rest_next ** (1 - schedule.gamma) * rest**schedule.gamma) ** 0.5
+
+
+def ddim_stochastic_step(schedule: Schedule, i: int, x: Tensor, output: Tensor, noise: Tensor | None) -> Tensor:
+    """A DDIM step of double size, then noise back up to the next level; the last step is DDIM's."""
+    if noise is None:
+        return ddim_step(schedule, i, x, output, None)
+    between, below = schedule.alphas[i + 1]
+    far = _ddim_to(schedule, i, below, x, output)
+    kept = between / below
+    return far * kept**0.5 + noise * (1 - kept) ** 0.5
 
 
 def lcm_step(schedule: Schedule, i: int, x: Tensor, output: Tensor, noise: Tensor | None) -> Tensor:
@@ -154,8 +215,22 @@ _STEPS: dict[str, Callable[[Schedule, int, Tensor, Tensor, Tensor | None], Tenso
     "euler_ancestral": euler_ancestral_step,
     "euler": euler_step,
     "ddim": ddim_step,
+    "ddpm": ddpm_step,
+    "ddim_stochastic": ddim_stochastic_step,
     "lcm": lcm_step,
 }
+
+
+_WITH_THRESHOLD = ("ddim", "ddpm", "ddim_stochastic")
+
+
+def _ddim_to(schedule: Schedule, i: int, alpha_next: float, x: Tensor, output: Tensor) -> Tensor:
+    """DDIM from step i's level to another one: of v it is a rotation of (x, v)."""
+    alpha = schedule.alphas[i][0]
+    original, epsilon = _original_from_alpha(schedule, i, x, output)
+    if schedule.prediction_type == "sample":
+        epsilon = (x - alpha**0.5 * original) / (1 - alpha) ** 0.5
+    return _mix(alpha_next, _clipped(schedule, original), epsilon)
 
 
 def _mix(alpha: float, original: Tensor, noise: Tensor) -> Tensor:
@@ -165,6 +240,13 @@ def _mix(alpha: float, original: Tensor, noise: Tensor) -> Tensor:
 
 
 def _clipped(schedule: Schedule, original: Tensor) -> Tensor:
+    """x0 in its range; dynamic thresholding looks at every entry of the first dimension by itself."""
+    if schedule.threshold is not None:
+        share, most = schedule.threshold
+        rows = original.flatten(1) if original.dim() > 3 else original.flatten()[None]
+        bound = torch.quantile(rows.abs().float(), share, dim=1).clamp(1.0, max(most, 1.0)).to(original.dtype)
+        bound = bound.view(-1, *(1,) * (original.dim() - 1))
+        return original.clamp(-bound, bound) / bound
     return original if schedule.clip is None else original.clamp(-schedule.clip, schedule.clip)
 
 
@@ -210,7 +292,7 @@ def _alphas(sampler: str, scheduler: Any) -> tuple[tuple[float, float], ...]:
         following = [*steps[1:], steps[-1]]
     else:
         following = [t - scheduler.config.num_train_timesteps // len(steps) for t in steps]
-    final = float(scheduler.final_alpha_cumprod)
+    final = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
     cumprod = scheduler.alphas_cumprod.to(torch.float64)
     return tuple(
         (float(cumprod[t]), float(cumprod[n]) if n >= 0 else final) for t, n in zip(steps, following, strict=True)

@@ -4,6 +4,8 @@ SCHEDULERS = {
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
     "euler": "EulerDiscreteScheduler",
     "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "ddim_stochastic": "DDIMScheduler",
     "lcm": "LCMScheduler",
 }
 SAMPLERS = tuple(SCHEDULERS)

@@ -20,7 +20,8 @@ class ClipReport:
 
     Attributes:
         params: every parameter as it was really used.
-        model, device, precision, threads: what ran, where and how.
+        model, backend, device, precision, threads: what ran, where and how.
+        engines: digests of the stored engines that ran in this process, by graph.
         workers: how many processes computed; lost_workers: those that ended before the job did, in sentences.
         resumed_frames: frames that an interrupted job had finished.
         stages: of each stage its name and what it made: frames, height, width, fps, windows.
@@ -34,6 +35,8 @@ class ClipReport:
 
     params: dict[str, Any]
     model: str
+    backend: str
+    engines: dict[str, str]
     device: str
     precision: str
     threads: int

@@ -12,11 +12,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from fairy.engines.engine import Usage
 from fairy.export.checkpoint import read_json
 from fairy.kernels.errors import InputError
 from fairy.runtime.denoise.sampler import scale_model_input
 from fairy.runtime.generation.cascade import Cascade, Stage
-from fairy.runtime.generation.loading import load_network, load_tokenizer, text_features
+from fairy.export.loading import load_network, load_tokenizer, text_features
 from fairy.runtime.generation.networks import Prompted, check_finite, schedule_of
 
 INDEX = "model_index.json"
@@ -40,6 +41,16 @@ class LatentNetworks:
         self.kind = check_index(folder, motion_adapter)
         self.cascade = Cascade((latent_stage(folder),), folder.name)
         self._parts: dict[str, Any] = {}
+
+    backend_name = "eager"
+
+    def engines(self) -> list[str]:
+        """None is built of these networks."""
+        return []
+
+    def take_usage(self) -> Usage:
+        """Nothing but the networks themselves ran."""
+        return Usage()
 
     def stage(self, name: str) -> Stage:
         """The one stage."""

@@ -6,18 +6,21 @@ Frames are float32 [F, 3, H, W] in 0 to 1 between stages; the networks see them 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairy.export.bases.video_unet import VideoUNet
-from fairy.kernels.errors import NumericalError
+from fairy.engines.backends import make_backend
+from fairy.engines.engine import Usage
+from fairy.engines.store.store import EngineStore
+from fairy.export.bases.cascade import TEXT_ENCODER, CascadeModel, graph_of
+from fairy.export.loading import token_ids
+from fairy.export.shapes import dtype_of
+from fairy.kernels.errors import InputError, NumericalError
 from fairy.runtime.denoise.noise import INITIAL, sample_noise
 from fairy.runtime.denoise.sampler import Schedule, make_schedule, scale_model_input, step
 from fairy.runtime.generation.cascade import Cascade, Stage
-from fairy.runtime.generation.loading import load_network, load_tokenizer, text_features
 from fairy.runtime.generation.windows import Window
 from fairy.runtime.plan.geometry import pad_by_reflection
 
@@ -36,39 +39,76 @@ class Prompted:
 
 
 class CascadeNetworks:
-    """The networks of a generator's folder, each loaded when it is first needed."""
+    """The networks of a generator's folder, each loaded when it is first needed, run by a backend's engines."""
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, *, resident: bool = True) -> None:
-        """`resident`: networks stay on the device; False = one at a time does."""
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        resident: bool = True,
+        backend: str = "eager",
+        store: str | Path | None = None,
+        name: str | None = None,
+    ) -> None:
+        """
+        Args:
+            resident: networks stay on the device; False = one at a time does, which only eager can.
+            backend, store: as of an editor; "auto" takes the store's engines where they are there, else eager.
+            name: what the user calls the generator; None = its folder.
+
+        Raises:
+            InputError: the folder holds no generator, or the backend cannot serve; says what to run.
+        """
         self.folder, self.device, self.dtype = folder, device, dtype
         self.cascade = Cascade.read(folder)
+        self.model = cascade_model(folder, self.cascade, device, dtype, name)
+        self._graphs = self.model.graphs()
+        if not resident and backend not in ("auto", "eager"):
+            raise InputError("goes with the backend eager alone", name="offload", value=True, remedy="leave one out")
         self._resident = resident
-        self._networks: dict[str, VideoUNet] = {}
-        self._text: tuple[Any, Any] | None = None
+        self._store = EngineStore(store)
+        self.backend = make_backend(backend if resident else "eager", self.model, device, dtype, store=self._store)
+
+    @property
+    def backend_name(self) -> str:
+        """Which backend runs."""
+        return self.backend.name
+
+    def engines(self) -> list[str]:
+        """Digests of the built engines that might run."""
+        return [] if self.backend.name == "eager" else sorted(engine.digest for engine in self._store.engines())
+
+    def take_usage(self) -> Usage:
+        """What ran in this process since this was last asked."""
+        return self.backend.take_usage()
 
     def stage(self, name: str) -> Stage:
         """The stage of that name."""
         return next(stage for stage in self.cascade.stages if stage.name == name)
 
-    def network(self, stage: Stage) -> VideoUNet:
-        """A stage's network, on the device."""
-        if stage.network not in self._networks:
-            network = load_network(VideoUNet, self.folder / stage.network, self.dtype)
-            self._networks[stage.network] = network.to(memory_format=torch.channels_last)
+    def multiple(self, stage: Stage) -> int:
+        """What the sides that a stage's network sees must be a multiple of."""
+        return self._graphs[graph_of(stage.network, time=False)].multiple
+
+    def run(self, graph: str, inputs: dict[str, Tensor]) -> Tensor:
+        """A graph's output for inputs anywhere, on the device, in float32."""
+        spec = self._graphs[graph]
         if not self._resident:
-            for name, other in self._networks.items():
-                if name != stage.network:
-                    other.to("cpu")
-        return cast(VideoUNet, self._networks[stage.network].to(self.device))
+            self.model.keep_only(self.model.network_of(spec))
+        given = {t.name: inputs[t.name].to(self.device, dtype_of(t, self.dtype)) for t in spec.inputs}
+        return self.backend.engine(spec)(given)[spec.outputs[0].name].float()
+
+    def run_stage(self, stage: Stage, frames: int, inputs: dict[str, Tensor]) -> Tensor:
+        """The output of a stage's network for a window of so many frames. Raises NumericalError."""
+        made = self.run(graph_of(stage.network, time=stage.enable_time and frames > 1), inputs)
+        check_finite(made, stage.name)
+        return made
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Features of texts, [texts, L, C]."""
-        if self._text is None:
-            from transformers import CLIPTextModel
-
-            encoder = load_network(CLIPTextModel, self.folder / "text_encoder", self.dtype).to(self.device)
-            self._text = load_tokenizer(self.folder / "tokenizer"), encoder
-        return text_features(*self._text, texts)
+        return self.run(TEXT_ENCODER, {"input_ids": token_ids(self.model.tokenizer, texts)}).to(self.dtype)
 
     @torch.inference_mode()
     def predict_base(self, name: str, index: int, steps: int, x_FCHW: Tensor, fps: float, text: Prompted) -> Tensor:
@@ -77,16 +117,14 @@ class CascadeNetworks:
         schedule = schedule_of(stage, steps)
         guided = text.guidance_scale != 1.0
         features = text.features if guided else text.features[1:]
-        x = scale_model_input(schedule, index, x_FCHW).transpose(0, 1).to(self.device, self.dtype)
-        count = len(features)
-        out = self.network(stage)(
-            x.expand(count, *x.shape),
-            torch.full((count,), schedule.timesteps[index], device=self.device),
-            features.to(self.device, self.dtype),
-            fps=torch.full((count,), fps, device=self.device),
-            enable_time=stage.enable_time and len(x_FCHW) > 1,
-        ).float()
-        check_finite(out, stage.name)
+        x, count = scale_model_input(schedule, index, x_FCHW).transpose(0, 1), len(features)
+        inputs = {
+            "sample": x.expand(count, *x.shape),
+            "timestep": torch.full((count,), schedule.timesteps[index]),
+            "text": features,
+            "fps": torch.full((count,), fps),
+        }
+        out = self.run_stage(stage, len(x_FCHW), inputs)
         one = out[0] + text.guidance_scale * (out[1] - out[0]) if guided else out[0]
         made: Tensor = one.transpose(0, 1).cpu()
         return made
@@ -103,14 +141,12 @@ class CascadeNetworks:
         if len(frames_FCHW) == 1:
             return first.expand(len(positions), *first.shape)
         inner = [p for p in positions if 0 < p < 1]
-        network, (height, width) = self.network(stage), first.shape[1:]
+        height, width = first.shape[1:]
         given = torch.tensor([0.0, *inner, 1.0])
         planes = given[None, None, :, None, None].expand(1, 1, -1, height, width)
         ends = (frames_FCHW * 2 - 1).flatten(0, 1)[None, :, None].expand(-1, -1, len(given), -1, -1)
-        condition = _padded(torch.cat([ends, planes], dim=1), network.multiple).to(self.device, self.dtype)
-        zero = torch.zeros(1, device=self.device)
-        made = network(None, zero, fps=zero, condition=condition).float()
-        check_finite(made, stage.name)
+        condition = _padded(torch.cat([ends, planes], dim=1), self.multiple(stage))
+        made = self.run_stage(stage, len(given), {"condition": condition})
         made = _unit(made[0, :, 1:-1, :height, :width]).transpose(0, 1).cpu()
         between = iter(made)
         return torch.stack([next(between) if 0 < p < 1 else frames_FCHW[int(p)] for p in positions])
@@ -132,31 +168,38 @@ class CascadeNetworks:
         self, stage: Stage, frames_FCHW: Tensor, noise_CHW: Tensor, made_FCHW: Tensor,
         rows: "Tile", columns: "Tile",
     ) -> None:  # fmt: skip
-        network, scale, schedule = self.network(stage), stage.scale, schedule_of(stage, stage.num_inference_steps)
+        scale, schedule = stage.scale, schedule_of(stage, stage.num_inference_steps)
         small = frames_FCHW[:, :, rows.reads[0] : rows.reads[1], columns.reads[0] : columns.reads[1]]
         size = small.shape[2] * scale, small.shape[3] * scale
         large = F.interpolate(small, size, mode="bicubic", align_corners=False).clamp(0, 1) * 2 - 1
-        condition = _padded(large.transpose(0, 1)[None], network.multiple).to(self.device)
+        condition = _padded(large.transpose(0, 1)[None], self.multiple(stage)).to(self.device)
         noise = noise_CHW[:, rows.reads[0] * scale : rows.reads[1] * scale][
             :, :, columns.reads[0] * scale : columns.reads[1] * scale
         ]
-        x = _padded(noise[None, :, None].expand(1, -1, len(small), -1, -1), network.multiple).to(self.device)
-        zero = torch.zeros(1, device=self.device)
+        x = _padded(noise[None, :, None].expand(1, -1, len(small), -1, -1), self.multiple(stage)).to(self.device)
         for i, t in enumerate(schedule.timesteps):
-            out = network(
-                scale_model_input(schedule, i, x).to(self.dtype),
-                torch.full((1,), t, device=self.device),
-                fps=zero,
-                condition=condition.to(self.dtype),
-                enable_time=stage.enable_time and len(small) > 1,
-            ).float()
-            check_finite(out, stage.name)
+            inputs = {"sample": scale_model_input(schedule, i, x), "timestep": torch.full((1,), t)}
+            out = self.run_stage(stage, len(small), inputs | {"condition": condition})
             x = step(schedule, i, x, out, None)
         top, left = (scale * (tile.makes[0] - tile.reads[0]) for tile in (rows, columns))
         high, wide = (scale * (tile.makes[1] - tile.makes[0]) for tile in (rows, columns))
         made_FCHW[:, :, scale * rows.makes[0] :, scale * columns.makes[0] :][:, :, :high, :wide] = _unit(
             x[0, :, :, top : top + high, left : left + wide]
         ).transpose(0, 1)
+
+
+def cascade_model(
+    folder: Path, cascade: Cascade, device: torch.device, dtype: torch.dtype, name: str | None = None
+) -> CascadeModel:
+    """A generator's networks as a model that engines can be built of; none is loaded yet. Raises InputError."""
+    parts = dict.fromkeys(stage.network for stage in cascade.stages)
+    usual = [TEXT_ENCODER]
+    for stage in cascade.stages:
+        usual.append(graph_of(stage.network, time=stage.enable_time))
+        if stage.kind == "super_resolution":  # a window of one frame has no time
+            usual.append(graph_of(stage.network, time=False))
+    window = max(stage.window for stage in cascade.stages)
+    return CascadeModel(name or str(folder), folder, tuple(parts), tuple(dict.fromkeys(usual)), window, dtype, device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+from fairy.engines.backend_names import BACKENDS
 from fairy.kernels.errors import InputError
 from fairy.runtime.editor_setup import MAX_WORKERS, PRECISIONS, Device
 from fairy.runtime.options import Choice, Flag, Kind, Name, Number, Rate, Text, Time, Whole, check_options, option
@@ -157,6 +158,8 @@ class GeneratorSetup:
     )
     device: str = option("auto", Device(), "Where it runs; auto is CUDA where there is one")
     dtype: str = option("auto", Choice(("auto", *PRECISIONS)), "Precision; auto is float16 on CUDA, else float32")
+    backend: str = option("auto", Choice(("auto", *BACKENDS)), "What computes; auto is the best that is ready")
+    store: str | Path | None = option(None, Name("a folder"), "The store of engines", usual="$FAIRY_STORE, or a cache")
     offload: bool = option(False, Flag(), "Keep one stage's network on the device at a time, for small cards")
     gpus: int = option(1, Whole(1, MAX_WORKERS), "How many GPUs share the job")
     workers: int = option(1, Whole(1, MAX_WORKERS), "How many processes share the job on the CPU")

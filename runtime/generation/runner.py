@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairy.engines.backends import check_backend
 from fairy.kernels.errors import FairyError, InputError
 from fairy.runtime.device import resolve_device, resolve_dtype, worker_devices
 from fairy.runtime.files import user_path
@@ -23,7 +24,7 @@ from fairy.runtime.generation.params import GeneratorSetup
 from fairy.runtime.generation.pictures import to_uint8
 from fairy.runtime.generation.window_pool import HereComputer, PoolComputer, WindowComputer
 from fairy.runtime.inputs.frames import Frames
-from fairy.runtime.models import embedded_generator
+from fairy.runtime.models import EMBEDDED_GENERATOR, embedded_generator
 from fairy.runtime.plan.identity import stamps
 from fairy.runtime.record.edit_report import installed_versions
 from fairy.runtime.record.journal import Journal, folders_of_other_containers, journal_folder
@@ -66,7 +67,9 @@ class CascadeRunner:
         device = resolve_device(setup.device)
         dtype = resolve_dtype(setup.dtype, device)
         devices = worker_devices(device, setup.gpus, setup.workers)
-        make = partial(make_networks, folder, dtype, setup.offload, adapter)
+        if not is_latent(folder):
+            check_backend(setup.backend, device)
+        make = partial(make_networks, folder, dtype, setup, adapter)
         self._networks, self._setup = make(device), setup
         self._computer: WindowComputer = (
             HereComputer(self._networks, setup.threads)
@@ -106,7 +109,7 @@ class CascadeRunner:
 
     @property
     def _name(self) -> str:
-        return "fairy-generator" if self._setup.model is None else str(self._setup.model)
+        return model_name(self._setup)
 
     @contextmanager
     def _one_job(self, monitor: Monitor) -> Iterator[Monitor]:
@@ -147,6 +150,7 @@ class CascadeRunner:
             "kind": type(self).__name__,
             "model": stamps(self._networks.folder),
             "precision": str(self._networks.dtype),
+            "backend": {"name": self._networks.backend_name, "engines": self._networks.engines()},
             "device": {"type": self._networks.device.type, "threads": self._setup.threads},
             "version": installed_versions(),
         }
@@ -161,10 +165,13 @@ class CascadeRunner:
         fps: str | None = None,
         source: dict[str, Any] | None = None,
     ) -> ClipReport:
-        notes = [*job.notes, *(job.journal.notes if job.journal is not None else ())]
+        usage = self._networks.take_usage()
+        notes = [*usage.fallbacks, *job.notes, *(job.journal.notes if job.journal is not None else ())]
         return ClipReport(
             params=params,
             model=self._name,
+            backend=self._networks.backend_name,
+            engines=usage.digests,
             device=str(self._networks.device),
             precision=str(self._networks.dtype).removeprefix("torch."),
             threads=self._setup.threads,
@@ -185,11 +192,27 @@ class CascadeRunner:
 
 
 def make_networks(
-    folder: Path, dtype: torch.dtype, offload: bool, motion_adapter: Path | None, device: torch.device
+    folder: Path, dtype: torch.dtype, setup: GeneratorSetup, motion_adapter: Path | None, device: torch.device
 ) -> CascadeNetworks | LatentNetworks:
     """The networks of a folder, here or in a worker; none is loaded yet. Raises InputError where it holds none."""
     if is_latent(folder):
+        if setup.backend not in ("auto", "eager"):
+            remedy = "generators in diffusers' format run with eager alone; leave it out"
+            raise InputError("is not for this generator", name="backend", value=setup.backend, remedy=remedy)
         return LatentNetworks(folder, device, dtype, motion_adapter=motion_adapter)
     if motion_adapter is not None:
         raise InputError("goes with a Stable Diffusion 1.5 checkpoint", name="motion_adapter", value=motion_adapter)
-    return CascadeNetworks(folder, device, dtype, resident=not offload)
+    return CascadeNetworks(
+        folder,
+        device,
+        dtype,
+        resident=not setup.offload,
+        backend=setup.backend,
+        store=setup.store,
+        name=model_name(setup),
+    )
+
+
+def model_name(setup: GeneratorSetup) -> str:
+    """What commands call the generator."""
+    return EMBEDDED_GENERATOR if setup.model is None else str(setup.model)

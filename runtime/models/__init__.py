@@ -4,6 +4,10 @@ from importlib.resources import files
 from pathlib import Path
 
 
+EMBEDDED_GENERATOR = "embedded-generator"
+"""What commands that take a model's name call the generator that ships with the package."""
+
+
 def embedded_model() -> Path:
     """Folder, in diffusers' format, of the small InstructPix2Pix model that is used where no other is named."""
     return Path(str(files("fairy.runtime.models"))) / "embedded"

@@ -10,7 +10,8 @@ import torch
 
 from fairy.engines import build as builds
 from fairy.engines.backend_names import BUILDABLE
-from fairy.engines.backends import EDIT_GRAPHS, make_backend, make_builder
+from fairy.engines.backends import make_backend, make_builder
+from fairy.export.bases.stable_diffusion import EDIT_GRAPHS
 from fairy.engines.build import ANY_SHAPE, BuildRequest, plan_build, run_build
 from fairy.engines.compiled import CompiledBackend
 from fairy.engines.engine import Shapes

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fairy.engines import build as builds
-from fairy.engines.backends import EDIT_GRAPHS
+from fairy.export.bases.stable_diffusion import EDIT_GRAPHS
 from fairy.engines.build import BuildRequest, num_parameters, plan_build, run_build, stale_reason
 from fairy.engines.engine import BuildOptions, EngineSpec, Shapes
 from fairy.engines.store.store import EngineStore, StoredEngine

@@ -14,7 +14,6 @@ from fairy.engines.onnxruntime import OnnxRuntimeBuilder
 from fairy.engines.store.key import make_key, weights_digest
 from fairy.export.bases.stable_diffusion import build_graph, graph_specs
 from fairy.export.checkpoint import load_checkpoint
-from fairy.export.precision import network_of
 from fairy.kernels.errors import InputError
 from tests.conftest import make_tiny
 
@@ -91,7 +90,7 @@ def test_backends_run_it_in_both_precisions(folder: Path) -> None:
     """Also float32 beside bfloat16, which a job falls back to, and the compiled path, which leaves it as it is."""
     checkpoint = load_checkpoint(folder, decoder="tiny", dtype=torch.bfloat16)
     graph = graph_specs(checkpoint)["vae_decoder"]
-    assert network_of(checkpoint, graph) == "tiny_decoder"
+    assert checkpoint.network_of(graph) == "tiny_decoder"
     latents = torch.randn(1, 4, 3, 2, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
         wanted = make_tiny().to(torch.bfloat16).double().decode(latents.double()).sample

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fairy.engines import backends
-from fairy.engines.backends import EDIT_GRAPHS
+from fairy.export.bases.stable_diffusion import EDIT_GRAPHS
 from fairy.export.checkpoint import load_checkpoint
 from fairy.kernels.errors import MachineError
 from fairy.runtime import embedded_model

@@ -58,7 +58,7 @@ def test_one_window_of_the_base_stage_is_the_plain_loop_of_ddim(small_generator:
     x = torch.stack([stage_noise(5, "base", f, (3, 16, 16)) for f in range(4)]).transpose(0, 1)[None]
     for t in scheduler.timesteps:
         with torch.inference_mode():
-            without, with_text = networks.network(stage)(
+            without, with_text = networks.model.network("base")(
                 x.expand(2, -1, -1, -1, -1), t.expand(2).float(), text, fps=torch.tensor([4.0, 4.0])
             )
         x = scheduler.step((without + 3.0 * (with_text - without))[None], t, x).prev_sample
@@ -194,7 +194,7 @@ def test_guidance_of_one_computes_no_second_branch(small_generator: Path) -> Non
     stage = networks.cascade.base
     text, x = networks.encode_text(["", "a red ball"]), torch.randn(4, 3, 16, 16)
     sizes = []
-    networks.network(stage).register_forward_pre_hook(lambda _network, inputs: sizes.append(len(inputs[0])))
+    networks.model.network("base").register_forward_pre_hook(lambda _network, inputs: sizes.append(len(inputs[0])))
     networks.predict_base("base", 0, 3, x, 4.0, Prompted(text, 1.0))
     networks.predict_base("base", 0, 3, x, 4.0, Prompted(text, 2.0))
     assert sizes == [1, 2]

@@ -35,9 +35,14 @@ def load_tokenizer(where: Path) -> Any:
 @torch.inference_mode()
 def text_features(tokenizer: Any, encoder: Any, texts: Sequence[str]) -> Tensor:
     """Features of texts, [texts, L, C], where the encoder is."""
-    how = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length}
-    tokens = tokenizer(list(texts), return_tensors="pt", **how).input_ids
+    tokens = token_ids(tokenizer, texts)
     return cast(Tensor, encoder(tokens.to(encoder.device)).last_hidden_state)
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    """Ids of texts, [texts, L], filled up or cut to the tokenizer's length."""
+    how = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length}
+    return cast(Tensor, tokenizer(list(texts), return_tensors="pt", **how).input_ids)
 
 
 @contextmanager
