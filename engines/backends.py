@@ -163,9 +163,7 @@ def steps_of(backend: str, device: torch.device, without: Sequence[str] = (), al
     return choose_steps(without, device.type, also) if backend == "compiled" else NO_STEPS
 
 
-def _best(
-    model: Model, device: torch.device, dtype: torch.dtype, store: EngineStore, builders: Builders
-) -> Backend:
+def _best(model: Model, device: torch.device, dtype: torch.dtype, store: EngineStore, builders: Builders) -> Backend:
     """The first preferred backend whose engines all load; why a better one was not taken goes into the report."""
     reasons: list[str] = []
     for name in _PREFERRED[device.type] if store.engines() else ():

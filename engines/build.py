@@ -18,8 +18,8 @@ from fairy.engines.store.key import EngineKey, full_environment, make_key, sourc
 from fairy.engines.store.manifest import Provenance
 from fairy.engines.store.store import EngineStore, StoredEngine
 from fairy.engines.verify import TOLERANCES, compare, errors_by_output
-from fairy.export.model import Model
 from fairy.export.graphs import GraphSpec
+from fairy.export.model import Model
 from fairy.kernels.errors import Cancelled, InputError, MachineError
 
 # Backends whose engines serve any shape: nothing about shapes is asked, and none is part of their keys.
@@ -93,9 +93,7 @@ class BuildRequest:
             )
 
 
-def plan_build(
-    model: Model, request: BuildRequest, builder: Builder, store: EngineStore
-) -> tuple[PlannedEngine, ...]:
+def plan_build(model: Model, request: BuildRequest, builder: Builder, store: EngineStore) -> tuple[PlannedEngine, ...]:
     """What has to be built. Nothing is written.
 
     Raises:

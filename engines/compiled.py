@@ -37,8 +37,8 @@ from fairy.engines.numerics import steady_compiler, steady_numerics
 from fairy.export.bases.fast_blocks import NotServed
 from fairy.export.bases.fast_unet import FastUNet, FastUNetGraph
 from fairy.export.bases.fast_vae import FastVaeDecoder, FastVaeEncoder
-from fairy.export.model import Attend, Model
 from fairy.export.graphs import GraphSpec
+from fairy.export.model import Attend, Model
 from fairy.export.precision import with_network_in
 from fairy.export.shapes import dtype_of, random_inputs
 from fairy.export.steps import EXACT_STEPS, Steps, choose_steps, in_order

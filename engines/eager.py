@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from fairy.engines.engine import Engine, EngineSpec, Usage, check_inputs
 from fairy.engines.numerics import steady_numerics
-from fairy.export.model import Model
 from fairy.export.graphs import GraphSpec
+from fairy.export.model import Model
 from fairy.export.steps import NO_STEPS, Steps
 from fairy.kernels.errors import InputError
 

@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fairy.export.model import Model
 from fairy.export.graphs import GraphSpec
+from fairy.export.model import Model
 from fairy.export.shapes import shape_of
 from fairy.export.steps import Steps, in_order
 from fairy.kernels.errors import InputError
@@ -36,7 +36,8 @@ class Shapes:
 
     Attributes:
         height, width: of a picture after padding, in pixels.
-        frames: pictures in a micro-batch of the UNet, or in a window of a network over time. The autoencoder's graphs take one picture at a time.
+        frames: pictures in a micro-batch of the UNet, or in a window of a network over time. The autoencoder's graphs
+            take one picture at a time.
         anchors: the largest number of anchor frames; fewer are served too.
         groups: the largest number of guidance branches; fewer are served too.
         tokens: of the text, the tokenizer's `model_max_length`.

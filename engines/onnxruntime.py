@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fairy.engines.engine import BuildOptions, EngineSpec, OnBuild, Shapes
-from fairy.export.model import Model
 from fairy.export.graphs import TensorSpec
+from fairy.export.model import Model
 from fairy.export.onnx.export import VAE_FACTOR, export_onnx
 from fairy.export.onnx.onnx_files import MODEL, check_references
 from fairy.export.shapes import dtype_of, shape_of, sizes_of

@@ -17,8 +17,8 @@ from fairy.engines.eager import EagerBackend
 from fairy.engines.engine import Builder, Engine, EngineSpec, Usage
 from fairy.engines.store.key import full_environment, make_key, request_digest
 from fairy.engines.store.store import EngineStore, StoredEngine
-from fairy.export.model import Model
 from fairy.export.graphs import GraphSpec
+from fairy.export.model import Model
 from fairy.export.steps import NO_STEPS, Steps, in_order
 from fairy.kernels.errors import FairyError, InputError, MachineError
 

@@ -100,7 +100,7 @@ class CascadeModel:
     usual_graphs: tuple[str, ...]
     window: int = 16
     dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     networks: dict[str, nn.Module] = field(default_factory=dict)
 
     vae_factor = 1
@@ -182,7 +182,9 @@ def _config(folder: Path) -> dict[str, Any]:
     """The configuration of a `VideoUNet`, with its defaults. Raises InputError where it is none."""
     told = read_json(folder / "config.json")
     if told.get("_class_name") != VideoUNet.__name__:
-        raise InputError(f"{folder} holds a {told.get('_class_name')}, but a stage's network is a {VideoUNet.__name__}.")
+        raise InputError(
+            f"{folder} holds a {told.get('_class_name')}, but a stage's network is a {VideoUNet.__name__}."
+        )
     return _DEFAULTS | told
 
 

@@ -35,8 +35,8 @@ from fairy.export.bases.fast_blocks import (
     picture,
     tokens,
 )
-from fairy.export.model import Attend
 from fairy.export.graphs import GraphSpec, SelfAttention
+from fairy.export.model import Attend
 from fairy.export.steps import Steps
 
 _BLOCKS = {"CrossAttnDownBlock2D", "DownBlock2D", "UNetMidBlock2DCrossAttn", "UpBlock2D", "CrossAttnUpBlock2D"}

@@ -347,7 +347,7 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
 
 
 def _each_frame(x_B: Tensor, frames: int) -> Tensor:
-    """What a window has, for each of its frames: [B, ...] to [B·F, ...]; exporters write `repeat_interleave` wrongly."""
+    """What a window has, for each of its frames: [B, ...] to [B·F, ...]; `repeat_interleave` is exported wrongly."""
     return x_B[:, None].expand(-1, frames, *x_B.shape[1:]).flatten(0, 1)
 
 

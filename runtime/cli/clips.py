@@ -48,7 +48,9 @@ def generate(
     _tell(done, out, given)
 
 
-@with_options(GeneratorSetup, InterpolateParams, ClipRequest, skip=("preview", "motion_adapter"))
+@with_options(
+    GeneratorSetup, InterpolateParams, ClipRequest, skip=("preview", "keep_stage", "from_stage", "motion_adapter")
+)
 def interpolate(video: Video, out: Out, resume: Resume = False, quiet: Quiet = False, **given: Any) -> None:
     """Make a video smoother: frames between its frames."""
     from fairy.runtime.generation.video_stages import Interpolator
@@ -56,7 +58,9 @@ def interpolate(video: Video, out: Out, resume: Resume = False, quiet: Quiet = F
     _run(Interpolator, InterpolateParams(**chosen(InterpolateParams, given)), video, out, resume, quiet, given)
 
 
-@with_options(GeneratorSetup, UpscaleParams, ClipRequest, skip=("preview", "motion_adapter"))
+@with_options(
+    GeneratorSetup, UpscaleParams, ClipRequest, skip=("preview", "keep_stage", "from_stage", "motion_adapter")
+)
 def upscale(video: Video, out: Out, resume: Resume = False, quiet: Quiet = False, **given: Any) -> None:
     """Make a video larger."""
     from fairy.runtime.generation.video_stages import Upscaler
@@ -85,7 +89,7 @@ def _tell(done: Any, out: Path, given: Mapping[str, Any]) -> None:
         f"{out}: {done.num_frames} frame{'s' * (done.num_frames != 1)}, {done.width}×{done.height}, {seconds:.1f} s "
         f"({done.num_frames / seconds:.2f} frames/s), {done.precision} on {done.device}"
     )
-    for name, what in (("preview", "first frames"), ("report", "report")):
+    for name, what in (("preview", "first frames"), ("keep_stage", "frames to go on from"), ("report", "report")):
         if name in given:
             typer.echo(f"{given[name]}: {what}")
     for sentence in (*done.lost_workers, *done.notes):

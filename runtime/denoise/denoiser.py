@@ -135,7 +135,7 @@ def _rule_of(
         fresh = noise(k) if needs_noise(schedule, k) else None
         if fused is not None:
             return fused(k, x, output, fresh), None
-        return step(schedule, k, x, guide(guidance, output), fresh), None
+        return step(schedule, k, x, guide(guidance.at(k), output), fresh), None
 
     return update
 

@@ -4,10 +4,11 @@ Branches, in this order: (prompt, image), (negative prompt, image), (negative pr
 
     eps = e3 + image_scale · (e2 − e3) + text_scale · (e1 − e2)
 
-A branch is left out only where the scales make it vanish from that sum.
+A branch is left out only where the scales make it vanish from that sum. With *oscillating guidance* (Ho et al., Imagen
+Video, arXiv 2210.02303) the text pulls fully in the first steps, and from then on at every second one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,22 +21,41 @@ class Guidance:
     Attributes:
         branches: of 0 (prompt, image), 1 (negative prompt, image), 2 (negative prompt, no image), in order.
         guidance_scale, image_guidance_scale: the text's and the image's.
+        low, high_steps: of oscillating guidance, see `scale_at`; None = the text's stays what it is.
     """
 
     branches: tuple[int, ...]
     guidance_scale: float
     image_guidance_scale: float
+    low: float | None = None
+    high_steps: int = 0
 
     @property
     def groups(self) -> int:
         return len(self.branches)
 
+    def at(self, step: int) -> "Guidance":
+        """The guidance of one step, of the same branches."""
+        if self.low is None:
+            return self
+        scale = scale_at(step, self.guidance_scale, self.low, self.high_steps)
+        return replace(self, guidance_scale=scale, low=None)
 
-def make_guidance(guidance_scale: float, image_guidance_scale: float) -> Guidance:
-    """The guidance of a job; branches whose weight is zero are not computed."""
-    weights = (guidance_scale, image_guidance_scale - guidance_scale, 1.0 - image_guidance_scale)
-    branches = tuple(b for b, weight in enumerate(weights) if weight != 0.0)
-    return Guidance(branches, guidance_scale, image_guidance_scale)
+
+def scale_at(step: int, guidance_scale: float, low: float | None, high_steps: int) -> float:
+    """The text's scale at a step: the full one `high_steps` times, then `low` and the full one in turn."""
+    late = step - high_steps
+    return guidance_scale if low is None or late < 0 or late % 2 else low
+
+
+def make_guidance(
+    guidance_scale: float, image_guidance_scale: float, low: float | None = None, high_steps: int = 0
+) -> Guidance:
+    """The guidance of a job; branches whose weight is zero at every step are not computed."""
+    texts = (guidance_scale,) if low is None else (guidance_scale, low)
+    weights = [(text, image_guidance_scale - text, 1.0 - image_guidance_scale) for text in texts]
+    branches = tuple(b for b, each in enumerate(zip(*weights, strict=True)) if any(each))
+    return Guidance(branches, guidance_scale, image_guidance_scale, low, high_steps)
 
 
 def unguided(guidance: Guidance) -> Guidance:

@@ -171,12 +171,13 @@ def step_coefficients(schedule: Schedule, guidance: Guidance) -> list[list[float
 
     Rules without clipping are linear, so each is asked for its coefficients: by unit vectors, in float64.
     """
-    text, image = guidance.guidance_scale, guidance.image_guidance_scale
-    weights = [(text, image - text, 1.0 - image)[branch] for branch in guidance.branches]
+    image = guidance.image_guidance_scale
     x, output, noise = torch.eye(3, dtype=torch.float64)
     rows = []
     for i in range(len(schedule)):
         fresh: Any = noise if needs_noise(schedule, i) else None
+        text = guidance.at(i).guidance_scale
+        weights = [(text, image - text, 1.0 - image)[branch] for branch in guidance.branches]
         of_x, of_output, of_noise = step(schedule, i, x, output, fresh).tolist()
         rows.append([of_x, of_noise, *(of_output * weight for weight in weights)])
     return rows

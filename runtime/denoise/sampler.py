@@ -5,9 +5,9 @@ of the same name, so that spacing, offsets and sigma options mean here what they
 pure: everything random comes in as an argument. x, output and noise are float32 [frames, channels, h, w].
 
 Sources: Euler and Euler ancestral, Karras et al. (arXiv 2206.00364) as in k-diffusion; DDIM, Song et al. (arXiv
-2010.02502), η = 0; DDPM, Ho et al. (arXiv 2006.11239), its variance between the two bounds by γ as in Imagen Video (arXiv
-2210.02303); DDIM's stochastic sampler for distilled networks, Meng et al. (arXiv 2210.03142); LCM, Luo et al. (arXiv
-2310.04378); dynamic thresholding, Saharia et al. (arXiv 2205.11487).
+2010.02502), η = 0; DDPM, Ho et al. (arXiv 2006.11239), its variance between the two bounds by γ as in Imagen Video
+(arXiv 2210.02303); DDIM's stochastic sampler for distilled networks, Meng et al. (arXiv 2210.03142); LCM, Luo et al.
+(arXiv 2310.04378); dynamic thresholding, Saharia et al. (arXiv 2205.11487).
 """
 
 import math
@@ -92,7 +92,12 @@ def make_schedule(sampler: str, scheduler_config: Mapping[str, Any], num_inferen
     if sampler in ("euler_ancestral", "euler"):
         return Schedule(*common, sigmas=tuple(scheduler.sigmas.tolist()))
     boundary = _lcm_boundary(scheduler) if sampler == "lcm" else ()
-    return Schedule(*common, alphas=_alphas(sampler, scheduler), boundary=boundary, **_bounds(sampler, {**scheduler_config, **scheduler.config}))
+    return Schedule(
+        *common,
+        alphas=_alphas(sampler, scheduler),
+        boundary=boundary,
+        **_bounds(sampler, {**scheduler_config, **scheduler.config}),
+    )
 
 
 def _continuous(sampler: str, config: Mapping[str, Any], steps: int) -> Schedule:
@@ -188,7 +193,9 @@ def ddpm_step(schedule: Schedule, i: int, x: Tensor, output: Tensor, noise: Tens
     mean: Tensor = (alpha / alpha_next) ** 0.5 * (rest_next / rest) * x + left * alpha_next**0.5 * original
     if noise is None:
         return mean
-    return mean + noise * (left * rest_next ** (1 - schedule.gamma) * rest**schedule.gamma) ** 0.5
+    deviation = (left * rest_next ** (1 - schedule.gamma) * rest**schedule.gamma) ** 0.5
+    noised: Tensor = mean + noise * deviation
+    return noised
 
 
 def ddim_stochastic_step(schedule: Schedule, i: int, x: Tensor, output: Tensor, noise: Tensor | None) -> Tensor:
@@ -198,7 +205,7 @@ def ddim_stochastic_step(schedule: Schedule, i: int, x: Tensor, output: Tensor, 
     between, below = schedule.alphas[i + 1]
     far = _ddim_to(schedule, i, below, x, output)
     kept = between / below
-    return far * kept**0.5 + noise * (1 - kept) ** 0.5
+    return _mix(kept, far, noise)
 
 
 def lcm_step(schedule: Schedule, i: int, x: Tensor, output: Tensor, noise: Tensor | None) -> Tensor:

@@ -38,7 +38,7 @@ def unit_rule(
         return method.after_step(Stepped(unit, latents, scale, original, context.bank.originals(unit)), update)
 
     def rule(ks: StepsOfCall, x_Fchw: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-        guided = guide(guidance, output)
+        guided = torch.cat([guide(guidance.at(k), output[:, i : i + 1]) for i, k in enumerate(ks)])
         originals = torch.stack([predicted_original(schedule, k, x_Fchw[i], guided[i]) for i, k in enumerate(ks)])
         units = context.units(ks)
         latents = [stepped(unit, x_Fchw[i], guided[i], originals[i]) for i, unit in enumerate(units)]

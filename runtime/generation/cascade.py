@@ -21,6 +21,7 @@ from fairy.kernels.errors import InputError
 StageKind = Literal["base", "interpolation", "super_resolution"]
 KINDS: tuple[StageKind, ...] = ("base", "interpolation", "super_resolution")
 FILE = "cascade.json"
+GENERATOR_SAMPLERS = ("ddim", "ddpm", "ddim_stochastic")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +50,19 @@ class Stage:
             along a side; 3 and 1 for pixels.
         multiple: of the base stage alone: other sizes than its own are possible if they are multiples of this many
             pixels; 0 = none is.
-        times: of interpolation alone: for each frame it makes so many, with itself.
+        times: for each frame it makes so many, with itself. Interpolation makes them between a frame and the next;
+            super-resolution repeats the frame and denoises (temporal super-resolution of Imagen Video).
         scale: of super-resolution alone: how many times larger.
         window: frames that are computed together at most; of interpolation they are those between two known ones.
         overlap: frames that two windows of the base stage share; of super-resolution those beside its own that a window
             reads on each side.
         enable_time: False leaves the network's layers over time out.
         scheduler: diffusers' configuration of the noise schedule; empty for a network without noise.
-        num_inference_steps, guidance_scale: as recommended.
+        sampler: of `fairy.runtime.denoise.schedulers`, one of `GENERATOR_SAMPLERS`.
+        num_inference_steps, guidance_scale, guidance_low, guidance_high_steps: as recommended.
+        noise: of super-resolution alone: "shared", the same for all frames, or "per-frame".
+        condition_snr: of super-resolution alone: signal to noise of what it takes after noise was added to it
+            (conditioning augmentation; Imagen Video: 3 or 5), 0 = none is. The network must know its level.
     """
 
     name: str
@@ -75,8 +81,13 @@ class Stage:
     overlap: int = 0
     enable_time: bool = True
     scheduler: Mapping[str, Any] = field(default_factory=dict)
+    sampler: str = "ddim"
     num_inference_steps: int = 1
     guidance_scale: float = 1.0
+    guidance_low: float | None = None
+    guidance_high_steps: int = 0
+    noise: Literal["shared", "per-frame"] = "shared"
+    condition_snr: float = 0.0
 
     def made_of(self, taken: ClipShape) -> ClipShape:
         """The shape of what the stage makes of a clip; the base stage takes none and is asked for its own."""
@@ -84,8 +95,20 @@ class Stage:
             frames = (taken.frames - 1) * self.times + 1
             return ClipShape(frames, taken.height, taken.width, taken.fps * self.times)
         if self.kind == "super_resolution":
-            return ClipShape(taken.frames, taken.height * self.scale, taken.width * self.scale, taken.fps)
+            size = taken.height * self.scale, taken.width * self.scale
+            return ClipShape(taken.frames * self.times, *size, taken.fps * self.times)
         return taken
+
+    def needed_for(self, frames: int) -> int:
+        """How many frames the stage must take to make so many."""
+        if self.kind == "interpolation":
+            return -(-(frames - 1) // self.times) + 1
+        return -(-frames // self.times) if self.kind == "super_resolution" else frames
+
+    @property
+    def denoises(self) -> bool:
+        """Whether it begins with noise: what a schedule and steps are for."""
+        return bool(self.scheduler)
 
     def check(self) -> None:
         """Raise InputError where the stage cannot be."""
@@ -97,6 +120,12 @@ class Stage:
             wrong = "no frames, height and width"
         elif not 0 <= self.overlap < self.window:
             wrong = f"overlap = {self.overlap!r}"
+        elif self.sampler not in GENERATOR_SAMPLERS:
+            wrong = f"sampler = {self.sampler!r} (choose one of {', '.join(GENERATOR_SAMPLERS)})"
+        elif self.noise not in ("shared", "per-frame"):
+            wrong = f"noise = {self.noise!r}"
+        elif isinstance(self.condition_snr, bool) or not 0 <= self.condition_snr < 1e6:
+            wrong = f"condition_snr = {self.condition_snr!r}"
         if wrong:
             raise InputError(f"The stage {self.name!r} in {FILE} has {wrong}, which is not possible; mend the file.")
 

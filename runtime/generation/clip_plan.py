@@ -17,6 +17,7 @@ from fairy.runtime.generation.windows import (
 )
 
 _MOST_TIMES = 32
+_OF_THE_BASE = ("num_inference_steps", "guidance_scale", "guidance_low", "guidance_high_steps", "sampler")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,37 +41,56 @@ class ClipPlan:
     @property
     def later(self) -> tuple[StagePlan, ...]:
         """The stages after the base stage, with their windows."""
-        return tuple(map(_windowed, self.stages[1:], self.shapes))
+        return tuple(map(_windowed, self.stages[1:], self.shapes, self.shapes[1:]))
 
 
 def plan_clip(cascade: Cascade, params: GenerateParams) -> ClipPlan:
     """What the stages will make. Raises InputError where the cascade cannot make what is asked for."""
+    cascade = _up_to(cascade, params.stages)
     stages = _stages_for_size(cascade, params.size)
     usual = cascade.shapes[-1]
     fps = params.fps or usual.fps
     stages = _stages_for_rate(stages, fps)
-    times = np.prod([stage.times for stage in stages], dtype=int)
     frames = params.num_frames or usual.frames
-    base_frames = -(-(frames - 1) // int(times)) + 1
-    base = stages[0]
+    base_frames = frames
+    for stage in reversed(stages):
+        base_frames = stage.needed_for(base_frames)
+    times = int(np.prod([stage.times for stage in stages], dtype=int))
+    base = _as_asked(stages[0], params)
+    stages = (base, *stages[1:])
     if params.image is not None and base.factor > 1:
         raise InputError("is for generators of pixels", name="image", value=str(params.image), remedy="leave it out")
-    shapes = Cascade(stages).shapes_from(ClipShape(base_frames, base.height, base.width, fps / int(times)))
+    shapes = Cascade(stages).shapes_from(ClipShape(base_frames, base.height, base.width, fps / times))
     given: dict[str, Any] = {
         "num_frames": frames,
         "fps": fps,
         "size": (shapes[-1].width, shapes[-1].height),
-        "num_inference_steps": params.num_inference_steps or base.num_inference_steps,
-        "guidance_scale": base.guidance_scale if params.guidance_scale is None else params.guidance_scale,
+        **{name: getattr(base, name) for name in _OF_THE_BASE},
     }
     return ClipPlan(replace(params, **given), stages, shapes, frames)
 
 
-def _windowed(stage: Stage, taken: ClipShape) -> StagePlan:
+def _up_to(cascade: Cascade, last: str | None) -> Cascade:
+    """The cascade without the stages after one. Raises InputError where there is none of that name."""
+    names = [stage.name for stage in cascade.stages]
+    if last is None:
+        return cascade
+    if last not in names:
+        raise InputError("is no stage", name="stages", value=last, remedy=f"choose one of {', '.join(names)}")
+    return replace(cascade, stages=cascade.stages[: names.index(last) + 1])
+
+
+def _as_asked(base: Stage, params: GenerateParams) -> Stage:
+    """The base stage with what is asked of its sampling."""
+    asked = {name: getattr(params, name) for name in _OF_THE_BASE}
+    return replace(base, **{name: value for name, value in asked.items() if value is not None})
+
+
+def _windowed(stage: Stage, taken: ClipShape, made: ClipShape) -> StagePlan:
     if stage.kind == "interpolation":
         places = regular_places(taken.frames, stage.times)
         return StagePlan(stage, interpolation_windows(places, taken.frames))
-    return StagePlan(stage, super_resolution_windows(stage, taken.frames))
+    return StagePlan(stage, super_resolution_windows(stage, taken.frames), float(made.fps))
 
 
 def _stages_for_size(cascade: Cascade, size: int | tuple[int, int] | None) -> tuple[Stage, ...]:

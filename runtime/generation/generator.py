@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fairy.runtime.files import check_outputs, only_writer_of, user_path, write_picture
@@ -20,10 +21,10 @@ from fairy.runtime.generation.base_stage import run_base
 from fairy.runtime.generation.cascade import Cascade
 from fairy.runtime.generation.clip_plan import ClipPlan, plan_clip
 from fairy.runtime.generation.clip_report import ClipReport, ClipResult, clip_writer
-from fairy.runtime.generation.networks import Prompted
 from fairy.runtime.generation.params import ClipRequest, GenerateParams
 from fairy.runtime.generation.pictures import read_image, to_uint8
 from fairy.runtime.generation.runner import CascadeRunner, ClipJob, OnProgress
+from fairy.runtime.generation.stage_file import read_stage, write_stage
 from fairy.runtime.generation.streams import Chain
 from fairy.runtime.plan.file_request import DEFAULT_CRF
 from fairy.runtime.plan.identity import stamps
@@ -36,10 +37,15 @@ _ACROSS = 8  # frames in a row of the preview
 
 @dataclass(slots=True, kw_only=True)
 class _GenerateJob(ClipJob):
-    """A generation under way; `image`: its first frame [3, H, W], `latents`: noise to begin with, where given."""
+    """A generation under way.
+
+    Attributes:
+        request: what is written beside the clip, and what it goes on from.
+        image: its first frame [3, H, W]; latents: noise to begin with; where given.
+    """
 
     plan: ClipPlan
-    preview: Path | None
+    request: ClipRequest
     image: Tensor | None
     latents: Tensor | None
 
@@ -82,7 +88,7 @@ class Generator(CascadeRunner):
         picture = None if preview is None else user_path(preview)
         check_outputs({"preview": picture}, _image_path(params))
         with self._one_job(Monitor(on_progress, cancel)) as monitor:
-            job = self._job(params, monitor, picture, latents)
+            job = self._job(params, monitor, ClipRequest(preview=picture), latents)
             frames = np.concatenate(list(self._parts(job, partial(self._frames_from, job))))
             return ClipResult(frames, self._told(job), job.plan.result.fps)
 
@@ -92,6 +98,8 @@ class Generator(CascadeRunner):
         params: GenerateParams,
         *,
         preview: str | Path | None = None,
+        keep_stage: str | Path | None = None,
+        from_stage: str | Path | None = None,
         report: str | Path | None = None,
         crf: int = DEFAULT_CRF,
         on_progress: OnProgress | None = None,
@@ -102,23 +110,37 @@ class Generator(CascadeRunner):
 
         Args:
             out: the file to write; its ending says the container.
+            keep_stage: a .safetensors file for the frames of the last stage that runs (see `GenerateParams.stages`).
+            from_stage: such a file, whose frames are gone on from instead of computing them: the same bytes come of it.
             report: a JSON file for the report.
             crf: constant rate factor of the encoder, 0 (best) to 51.
             resume: go on from the frames that an interrupted job of the same into the same file had finished; it left
                 them in `out` + ".job", which is removed when `out` is there.
             params, preview, on_progress, cancel: as in `generate`.
         """
-        request = ClipRequest(crf=crf, preview=_path(preview), report=_path(report))
+        request = ClipRequest(
+            crf=crf,
+            preview=_path(preview),
+            keep_stage=_path(keep_stage),
+            from_stage=_path(from_stage),
+            report=_path(report),
+        )
         target = user_path(out)
         output_format(target)
-        check_outputs({"out": target, "preview": request.preview, "report": request.report}, _image_path(params))
+        outputs = {"preview": request.preview, "keep_stage": request.keep_stage, "report": request.report}
+        check_outputs({"out": target, **outputs}, request.from_stage or _image_path(params))
         with (
             self._one_job(Monitor(on_progress, cancel)) as monitor,
-            only_writer_of(target, request.preview, request.report),
+            only_writer_of(target, *outputs.values()),
         ):
-            job = self._job(params, monitor, request.preview)
+            job = self._job(params, monitor, request)
             shape = job.plan.result
-            job.journal = self._journal(target, params=job.plan.params.to_json(), image=stamps(_image_path(params)))
+            job.journal = self._journal(
+                target,
+                params=job.plan.params.to_json(),
+                image=stamps(_image_path(params)),
+                from_stage=stamps(request.from_stage),
+            )
             with (
                 job.journal.kept_unless_done(),
                 clip_writer(target, job.size, shape.frames, shape.fps, request.crf) as writer,
@@ -134,10 +156,12 @@ class Generator(CascadeRunner):
         return done
 
     def _job(
-        self, params: GenerateParams, monitor: Monitor, preview: Path | None, latents: Tensor | None = None
+        self, params: GenerateParams, monitor: Monitor, request: ClipRequest, latents: Tensor | None = None
     ) -> _GenerateJob:
         """Decide everything that follows; whatever is impossible is refused here."""
         plan = plan_clip(self.cascade, params)
+        if request.from_stage is not None:
+            read_stage(request.from_stage, plan.stages, plan.shapes)
         base, result = plan.shapes[0], plan.result
         image = None if params.image is None else read_image(params.image, base.height, base.width)
         return _GenerateJob(
@@ -145,39 +169,50 @@ class Generator(CascadeRunner):
             num_frames=result.frames,
             size=(result.height, result.width),
             plan=plan,
-            preview=preview,
+            request=request,
             image=image,
             latents=latents,
         )
 
     def _frames_from(self, job: _GenerateJob, start: int) -> Iterator[Tensor]:
-        """Frames of the last stage from `start` on."""
-        chain = Chain(job.plan.later, self._computer, job.monitor, start=start, seed=job.plan.params.seed)
-        base = self._base(job)
-        if job.preview is not None:
-            pictures = [to_uint8(frame) for frame in base]
+        """Frames of the last stage that runs, from `start` on."""
+        params, plan = job.plan.params, job.plan
+        text = self._networks.encode_text([params.negative_prompt, params.prompt]).cpu()
+        if job.request.from_stage is None:
+            done, first = 0, self._base(job, text)
+        else:
+            done, first = read_stage(job.request.from_stage, plan.stages, plan.shapes)
+        if job.request.preview is not None:
+            pictures = [to_uint8(frame) for frame in first]
             rows = [pictures[i : i + _ACROSS] for i in range(0, len(pictures), _ACROSS)]
-            write_picture(job.preview, contact_sheet(rows))
-        return chain.frames(iter(base[chain.begin :]), one_by_one=self._setup.offload)
+            write_picture(job.request.preview, contact_sheet(rows))
+        if job.request.keep_stage is not None:
+            start = 0  # a stage is kept whole
+        chain = Chain(plan.later[done:], self._computer, job.monitor, start=start, seed=params.seed, text_2LC=text)
+        frames = chain.frames(iter(first[chain.begin :]), one_by_one=self._setup.offload)
+        return frames if job.request.keep_stage is None else self._kept(job, frames, job.request.keep_stage)
 
-    def _base(self, job: _GenerateJob) -> Tensor:
+    def _kept(self, job: _GenerateJob, frames: Iterator[Tensor], path: Path) -> Iterator[Tensor]:
+        """The frames, all computed and written for later before the first is handed on."""
+        shape = job.plan.shapes[-1]
+        whole = torch.stack([frame for frame, _ in zip(frames, range(shape.frames), strict=False)])
+        write_stage(path, job.plan.stages[-1], shape, whole)
+        return iter(whole)
+
+    def _base(self, job: _GenerateJob, text: Tensor) -> Tensor:
         """The base stage's frames, which an interrupted job may have left."""
         kept = None if job.journal is None else job.journal.load_base()
         if kept is not None:
             return kept
         params, stage, shape = job.plan.params, job.plan.stages[0], job.plan.shapes[0]
-        assert params.guidance_scale is not None
-        assert params.num_inference_steps is not None
         with job.monitor.timed(stage.name):
-            features = self._networks.encode_text([params.negative_prompt, params.prompt]).cpu()
             made = run_base(
                 stage,
                 shape.frames,
                 float(shape.fps),
-                Prompted(features, params.guidance_scale),
+                text,
                 self._computer,
                 seed=params.seed,
-                steps=params.num_inference_steps,
                 image=job.image,
                 tell=partial(job.monitor.tell, stage.name),
                 latents=job.latents,

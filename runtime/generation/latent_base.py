@@ -14,11 +14,11 @@ from torch import Tensor
 
 from fairy.engines.engine import Usage
 from fairy.export.checkpoint import read_json
+from fairy.export.loading import load_network, load_tokenizer, text_features
 from fairy.kernels.errors import InputError
 from fairy.runtime.denoise.sampler import scale_model_input
 from fairy.runtime.generation.cascade import Cascade, Stage
-from fairy.export.loading import load_network, load_tokenizer, text_features
-from fairy.runtime.generation.networks import Prompted, check_finite, schedule_of
+from fairy.runtime.generation.networks import check_finite, schedule_of, stage_scale
 
 INDEX = "model_index.json"
 UNETS = {
@@ -52,22 +52,17 @@ class LatentNetworks:
         """Nothing but the networks themselves ran."""
         return Usage()
 
-    def stage(self, name: str) -> Stage:
-        """The one stage."""
-        assert name == self.cascade.base.name
-        return self.cascade.base
-
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Features of texts, [texts, L, C]."""
         return text_features(self._part("tokenizer"), self._part("text_encoder"), texts)
 
     @torch.inference_mode()
-    def predict_base(self, name: str, index: int, steps: int, x_FCHW: Tensor, fps: float, text: Prompted) -> Tensor:
+    def predict_base(self, stage: Stage, index: int, x_FCHW: Tensor, fps: float, text_2LC: Tensor) -> Tensor:
         """The UNet's guided output for a window at one step: float32 [F, C, h, w] on the CPU; it knows no rate."""
-        stage, unet = self.stage(name), self._part("unet")
-        schedule = schedule_of(stage, steps)
-        guided = text.guidance_scale != 1.0
-        features = (text.features if guided else text.features[1:]).to(self.device, self.dtype)
+        unet, schedule = self._part("unet"), schedule_of(stage)
+        scale = stage_scale(stage, index)
+        guided = scale != 1.0
+        features = (text_2LC if guided else text_2LC[1:]).to(self.device, self.dtype)
         if type(unet).__name__ == "UNetMotionModel":
             features = features.repeat_interleave(len(x_FCHW), dim=0)
         x = scale_model_input(schedule, index, x_FCHW).transpose(0, 1)[None].to(self.device, self.dtype)
@@ -75,7 +70,7 @@ class LatentNetworks:
         time = torch.tensor(schedule.timesteps[index], device=self.device)
         out = unet(x.expand(count, -1, -1, -1, -1), time, encoder_hidden_states=features).sample.float()
         check_finite(out, stage.name)
-        one = out[0] + text.guidance_scale * (out[1] - out[0]) if guided else out[0]
+        one = out[0] + scale * (out[1] - out[0]) if guided else out[0]
         return cast(Tensor, one.transpose(0, 1).cpu())
 
     @torch.inference_mode()

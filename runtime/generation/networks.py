@@ -18,24 +18,16 @@ from fairy.export.bases.cascade import TEXT_ENCODER, CascadeModel, graph_of
 from fairy.export.loading import token_ids
 from fairy.export.shapes import dtype_of
 from fairy.kernels.errors import InputError, NumericalError
+from fairy.runtime.denoise.guidance import scale_at
 from fairy.runtime.denoise.noise import INITIAL, sample_noise
-from fairy.runtime.denoise.sampler import Schedule, make_schedule, scale_model_input, step
+from fairy.runtime.denoise.sampler import Schedule, make_schedule, needs_noise, scale_model_input, step
 from fairy.runtime.generation.cascade import Cascade, Stage
 from fairy.runtime.generation.windows import Window
 from fairy.runtime.plan.geometry import pad_by_reflection
 
-SAMPLER = "ddim"
 _TILE, _TILE_MARGIN = 512, 64
 """Side of the squares in which super-resolution takes large pictures, and how far each reads beyond its own, in pixels
 of the smaller picture: beyond what one place of the result can depend on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prompted:
-    """The text's features, with and without the caption: [2, L, C]; the first row is the negative prompt's."""
-
-    features: Tensor
-    guidance_scale: float
 
 
 class CascadeNetworks:
@@ -84,10 +76,6 @@ class CascadeNetworks:
         """What ran in this process since this was last asked."""
         return self.backend.take_usage()
 
-    def stage(self, name: str) -> Stage:
-        """The stage of that name."""
-        return next(stage for stage in self.cascade.stages if stage.name == name)
-
     def multiple(self, stage: Stage) -> int:
         """What the sides that a stage's network sees must be a multiple of."""
         return self._graphs[graph_of(stage.network, time=False)].multiple
@@ -111,32 +99,38 @@ class CascadeNetworks:
         return self.run(TEXT_ENCODER, {"input_ids": token_ids(self.model.tokenizer, texts)}).to(self.dtype)
 
     @torch.inference_mode()
-    def predict_base(self, name: str, index: int, steps: int, x_FCHW: Tensor, fps: float, text: Prompted) -> Tensor:
+    def predict_base(self, stage: Stage, index: int, x_FCHW: Tensor, fps: float, text_2LC: Tensor) -> Tensor:
         """The base network's guided output for a window at one step: float32 [F, 3, H, W] on the CPU."""
-        stage = self.stage(name)
-        schedule = schedule_of(stage, steps)
-        guided = text.guidance_scale != 1.0
-        features = text.features if guided else text.features[1:]
-        x, count = scale_model_input(schedule, index, x_FCHW).transpose(0, 1), len(features)
-        inputs = {
-            "sample": x.expand(count, *x.shape),
-            "timestep": torch.full((count,), schedule.timesteps[index]),
-            "text": features,
-            "fps": torch.full((count,), fps),
-        }
-        out = self.run_stage(stage, len(x_FCHW), inputs)
-        one = out[0] + text.guidance_scale * (out[1] - out[0]) if guided else out[0]
-        made: Tensor = one.transpose(0, 1).cpu()
-        return made
+        x = scale_model_input(schedule_of(stage), index, x_FCHW).transpose(0, 1)[None]
+        return self._guided(stage, index, x, {}, fps, text_2LC)[0].transpose(0, 1).cpu()
+
+    def _guided(
+        self, stage: Stage, index: int, x_1CFHW: Tensor, beside: dict[str, Tensor], fps: float, text_2LC: Tensor | None
+    ) -> Tensor:
+        """A network's output for one window at one step, [1, 3, F, H, W]; with and without text where that is guided.
+
+        Args:
+            beside: further inputs of the network, for one.
+            text_2LC: features without and with the caption; None = the stage's network is told of none.
+        """
+        scale = stage_scale(stage, index)
+        guided = text_2LC is not None and scale != 1.0
+        count = 2 if guided else 1
+        inputs = {name: part.expand(count, *part.shape[1:]) for name, part in ({"sample": x_1CFHW} | beside).items()}
+        inputs["timestep"] = torch.full((count,), schedule_of(stage).timesteps[index])
+        if text_2LC is not None:
+            inputs |= {"text": text_2LC[-count:], "fps": torch.full((count,), fps)}
+        out = self.run_stage(stage, x_1CFHW.shape[2], inputs)
+        return out[:1] + scale * (out[1:] - out[:1]) if guided else out
 
     def decode_base(self, frame_CHW: Tensor) -> Tensor:
         """What the base stage ends in as a picture: float32 [3, H, W], -1 to 1 becomes 0 to 1."""
         return _unit(frame_CHW)
 
     @torch.inference_mode()
-    def interpolate(self, name: str, window: Window, frames_FCHW: Tensor) -> Tensor:
+    def interpolate(self, stage: Stage, window: Window, frames_FCHW: Tensor) -> Tensor:
         """The frames at a window's places, of the one or two it reads: float32 [F', 3, H, W]."""
-        stage, first = self.stage(name), frames_FCHW[0]
+        first = frames_FCHW[0]
         positions = [float(place - window.reads[0]) for place in window.places]
         if len(frames_FCHW) == 1:
             return first.expand(len(positions), *first.shape)
@@ -152,40 +146,82 @@ class CascadeNetworks:
         return torch.stack([next(between) if 0 < p < 1 else frames_FCHW[int(p)] for p in positions])
 
     @torch.inference_mode()
-    def super_resolve(self, name: str, window: Window, frames_FCHW: Tensor, seed: int) -> Tensor:
-        """A window's own frames, larger: float32 [F', 3, scale·H, scale·W]; all begin with the same noise."""
-        stage = self.stage(name)
+    def super_resolve(
+        self,
+        stage: Stage,
+        window: Window,
+        frames_FCHW: Tensor,
+        seed: int,
+        fps: float = 0.0,
+        text_2LC: Tensor | None = None,
+    ) -> Tensor:
+        """A window's own frames, larger or more of them: float32 [F', 3, scale·H, scale·W].
+
+        Args:
+            fps: of the frames that are made, and text_2LC: features without and with the caption; networks that read
+                no text are told of neither.
+        """
+        frames_FCHW = frames_FCHW.repeat_interleave(stage.times, dim=0)
         height, width = frames_FCHW.shape[2:]
-        made = torch.empty(len(frames_FCHW), 3, height * stage.scale, width * stage.scale)
-        noise = stage_noise(seed, stage.name, 0, (3, height * stage.scale, width * stage.scale))
+        count = len(frames_FCHW) if stage.noise == "per-frame" else 1
+        numbers = [stage.times * window.reads[0] + i for i in range(count)] if count > 1 else [0]
+        asked = SuperResolution(stage, numbers, seed, (3, height * stage.scale, width * stage.scale))
+        reads_text = any(tensor.name == "text" for tensor in self._graphs[graph_of(stage.network, time=False)].inputs)
+        if reads_text and text_2LC is None:
+            text_2LC = self.encode_text(["", ""])
+        told = (fps, text_2LC) if reads_text else (0.0, None)
+        made = torch.empty(len(frames_FCHW), *asked.shape)
         for rows in _tiles(height):
             for columns in _tiles(width):
-                self._super_resolve_tile(stage, frames_FCHW, noise, made, rows, columns)
-        first = window.makes[0] - window.reads[0]
+                self._super_resolve_tile(asked, frames_FCHW, made, rows, columns, *told)
+        first = window.makes[0] - window.reads[0] * stage.times
         return made[first : first + window.makes[1] - window.makes[0]]
 
     def _super_resolve_tile(
-        self, stage: Stage, frames_FCHW: Tensor, noise_CHW: Tensor, made_FCHW: Tensor,
-        rows: "Tile", columns: "Tile",
+        self, asked: "SuperResolution", frames_FCHW: Tensor, made_FCHW: Tensor,
+        rows: "Tile", columns: "Tile", fps: float, text_2LC: Tensor | None,
     ) -> None:  # fmt: skip
-        scale, schedule = stage.scale, schedule_of(stage, stage.num_inference_steps)
+        stage, multiple = asked.stage, self.multiple(asked.stage)
+        scale, schedule = stage.scale, schedule_of(stage)
         small = frames_FCHW[:, :, rows.reads[0] : rows.reads[1], columns.reads[0] : columns.reads[1]]
         size = small.shape[2] * scale, small.shape[3] * scale
         large = F.interpolate(small, size, mode="bicubic", align_corners=False).clamp(0, 1) * 2 - 1
-        condition = _padded(large.transpose(0, 1)[None], self.multiple(stage)).to(self.device)
-        noise = noise_CHW[:, rows.reads[0] * scale : rows.reads[1] * scale][
-            :, :, columns.reads[0] * scale : columns.reads[1] * scale
-        ]
-        x = _padded(noise[None, :, None].expand(1, -1, len(small), -1, -1), self.multiple(stage)).to(self.device)
-        for i, t in enumerate(schedule.timesteps):
-            inputs = {"sample": scale_model_input(schedule, i, x), "timestep": torch.full((1,), t)}
-            out = self.run_stage(stage, len(small), inputs | {"condition": condition})
-            x = step(schedule, i, x, out, None)
+
+        def noise(at: int, of: str = "") -> Tensor:
+            part = asked.noise(at, of)[..., rows.reads[0] * scale : rows.reads[1] * scale, :]
+            part = part[..., columns.reads[0] * scale : columns.reads[1] * scale]
+            return _padded(part.transpose(0, 1)[None].expand(1, -1, len(small), -1, -1), multiple).to(self.device)
+
+        condition = _padded(large.transpose(0, 1)[None], multiple).to(self.device)
+        beside = {"condition": condition}
+        if stage.condition_snr:
+            kept = stage.condition_snr / (1 + stage.condition_snr)
+            beside["condition"] = kept**0.5 * condition + (1 - kept) ** 0.5 * noise(INITIAL, "condition")
+        beside["noise_level"] = torch.tensor([1 / (1 + stage.condition_snr) if stage.condition_snr else 0.0])
+        x = noise(INITIAL)
+        for i in range(len(schedule)):
+            out = self._guided(stage, i, scale_model_input(schedule, i, x), beside, fps, text_2LC)
+            x = step(schedule, i, x, out, noise(i) if needs_noise(schedule, i) else None)
         top, left = (scale * (tile.makes[0] - tile.reads[0]) for tile in (rows, columns))
         high, wide = (scale * (tile.makes[1] - tile.makes[0]) for tile in (rows, columns))
         made_FCHW[:, :, scale * rows.makes[0] :, scale * columns.makes[0] :][:, :, :high, :wide] = _unit(
             x[0, :, :, top : top + high, left : left + wide]
         ).transpose(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class SuperResolution:
+    """A window's noise: of frames with these numbers, or one for all of them; [C, H, W] each."""
+
+    stage: Stage
+    numbers: Sequence[int]
+    seed: int
+    shape: tuple[int, int, int]
+
+    def noise(self, at: int, of: str) -> Tensor:
+        """Unit noise of a step, [F or 1, C, H, W]; `of`: what else than the frames it is for."""
+        name = f"{self.stage.name}/{of}" if of else self.stage.name
+        return torch.stack([stage_noise(self.seed, name, number, self.shape, at) for number in self.numbers])
 
 
 def cascade_model(
@@ -220,14 +256,19 @@ def _tiles(side: int) -> list[Tile]:
     ]
 
 
-def schedule_of(stage: Stage, steps: int) -> Schedule:
-    """The noise schedule of a stage in so many steps."""
-    return make_schedule(SAMPLER, dict(stage.scheduler), steps)
+def schedule_of(stage: Stage) -> Schedule:
+    """The noise schedule of a stage."""
+    return make_schedule(stage.sampler, dict(stage.scheduler), stage.num_inference_steps)
 
 
-def stage_noise(seed: int, stage: str, frame: int, shape: tuple[int, ...]) -> Tensor:
-    """Unit noise of a stage and a frame: of nothing but them and the seed, so that no batch or worker changes it."""
-    return sample_noise(f"{seed}/{INITIAL}/{stage}/{frame}", shape)
+def stage_scale(stage: Stage, index: int) -> float:
+    """The pull of the text at a step of a stage."""
+    return scale_at(index, stage.guidance_scale, stage.guidance_low, stage.guidance_high_steps)
+
+
+def stage_noise(seed: int, stage: str, frame: int, shape: tuple[int, ...], at: int = INITIAL) -> Tensor:
+    """Unit noise of a stage, a frame and a step: of nothing else but the seed, so no batch or worker changes it."""
+    return sample_noise(f"{seed}/{at}/{stage}/{frame}", shape)
 
 
 def _padded(clip_BCFHW: Tensor, multiple: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from fairy.engines.backend_names import BACKENDS
 from fairy.kernels.errors import InputError
 from fairy.runtime.editor_setup import MAX_WORKERS, PRECISIONS, Device
+from fairy.runtime.generation.cascade import GENERATOR_SAMPLERS
 from fairy.runtime.options import Choice, Flag, Kind, Name, Number, Rate, Text, Time, Whole, check_options, option
 from fairy.runtime.plan.file_request import DEFAULT_CRF
 from fairy.runtime.plan.params import Shots
@@ -83,6 +84,21 @@ class GenerateParams(_Told):
         None, Whole(1, 1000), "Denoising steps of the base stage", usual="the cascade's", flag="steps"
     )
     guidance_scale: float | None = option(None, Number(0.0, 100.0), "Pull of the text", usual="the cascade's")
+    guidance_low: float | None = option(
+        None, Number(0.0, 100.0), "Oscillating guidance: the text's pull at every second step", usual="the cascade's"
+    )
+    guidance_high_steps: int | None = option(
+        None,
+        Whole(0, 1000),
+        "Oscillating guidance: how many steps from the first on pull fully",
+        usual="the cascade's",
+    )
+    sampler: str | None = option(
+        None, Choice(GENERATOR_SAMPLERS), "The step rule of the base stage", usual="the cascade's"
+    )
+    stages: str | None = option(
+        None, Text(), "The last stage to run, such as base: an early look", usual="all that size and rate need"
+    )
     image: str | Path | None = option(None, Name("a picture"), "The first frame: a .png or .jpg file")
 
     def __post_init__(self) -> None:
@@ -182,5 +198,11 @@ class ClipRequest:
     crf: int = option(DEFAULT_CRF, Whole(0, 51), "Quality of written videos, 0 (best) to 51")
     preview: Path | None = option(
         None, Name("a .png or .jpg file"), "Write the base stage's frames as one picture before the rest"
+    )
+    keep_stage: Path | None = option(
+        None, Name("a .safetensors file"), "Write the frames of the last stage that ran, for --from-stage"
+    )
+    from_stage: Path | None = option(
+        None, Name("a .safetensors file"), "Go on from frames that --keep-stage wrote, instead of computing them"
     )
     report: Path | None = option(None, Name("a .json file"), "Write a JSON report of the job")

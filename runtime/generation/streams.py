@@ -56,10 +56,17 @@ class Chain:
     """
 
     def __init__(
-        self, plans: Sequence[StagePlan], computer: WindowComputer, monitor: Monitor, *, start: int = 0, seed: int = 0
-    ) -> None:
-        """Nothing is computed yet. `seed`: of the noise that stages begin with."""
+        self, plans: Sequence[StagePlan], computer: WindowComputer, monitor: Monitor, *, start: int = 0, seed: int = 0,
+        text_2LC: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Nothing is computed yet.
+
+        Args:
+            seed: of the noise that stages begin with.
+            text_2LC: features of the negative prompt and of the prompt, for stages that read text.
+        """
         self._plans, self._computer, self._monitor, self._seed = tuple(plans), computer, monitor, seed
+        self._text = text_2LC
         starts = [start]
         for plan in reversed(plans):
             starts.append(plan.windows[window_at(plan.windows, starts[-1])].reads[0])
@@ -82,8 +89,8 @@ class Chain:
 
         def submit(window: Window, frames: Tensor) -> Pending:
             if stage.kind == "interpolation":
-                return self._computer.submit("interpolate", stage.name, window, frames)
-            return self._computer.submit("super_resolve", stage.name, window, frames, self._seed)
+                return self._computer.submit("interpolate", stage, window, frames)
+            return self._computer.submit("super_resolve", stage, window, frames, self._seed, plan.fps, self._text)
 
         for window, made in windows_of(taken, windows, submit, first=windows[0].reads[0], ahead=self._computer.ahead):
             done += 1

@@ -25,10 +25,11 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """One stage's windows over the clip that it takes."""
+    """One stage's windows over the clip that it takes; `fps`: of what it makes, 0 where nobody says."""
 
     stage: Stage
     windows: tuple[Window, ...]
+    fps: float = 0.0
 
 
 def base_windows(stage: Stage, frames: int) -> tuple[tuple[int, int], ...]:
@@ -77,7 +78,7 @@ def interpolation_windows(places: Sequence[Fraction], frames: int, cuts: Sequenc
 def super_resolution_windows(stage: Stage, frames: int, cuts: Sequence[int] = ()) -> tuple[Window, ...]:
     """Windows that make `stage.window` frames less the `stage.overlap` beside them; none reads across a cut.
 
-    Without layers over time each frame is a window of its own.
+    Without layers over time each frame is a window of its own. A stage that makes several of a frame reads that frame.
     """
     margin = stage.overlap if stage.enable_time else 0
     size = max(1, stage.window - 2 * margin) if stage.enable_time else 1
@@ -87,7 +88,8 @@ def super_resolution_windows(stage: Stage, frames: int, cuts: Sequence[int] = ()
         for start in range(first, end, size):
             stop = min(start + size, end)
             reads = (max(first, start - margin), min(end, stop + margin))
-            windows.append(Window(reads, (start, stop), tuple(map(Fraction, range(start, stop)))))
+            makes = (start * stage.times, stop * stage.times)
+            windows.append(Window(reads, makes, tuple(Fraction(i, stage.times) for i in range(*makes))))
     return tuple(windows)
 
 

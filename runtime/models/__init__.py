@@ -3,7 +3,6 @@
 from importlib.resources import files
 from pathlib import Path
 
-
 EMBEDDED_GENERATOR = "embedded-generator"
 """What commands that take a model's name call the generator that ships with the package."""
 

@@ -176,6 +176,12 @@ class EditParams:
     image_guidance_scale: float | None = option(
         None, Number(0.0, 100.0), "Pull of the source picture", usual="the model's, else 1.5; 1 if it sees depth"
     )
+    guidance_low: float | None = option(
+        None, Number(0.0, 100.0), "Oscillating guidance: the text's pull at every second step", usual="as at all others"
+    )
+    guidance_high_steps: int = option(
+        0, Whole(0, 1000), "Oscillating guidance: how many steps from the first on pull fully"
+    )
     sampler: str | None = option(
         None,
         Choice(SAMPLERS),

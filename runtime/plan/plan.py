@@ -181,7 +181,8 @@ def plan_source(
 
 def _guidance(params: EditParams) -> Guidance:
     """The guidance of resolved parameters."""
-    guidance = make_guidance(float(params.guidance_scale or 0), float(params.image_guidance_scale or 0))
+    scales = float(params.guidance_scale or 0), float(params.image_guidance_scale or 0)
+    guidance = make_guidance(*scales, params.guidance_low, params.guidance_high_steps)
     if params.guidance_end < 1.0 and guidance.branches[0] != 0:
         problem = "leaves the instruction's branch, which guidance_scale = 0 leaves out"
         end, remedy = params.guidance_end, "choose a larger guidance_scale"

@@ -11,14 +11,13 @@ import torch
 from fairy.engines import build as builds
 from fairy.engines.backend_names import BUILDABLE
 from fairy.engines.backends import make_backend, make_builder
-from fairy.export.bases.stable_diffusion import EDIT_GRAPHS
 from fairy.engines.build import ANY_SHAPE, BuildRequest, plan_build, run_build
 from fairy.engines.compiled import CompiledBackend
 from fairy.engines.engine import Shapes
 from fairy.engines.store.store import EngineStore
 from fairy.engines.stored import StoredBackend
 from fairy.engines.verify import Comparison
-from fairy.export.bases.stable_diffusion import graph_specs
+from fairy.export.bases.stable_diffusion import EDIT_GRAPHS, graph_specs
 from fairy.export.checkpoint import load_checkpoint
 from fairy.kernels.errors import InputError, MachineError
 from fairy.runtime import EditParams

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from fairy.engines import build as builds
-from fairy.export.bases.stable_diffusion import EDIT_GRAPHS
 from fairy.engines.build import BuildRequest, num_parameters, plan_build, run_build, stale_reason
 from fairy.engines.engine import BuildOptions, EngineSpec, Shapes
 from fairy.engines.store.store import EngineStore, StoredEngine
 from fairy.engines.verify import compare, errors_by_output
-from fairy.export.bases.stable_diffusion import graph_specs
+from fairy.export.bases.stable_diffusion import EDIT_GRAPHS, graph_specs
 from fairy.export.checkpoint import load_checkpoint
 from fairy.kernels.errors import Cancelled, InputError, MachineError
 from tests.engines.fake_builder import FakeBuilder, Spoiled

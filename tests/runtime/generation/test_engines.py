@@ -25,9 +25,8 @@ PARAMS = GenerateParams("a red ball", num_frames=7, seed=5)
 def store(small_generator: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Engines of all stages for onnxruntime; each was compared with eager when it was built."""
     where = tmp_path_factory.mktemp("store")
-    done = CliRunner().invoke(
-        app, ["build", str(small_generator), "--backend", "onnxruntime", "--precision", "fp32", "--store", str(where), "--quiet"]
-    )  # fmt: skip
+    how = ["--backend", "onnxruntime", "--precision", "fp32", "--quiet"]
+    done = CliRunner().invoke(app, ["build", str(small_generator), *how, "--store", str(where)])
     assert done.exit_code == 0, done.output
     return where
 

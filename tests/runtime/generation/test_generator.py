@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import torch
 from PIL import Image
 
 from fairy.kernels.errors import Cancelled, InputError
+from fairy.runtime.denoise.guidance import scale_at
 from fairy.runtime.generation.cascade import Cascade
 from fairy.runtime.generation.generator import Generator
-from fairy.runtime.generation.networks import CascadeNetworks, Prompted, schedule_of, stage_noise
+from fairy.runtime.generation.networks import CascadeNetworks, schedule_of, stage_noise
 from fairy.runtime.generation.params import GenerateParams
 from fairy.runtime.video import probe, read_frames
 
@@ -189,14 +191,55 @@ def test_a_wrong_cascade_is_refused(change, sentence: str, small_generator: Path
         Cascade.read(tmp_path)
 
 
+def test_an_early_look_at_a_stage_is_gone_on_from(small_generator: Path, generator: Generator, tmp_path: Path) -> None:
+    """Stopped after the base stage and gone on from its file: the bytes of one go."""
+    whole = generator.generate_file(tmp_path / "whole.mp4", PARAMS)
+    kept = tmp_path / "base.safetensors"
+    early = replace(PARAMS, num_frames=5, stages="base")
+    look = generator.generate_file(tmp_path / "look.mp4", early, keep_stage=kept)
+    assert (look.num_frames, look.width, [stage["name"] for stage in look.stages]) == (5, 16, ["base"])
+    ran: list[str] = []
+    later = tmp_path / "later.mp4"
+    generator.generate_file(later, PARAMS, from_stage=kept, on_progress=lambda told: ran.append(told.stage))
+    assert later.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    assert whole.frames_sha256 == generator.generate(PARAMS).report.frames_sha256
+    assert "base" not in ran
+    with pytest.raises(InputError, match="holds 5 frames .* but the clip needs 6 frames"):
+        generator.generate_file(later, replace(PARAMS, num_frames=14), from_stage=kept)
+    with pytest.raises(InputError, match="cannot be read"):
+        generator.generate_file(later, PARAMS, from_stage=tmp_path / "whole.mp4")
+    with pytest.raises(InputError, match="choose one of base, interpolation"):
+        generator.generate(replace(PARAMS, stages="later"))
+
+
+def test_stochastic_samplers_are_functions_of_the_seed(generator: Generator) -> None:
+    ddim, *others = (
+        [generator.generate(replace(PARAMS, sampler=sampler, size=16, seed=seed)).frames for seed in (5, 5, 6)]
+        for sampler in ("ddim", "ddpm", "ddim_stochastic")
+    )
+    for first, again, other in others:
+        assert np.array_equal(first, again)
+        assert not np.array_equal(first, other)
+        assert not np.array_equal(first, ddim[0])
+
+
+def test_oscillating_guidance_is_low_at_every_second_step(generator: Generator) -> None:
+    assert [scale_at(step, 9.0, 1.0, 2) for step in range(6)] == [9.0, 9.0, 1.0, 9.0, 1.0, 9.0]
+    small = replace(PARAMS, size=16, num_frames=4, fps=4)
+    constant = generator.generate(small).frames
+    assert np.array_equal(constant, generator.generate(replace(small, guidance_low=3.0)).frames)
+    assert np.array_equal(constant, generator.generate(replace(small, guidance_low=1.0, guidance_high_steps=3)).frames)
+    assert not np.array_equal(constant, generator.generate(replace(small, guidance_low=1.0)).frames)
+
+
 def test_guidance_of_one_computes_no_second_branch(small_generator: Path) -> None:
     networks = CascadeNetworks(small_generator, torch.device("cpu"), torch.float32)
     stage = networks.cascade.base
     text, x = networks.encode_text(["", "a red ball"]), torch.randn(4, 3, 16, 16)
     sizes = []
     networks.model.network("base").register_forward_pre_hook(lambda _network, inputs: sizes.append(len(inputs[0])))
-    networks.predict_base("base", 0, 3, x, 4.0, Prompted(text, 1.0))
-    networks.predict_base("base", 0, 3, x, 4.0, Prompted(text, 2.0))
+    for scale in (1.0, 2.0):
+        networks.predict_base(replace(stage, guidance_scale=scale), 0, x, 4.0, text)
     assert sizes == [1, 2]
-    assert len(schedule_of(stage, 3)) == 3
+    assert len(schedule_of(stage)) == 3
     assert Fraction(stage.fps) == 4

@@ -99,10 +99,10 @@ def test_a_picture_in_tiles_is_the_picture(small_generator: Path, monkeypatch: p
     networks = CascadeNetworks(small_generator, torch.device("cpu"), torch.float32)
     frames = torch.from_numpy(make_frames(3, 100, 72)).permute(0, 3, 1, 2).float() / 255
     window = Window((0, 3), (0, 3), tuple(map(Fraction, range(3))))
-    whole = networks.super_resolve("super_resolution", window, frames, 0)
+    whole = networks.super_resolve(networks.cascade.stages[2], window, frames, 0)
     monkeypatch.setattr(networks_module, "_TILE", 16)
     monkeypatch.setattr(networks_module, "_TILE_MARGIN", 32)
-    tiled = networks.super_resolve("super_resolution", window, frames, 0)
+    tiled = networks.super_resolve(networks.cascade.stages[2], window, frames, 0)
     torch.testing.assert_close(tiled, whole, rtol=0, atol=2e-5)
 
 
@@ -114,8 +114,8 @@ def test_all_frames_begin_with_the_same_noise(small_generator: Path) -> None:
     by_frame = CascadeNetworks(small_generator, torch.device("cpu"), torch.float32)
     one = torch.from_numpy(still[:1]).permute(0, 3, 1, 2).float() / 255
     window = Window((0, 1), (0, 1), (Fraction(0),))
-    alone = by_frame.super_resolve("super_resolution_2", window, one, 0)
-    again = by_frame.super_resolve("super_resolution_2", Window((2, 3), (2, 3), (Fraction(2),)), one, 0)
+    alone = by_frame.super_resolve(by_frame.cascade.stages[3], window, one, 0)
+    again = by_frame.super_resolve(by_frame.cascade.stages[3], Window((2, 3), (2, 3), (Fraction(2),)), one, 0)
     assert torch.equal(alone, again)
     assert made.shape == (4, 64, 64, 3)
 
