@@ -4,7 +4,8 @@ Graphs of a stage's network are called by its folder: `base`, and `base_picture`
 takes any number of frames, each by itself. Their inputs are those of `VideoUNet.forward` that the network has:
 
     sample [groups, C, frames, height, width], timestep [groups] float32, text [groups, tokens, C'], fps [groups]
-    float32, condition [groups, C'', frames, height, width]; output [groups, 3, frames, height, width]
+    float32, condition [groups, C'', frames, height, width], noise_level [groups] float32; output [groups, 3, frames,
+    height, width]
 
 Networks see pixels: height and width are a picture's, and `vae_factor` is 1.
 """
@@ -57,6 +58,7 @@ class VideoGraph(nn.Module):
             given.get("text"),
             fps=given.get("fps", none),
             condition=given.get("condition"),
+            noise_level=given.get("noise_level"),
             enable_time=self.time,
         )
         return (made,)
@@ -74,6 +76,8 @@ def video_specs(part: str, config: dict[str, Any], tokens: int) -> tuple[GraphSp
         inputs.append(TensorSpec("fps", "float32", ("groups",)))
     if config["condition_channels"]:
         inputs.append(TensorSpec("condition", "float", ("groups", config["condition_channels"], *shape)))
+    if config["noise_levels"]:
+        inputs.append(TensorSpec("noise_level", "float32", ("groups",)))
     outputs = (TensorSpec("output", "float", ("groups", config["out_channels"], *shape)),)
     multiple = config["patch_size"] << (len(config["block_out_channels"]) - 1)
     still = GraphSpec(graph_of(part, time=False), tuple(inputs), outputs, multiple=multiple)
@@ -132,7 +136,7 @@ class CascadeModel:
         encoder = read_json(self.folder / TEXT_ENCODER / "config.json")
         specs = [text_encoder_spec(tokens, int(encoder["hidden_size"]))]
         for part in self.parts:
-            specs += video_specs(part, _config(self.folder / part), tokens)
+            specs += video_specs(part, config_of(self.folder / part), tokens)
         return {spec.name: spec for spec in specs}
 
     def build(self, spec: GraphSpec, attend: Attend = anchor_attention) -> nn.Module:
@@ -178,7 +182,7 @@ class CascadeModel:
         return [] if spec.name in self.usual_graphs else ["--graphs", spec.name]
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def config_of(folder: Path) -> dict[str, Any]:
     """The configuration of a `VideoUNet`, with its defaults. Raises InputError where it is none."""
     told = read_json(folder / "config.json")
     if told.get("_class_name") != VideoUNet.__name__:
@@ -188,7 +192,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return _DEFAULTS | told
 
 
-_DEFAULTS = {name: value.default for name, value in signature(VideoUNet.__init__).parameters.items()}
+_DEFAULTS = {name: value.default for name, value in signature(VideoUNet.__init__).parameters.items() if name != "self"}
 
 
-__all__ = ["TEXT_ENCODER", "CascadeModel", "VideoGraph", "graph_of", "video_specs"]
+__all__ = ["TEXT_ENCODER", "CascadeModel", "VideoGraph", "config_of", "graph_of", "video_specs"]

@@ -150,11 +150,11 @@ class FeedForward(nn.Module):
 class PseudoAttention3d(nn.Module):
     """Attention within every frame, to the text, and over time at every place, which starts as the identity."""
 
-    def __init__(self, channels: int, heads: int, text: int | None, *, temporal: bool) -> None:
+    def __init__(self, channels: int, heads: int, text: int | None, *, over_time: bool) -> None:
         super().__init__()
         self.spatial = Attention(channels, heads)
         self.text = None if text is None else Attention(channels, heads, text)
-        self.temporal = TemporalAttention(channels, heads) if temporal else None
+        self.temporal = TemporalAttention(channels, heads) if over_time else None
         self.feed_forward = FeedForward(channels)
 
     def forward(self, x_NCHW: Tensor, text_NLC: Tensor | None, frames: int) -> Tensor:
@@ -177,7 +177,7 @@ class Level(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(ResBlock(a, b, embedding, groups, temporal=temporal) for a, b in pairs)
         self.attentions = nn.ModuleList(
-            PseudoAttention3d(b, temporal=temporal, **attention) if attention else nn.Identity() for _, b in pairs
+            PseudoAttention3d(b, **attention) if attention else nn.Identity() for _, b in pairs
         )
 
     def one(self, index: int, x_NCHW: Tensor, embedding_NE: Tensor, text_NLC: Tensor | None, frames: int) -> Tensor:
@@ -205,6 +205,8 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         cross_attention_dim: int | None = None,
         norm_num_groups: int = 8,
         temporal: bool = True,
+        temporal_attention: bool = True,
+        noise_levels: bool = False,
         adds_to_condition: bool = False,
         warps: bool = False,
     ) -> None:
@@ -217,7 +219,8 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
             block_out_channels, layers_per_block, attention: of the levels, each of half the size of the one before.
             cross_attention_dim: channels of the text's features; None = the stage reads no text.
             norm_num_groups: 0 = every place is normed by itself, so that a frame may be computed in tiles.
-            temporal: whether there are layers over time.
+            temporal: whether there are layers over time; temporal_attention: whether attention is among them.
+            noise_levels: the condition comes with noise, whose level the network is told (conditioning augmentation).
             adds_to_condition: the prediction is what is added to the condition's first channels.
             warps: the condition begins with the window's two outer frames (3 + 3 channels); the prediction is them,
                 moved along two flows, blended, and corrected.
@@ -230,7 +233,13 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         self.noise_level = _mlp(embedding, zero=True)
         self.pooled_text = None if cross_attention_dim is None else nn.Linear(cross_attention_dim, embedding)
         kinds = [
-            {"heads": max(1, c // attention_head_dim), "text": cross_attention_dim} if has else None
+            {
+                "heads": max(1, c // attention_head_dim),
+                "text": cross_attention_dim,
+                "over_time": temporal and temporal_attention,
+            }
+            if has
+            else None
             for c, has in zip(block_out_channels, attention, strict=True)
         ]
         how: dict[str, Any] = {"embedding": embedding, "groups": norm_num_groups, "temporal": temporal}

@@ -21,6 +21,10 @@ from fairy.runtime.generation.params import (
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="The file to write: .mp4 .m4v .mov .mkv .webm .avi .ts")]
 Video = Annotated[Path, typer.Argument(metavar="IN", help="A video file, or a folder of images (needs --source-fps).")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Count what every stage would take, and make nothing; needs no weights.")
+]
+FROM_TEXT = ("preview", "keep_stage", "from_stage", "motion_adapter")  # options of clips from text alone
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from what an interrupted job into the same file had finished.")
 ]
@@ -31,12 +35,16 @@ def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to show: "a red ball rolls to the left".')],
     out: Out,
     resume: Resume = False,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
     **given: Any,
 ) -> None:
     """Make a video from a text."""
     if quiet:
         silence_libraries()
+    if dry_run:
+        _count(prompt, given)
+        return
     params, setup = GenerateParams(prompt, **chosen(GenerateParams, given)), _setup(given)
     from fairy.runtime.generation.generator import Generator
 
@@ -48,9 +56,7 @@ def generate(
     _tell(done, out, given)
 
 
-@with_options(
-    GeneratorSetup, InterpolateParams, ClipRequest, skip=("preview", "keep_stage", "from_stage", "motion_adapter")
-)
+@with_options(GeneratorSetup, InterpolateParams, ClipRequest, skip=FROM_TEXT)
 def interpolate(video: Video, out: Out, resume: Resume = False, quiet: Quiet = False, **given: Any) -> None:
     """Make a video smoother: frames between its frames."""
     from fairy.runtime.generation.video_stages import Interpolator
@@ -58,14 +64,39 @@ def interpolate(video: Video, out: Out, resume: Resume = False, quiet: Quiet = F
     _run(Interpolator, InterpolateParams(**chosen(InterpolateParams, given)), video, out, resume, quiet, given)
 
 
-@with_options(
-    GeneratorSetup, UpscaleParams, ClipRequest, skip=("preview", "keep_stage", "from_stage", "motion_adapter")
-)
+@with_options(GeneratorSetup, UpscaleParams, ClipRequest, skip=FROM_TEXT)
 def upscale(video: Video, out: Out, resume: Resume = False, quiet: Quiet = False, **given: Any) -> None:
     """Make a video larger."""
     from fairy.runtime.generation.video_stages import Upscaler
 
     _run(Upscaler, UpscaleParams(**chosen(UpscaleParams, given)), video, out, resume, quiet, given)
+
+
+def _count(prompt: str, given: Mapping[str, Any]) -> None:
+    """Tell what a clip would take, stage by stage."""
+    from fairy.runtime.cli.engines import size_text
+    from fairy.runtime.device import resolve_device, resolve_dtype
+    from fairy.runtime.generation.counts import count_clip
+    from fairy.runtime.models import find_generator
+
+    params, setup = GenerateParams(prompt, **chosen(GenerateParams, given)), GeneratorSetup(**_setup(given))
+    dtype = resolve_dtype(setup.dtype, resolve_device(setup.device))
+    stages = count_clip(find_generator(setup.model), params, dtype)
+    for stage in stages:
+        typer.echo(
+            f"{stage.name:<20} {stage.makes}: {stage.parameters / 1e6:,.1f} M parameters, {stage.calls:,} call"
+            f"{'s' * (stage.calls != 1)}, {_count_text(stage.tflop)} TFLOP, about {size_text(stage.memory_bytes)}"
+        )
+    whole = sum(stage.parameters for stage in stages) / 1e6, sum(stage.tflop for stage in stages)
+    most = max(stage.memory_bytes for stage in stages)
+    typer.echo(
+        f"in all {whole[0]:,.1f} M parameters, {_count_text(whole[1])} TFLOP in {str(dtype).removeprefix('torch.')}; "
+        f"with one stage on the device at a time (--offload) about {size_text(most)}. Nothing was made."
+    )
+
+
+def _count_text(number: float) -> str:
+    return f"{number:,.2f}" if number < 100 else f"{number:,.0f}"
 
 
 def _run(kind: Any, params: Any, video: Path, out: Path, resume: bool, quiet: bool, given: Mapping[str, Any]) -> None:

@@ -129,9 +129,9 @@ def load_model(model: str | None, precision: "torch.dtype", decoder: str | None 
     from fairy.export.checkpoint import load_checkpoint
     from fairy.runtime.generation.cascade import FILE, Cascade
     from fairy.runtime.generation.networks import cascade_model
-    from fairy.runtime.models import EMBEDDED_GENERATOR, embedded_generator, embedded_model
+    from fairy.runtime.models import embedded_model, find_generator
 
-    folder = embedded_generator() if model == EMBEDDED_GENERATOR else Path(model or embedded_model()).expanduser()
+    folder = embedded_model() if model is None else find_generator(model)
     if not (folder / FILE).is_file():
         return load_checkpoint(model or folder, dtype=precision, decoder=decoder)
     if decoder is not None:

@@ -59,6 +59,9 @@ class CascadeNetworks:
         self._graphs = self.model.graphs()
         if not resident and backend not in ("auto", "eager"):
             raise InputError("goes with the backend eager alone", name="offload", value=True, remedy="leave one out")
+        deaf = [s for s in self.cascade.stages if s.condition_snr and not self._takes(s, "noise_level")]
+        if deaf:
+            raise InputError(f"The stage {deaf[0].name} has a condition_snr, but its network knows no noise level.")
         self._resident = resident
         self._store = EngineStore(store)
         self.backend = make_backend(backend if resident else "eager", self.model, device, dtype, store=self._store)
@@ -75,6 +78,10 @@ class CascadeNetworks:
     def take_usage(self) -> Usage:
         """What ran in this process since this was last asked."""
         return self.backend.take_usage()
+
+    def _takes(self, stage: Stage, name: str) -> bool:
+        """Whether a stage's network has an input of that name."""
+        return any(t.name == name for t in self._graphs[graph_of(stage.network, time=False)].inputs)
 
     def multiple(self, stage: Stage) -> int:
         """What the sides that a stage's network sees must be a multiple of."""
@@ -166,13 +173,13 @@ class CascadeNetworks:
         count = len(frames_FCHW) if stage.noise == "per-frame" else 1
         numbers = [stage.times * window.reads[0] + i for i in range(count)] if count > 1 else [0]
         asked = SuperResolution(stage, numbers, seed, (3, height * stage.scale, width * stage.scale))
-        reads_text = any(tensor.name == "text" for tensor in self._graphs[graph_of(stage.network, time=False)].inputs)
+        reads_text = self._takes(stage, "text")
         if reads_text and text_2LC is None:
             text_2LC = self.encode_text(["", ""])
         told = (fps, text_2LC) if reads_text else (0.0, None)
         made = torch.empty(len(frames_FCHW), *asked.shape)
-        for rows in _tiles(height):
-            for columns in _tiles(width):
+        for rows in tiles(height):
+            for columns in tiles(width):
                 self._super_resolve_tile(asked, frames_FCHW, made, rows, columns, *told)
         first = window.makes[0] - window.reads[0] * stage.times
         return made[first : first + window.makes[1] - window.makes[0]]
@@ -246,7 +253,7 @@ class Tile:
     makes: tuple[int, int]
 
 
-def _tiles(side: int) -> list[Tile]:
+def tiles(side: int) -> list[Tile]:
     """One stretch for a side that is not much longer than a tile, else tiles that begin at even places."""
     if side <= _TILE + 2 * _TILE_MARGIN:
         return [Tile((0, side), (0, side))]

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from fairy.engines.backends import check_backend
+from fairy.export.bases.cascade import TEXT_ENCODER
 from fairy.kernels.errors import FairyError, InputError
 from fairy.runtime.device import resolve_device, resolve_dtype, worker_devices
 from fairy.runtime.files import user_path
+from fairy.runtime.generation.cascade import FILE
 from fairy.runtime.generation.clip_report import ClipReport
 from fairy.runtime.generation.latent_base import LatentNetworks, is_latent
 from fairy.runtime.generation.networks import CascadeNetworks
@@ -24,7 +26,7 @@ from fairy.runtime.generation.params import GeneratorSetup
 from fairy.runtime.generation.pictures import to_uint8
 from fairy.runtime.generation.window_pool import HereComputer, PoolComputer, WindowComputer
 from fairy.runtime.inputs.frames import Frames
-from fairy.runtime.models import EMBEDDED_GENERATOR, embedded_generator
+from fairy.runtime.models import EMBEDDED_GENERATOR, find_generator
 from fairy.runtime.plan.identity import stamps
 from fairy.runtime.record.edit_report import installed_versions
 from fairy.runtime.record.journal import Journal, folders_of_other_containers, journal_folder
@@ -59,7 +61,7 @@ class CascadeRunner:
 
     def __init__(self, setup: GeneratorSetup) -> None:
         """Find the model and the devices. Raises InputError; see `from_pretrained`."""
-        folder = embedded_generator() if setup.model is None else user_path(setup.model)
+        folder = find_generator(setup.model)
         adapter = None if setup.motion_adapter is None else user_path(setup.motion_adapter)
         for what, where in (("generator", folder), ("motion adapter", adapter)):
             if where is not None and not where.is_dir():
@@ -68,6 +70,7 @@ class CascadeRunner:
         dtype = resolve_dtype(setup.dtype, device)
         devices = worker_devices(device, setup.gpus, setup.workers)
         if not is_latent(folder):
+            check_has_weights(folder)
             check_backend(setup.backend, device)
         make = partial(make_networks, folder, dtype, setup, adapter)
         self._networks, self._setup = make(device), setup
@@ -211,6 +214,15 @@ def make_networks(
         store=setup.store,
         name=model_name(setup),
     )
+
+
+def check_has_weights(folder: Path) -> None:
+    """Raise InputError where a folder only describes a cascade."""
+    if (folder / FILE).is_file() and not (folder / TEXT_ENCODER).is_dir():
+        raise InputError(
+            f"{folder.name} describes a cascade without weights; count what it takes with `fairy generate --dry-run`, "
+            "or name a generator that has some."
+        )
 
 
 def model_name(setup: GeneratorSetup) -> str:
