@@ -4,8 +4,8 @@ Graphs of a stage's network are called by its folder: `base`, and `base_picture`
 takes any number of frames, each by itself. Their inputs are those of `VideoUNet.forward` that the network has:
 
     sample [groups, C, frames, height, width], timestep [groups] float32, text [groups, tokens, C'], fps [groups]
-    float32, condition [groups, C'', frames, height, width], noise_level [groups] float32; output [groups, 3, frames,
-    height, width]
+    float32, condition [groups, C'', frames, height, width], noise_level [groups] float32, guidance
+    [groups] float32; output [groups, 3, frames, height, width]
 
 Networks see pixels: height and width are a picture's, and `vae_factor` is 1.
 """
@@ -59,6 +59,7 @@ class VideoGraph(nn.Module):
             fps=given.get("fps", none),
             condition=given.get("condition"),
             noise_level=given.get("noise_level"),
+            guidance=given.get("guidance"),
             enable_time=self.time,
         )
         return (made,)
@@ -78,6 +79,8 @@ def video_specs(part: str, config: dict[str, Any], tokens: int) -> tuple[GraphSp
         inputs.append(TensorSpec("condition", "float", ("groups", config["condition_channels"], *shape)))
     if config["noise_levels"]:
         inputs.append(TensorSpec("noise_level", "float32", ("groups",)))
+    if config["guidance_embedding"]:
+        inputs.append(TensorSpec("guidance", "float32", ("groups",)))
     outputs = (TensorSpec("output", "float", ("groups", config["out_channels"], *shape)),)
     multiple = config["patch_size"] << (len(config["block_out_channels"]) - 1)
     still = GraphSpec(graph_of(part, time=False), tuple(inputs), outputs, multiple=multiple)

@@ -21,6 +21,7 @@ from fairy.kernels.temporal_attention import temporal_attention
 _FREQUENCIES = 64
 _FPS_SCALE = 100.0  # of log2 of the rate, so that the embedding's waves tell rates apart
 _NOISE_SCALE = 1000.0
+_GUIDANCE_SCALE = 50.0
 _KERNEL = 3  # frames that a convolution over time sees
 
 
@@ -207,6 +208,7 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         temporal: bool = True,
         temporal_attention: bool = True,
         noise_levels: bool = False,
+        guidance_embedding: bool = False,
         adds_to_condition: bool = False,
         warps: bool = False,
     ) -> None:
@@ -221,6 +223,7 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
             norm_num_groups: 0 = every place is normed by itself, so that a frame may be computed in tiles.
             temporal: whether there are layers over time; temporal_attention: whether attention is among them.
             noise_levels: the condition comes with noise, whose level the network is told (conditioning augmentation).
+            guidance_embedding: guidance was distilled into the network, which is told its scale.
             adds_to_condition: the prediction is what is added to the condition's first channels.
             warps: the condition begins with the window's two outer frames (3 + 3 channels); the prediction is them,
                 moved along two flows, blended, and corrected.
@@ -231,6 +234,7 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         self.time = _mlp(embedding)
         self.fps = _mlp(embedding, zero=True)
         self.noise_level = _mlp(embedding, zero=True)
+        self.guidance = _mlp(embedding, zero=True) if guidance_embedding else None
         self.pooled_text = None if cross_attention_dim is None else nn.Linear(cross_attention_dim, embedding)
         kinds = [
             {
@@ -284,6 +288,7 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         fps: Tensor,
         condition: Tensor | None = None,
         noise_level: Tensor | None = None,
+        guidance: Tensor | None = None,
         enable_time: bool = True,
     ) -> Tensor:
         """The prediction of a window, [B, out_channels, F, H, W].
@@ -295,12 +300,13 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
             fps: frames a second of the window, [B]; 0 = pictures, which have no rate.
             condition: [B, condition_channels, F, H, W].
             noise_level: of the noise that was added to the condition, 0 to 1, [B]; None = none was.
+            guidance: the scale of guidance, [B], of networks that it was distilled into.
             enable_time: False leaves the layers over time out.
         """
         given = [part for part in (sample, condition) if part is not None]
         x_BCFHW = given[0] if len(given) == 1 else torch.cat(given, dim=1)
         frames = x_BCFHW.shape[2]
-        embedding_NE = self._embedding(timestep, fps, noise_level, encoder_hidden_states)
+        embedding_NE = self._embedding(timestep, fps, noise_level, guidance, encoder_hidden_states)
         embedding_NE = _each_frame(embedding_NE, frames)
         text_NLC = None
         if encoder_hidden_states is not None and self.pooled_text is not None:
@@ -320,7 +326,14 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
     def _levels(self, levels: nn.ModuleList) -> list[Level]:
         return cast(list[Level], list(levels))
 
-    def _embedding(self, timestep: Tensor, fps: Tensor, noise_level: Tensor | None, text_BLC: Tensor | None) -> Tensor:
+    def _embedding(
+        self,
+        timestep: Tensor,
+        fps: Tensor,
+        noise_level: Tensor | None,
+        guidance: Tensor | None,
+        text_BLC: Tensor | None,
+    ) -> Tensor:
         """What every block is told beside its input, [B, E]."""
         kind = self.conv_in.weight.dtype
         embedding = self.time(_waves(timestep, kind))
@@ -328,6 +341,8 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         embedding = embedding + rates * (fps > 0)[:, None].to(kind)
         if noise_level is not None:
             embedding = embedding + self.noise_level(_waves(_NOISE_SCALE * noise_level, kind))
+        if guidance is not None and self.guidance is not None:
+            embedding = embedding + self.guidance(_waves(_GUIDANCE_SCALE * guidance, kind))
         if text_BLC is not None and self.pooled_text is not None:
             embedding = embedding + self.pooled_text(text_BLC.mean(dim=1))
         return F.silu(embedding)

@@ -87,7 +87,8 @@ def _count(
     """A stage whose windows, in tiles, hold so many frames of such sides."""
     config = config_of(folder / stage.network)
     steps = stage.num_inference_steps if stage.denoises else 1
-    guided = sum(config["cross_attention_dim"] is not None and stage_scale(stage, i) != 1.0 for i in range(steps))
+    two = config["cross_attention_dim"] is not None and not config["guidance_embedding"]
+    guided = sum(two and stage_scale(stage, i) != 1.0 for i in range(steps))
     samples = steps + guided  # a guided step computes two
     with torch.device("meta"):
         network = VideoUNet(**{name: value for name, value in config.items() if not name.startswith("_")})

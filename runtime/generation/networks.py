@@ -114,17 +114,22 @@ class CascadeNetworks:
     def _guided(
         self, stage: Stage, index: int, x_1CFHW: Tensor, beside: dict[str, Tensor], fps: float, text_2LC: Tensor | None
     ) -> Tensor:
-        """A network's output for one window at one step, [1, 3, F, H, W]; with and without text where that is guided.
+        """A network's output for one window at one step, [1, 3, F, H, W], guided by the text.
+
+        That takes an output with and one without it, unless guidance was distilled into the network.
 
         Args:
             beside: further inputs of the network, for one.
             text_2LC: features without and with the caption; None = the stage's network is told of none.
         """
         scale = stage_scale(stage, index)
-        guided = text_2LC is not None and scale != 1.0
+        distilled = self._takes(stage, "guidance")
+        guided = text_2LC is not None and scale != 1.0 and not distilled
         count = 2 if guided else 1
         inputs = {name: part.expand(count, *part.shape[1:]) for name, part in ({"sample": x_1CFHW} | beside).items()}
         inputs["timestep"] = torch.full((count,), schedule_of(stage).timesteps[index])
+        if distilled:
+            inputs["guidance"] = torch.full((count,), scale)
         if text_2LC is not None:
             inputs |= {"text": text_2LC[-count:], "fps": torch.full((count,), fps)}
         out = self.run_stage(stage, x_1CFHW.shape[2], inputs)

@@ -200,9 +200,12 @@ class ClipRequest:
         None, Name("a .png or .jpg file"), "Write the base stage's frames as one picture before the rest"
     )
     keep_stage: Path | None = option(
-        None, Name("a .safetensors file"), "Write the frames of the last stage that ran, for --from-stage"
+        None, Name("a .safetensors file"), "Write the frames of the last stage that ran, for --from"
     )
     from_stage: Path | None = option(
-        None, Name("a .safetensors file"), "Go on from frames that --keep-stage wrote, instead of computing them"
+        None,
+        Name("a .safetensors file"),
+        "Go on from frames that --keep-stage wrote, instead of computing them",
+        flag="from",
     )
     report: Path | None = option(None, Name("a .json file"), "Write a JSON report of the job")
