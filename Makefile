@@ -4,6 +4,7 @@
 # make lint    style and types                            make quality    measure the edits, 20 minutes
 # make bench   time the ops and engines         make wheels     fetch what the TensorRT tests need
 # make soak    edit a film of 20 000 frames and watch the memory; FRAMES=100000 for a longer one
+# make distill  teach a student of the embedded generator's base stage fewer steps; goes on where it was stopped
 # make reference  write the tables of options and steps in docs/ anew
 # make clean   remove what these commands made
 
@@ -18,7 +19,7 @@ INSTRUCTION ?= turn it into a thermal image
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: axe setup demo test test-fast nightly environments lint reference format typecheck quality bench soak wheels gpu-wheels gpu-rehearsal clean
+.PHONY: axe setup demo test test-fast nightly environments lint reference format typecheck quality distill bench soak wheels gpu-wheels gpu-rehearsal clean
 
 setup: $(STAMP)
 
@@ -78,6 +79,10 @@ typecheck: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+distill: setup
+	PYTHONPATH=. $(BIN)/python -m training.distillation --model runtime/models/generator --out build/distilled \
+		--to build/distilled/generator
 
 reference: setup
 	$(BIN)/python -m fairy.runtime.cli.reference docs

@@ -66,6 +66,17 @@ def test_branches_are_left_out_only_where_they_vanish(text: float, image: float,
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_oscillating_guidance_keeps_its_branches() -> None:
+    """Where one of the two scales needs a branch, every step computes it."""
+    guidance = make_guidance(7.5, 1.0, low=1.0, high_steps=2)
+    assert guidance.branches == (0, 1)
+    assert [guidance.at(k).guidance_scale for k in range(6)] == [7.5, 7.5, 1.0, 7.5, 1.0, 7.5]
+    outputs = torch.randn(2, 2, 4, 3, 3, dtype=torch.float64)
+    torch.testing.assert_close(guide(guidance.at(2), outputs), outputs[0])
+    torch.testing.assert_close(guide(guidance.at(1), outputs), guide(make_guidance(7.5, 1.0), outputs))
+    assert make_guidance(7.5, 1.5).at(3) == make_guidance(7.5, 1.5)
+
+
 def test_branches_see_what_they_should() -> None:
     guidance = make_guidance(7.5, 1.5)
     prompt, negative = torch.full((2, 3), 1.0), torch.full((2, 3), -1.0)

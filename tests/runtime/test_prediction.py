@@ -23,7 +23,7 @@ from fairy.runtime.cli import main as cli
 from fairy.runtime.denoise.guidance import branch_image, guide, make_guidance
 from fairy.runtime.denoise.networks import Networks
 from fairy.runtime.denoise.prediction import Ahead, Pictures, first_step, step_coefficients
-from fairy.runtime.denoise.sampler import make_schedule, needs_noise, step
+from fairy.runtime.denoise.sampler import SAMPLERS, make_schedule, needs_noise, step
 from fairy.runtime.denoise.segment_edit import SegmentEdit
 from fairy.runtime.plan.plan import plan_edit
 from fairy.runtime.plan.tasks import anchor_task, frame_task
@@ -161,10 +161,10 @@ def test_what_is_shared_is_computed_once(embedded: Checkpoint, monkeypatch: pyte
     assert samples["shared"] == samples["plain"] - frames + 1
 
 
-@pytest.mark.parametrize("sampler", ["euler_ancestral", "euler", "ddim", "lcm"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("scales", [(7.5, 1.5), (1.25, 1.0), (1.5, 1.5)])
-def test_coefficients_are_the_samplers_own_rule(sampler: str, prediction: str, scales: tuple[float, float]) -> None:
+@pytest.mark.parametrize("scales", [(7.5, 1.5), (1.25, 1.0), (1.5, 1.5), (7.5, 1.5, 1.0, 2)])
+def test_coefficients_are_the_samplers_own_rule(sampler: str, prediction: str, scales: tuple[float, ...]) -> None:
     config = {**SCHEDULER, "prediction_type": prediction, "clip_sample": False}
     schedule, guidance = make_schedule(sampler, config, 5), make_guidance(*scales)
     generator = torch.Generator().manual_seed(0)
@@ -172,7 +172,7 @@ def test_coefficients_are_the_samplers_own_rule(sampler: str, prediction: str, s
     outputs = torch.randn(guidance.groups, 2, 4, 3, 5, generator=generator)
     for i, row in enumerate(step_coefficients(schedule, guidance)):
         fresh = noise if needs_noise(schedule, i) else None
-        expected = step(schedule, i, x.double(), guide(guidance, outputs).double(), fresh)
+        expected = step(schedule, i, x.double(), guide(guidance.at(i), outputs).double(), fresh)
         found = guidance_step_reference(outputs, x, fresh, torch.tensor([row]))
         torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=2e-5)
 
