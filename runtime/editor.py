@@ -438,18 +438,29 @@ class Editor:
         previews: list[list[Frames]] = []
         with closing(ahead(read_frames_of(run), _QUEUED)) as reads, closing(self._executor.edit(run, reads)) as edits:
             for segment in run.plan.segments:
-                _, anchor_frames = next(edits)
+                anchor_pictures, anchor_frames = next(edits)
                 if preview is not None:
-                    previews.append([anchor_frames[a] for a in segment.anchors])
+                    anchors = np.stack([anchor_frames[a] for a in segment.anchors])
+                    previews.append(list(self._within_mask(run, anchor_pictures, anchors)))
                     write_picture(preview, contact_sheet(previews))
                 for part, (pictures, edited) in zip(segment.parts, edits, strict=False):
                     edited = {**anchor_frames, **edited}
                     frames = np.stack([edited[i] for i in range(part.start, part.stop)])
+                    frames = self._within_mask(run, pictures, frames)
                     run.tally.sha256.update(frames.tobytes())
                     run.note_first_frame()
                     clock = run.plan.source.clock
                     pts = None if clock is None else tuple(map(int, clock.pts[part.start : part.stop]))
                     yield EditPart(part.start, frames, pts), pictures
+            if run.plan.mask is not None and not run.tally.masked:
+                run.tally.notes.append("The mask is empty: nothing was edited, and all frames are the source's.")
+
+    def _within_mask(self, run: Run, pictures: list[Frames], frames: Frames) -> Frames:
+        """Edited frames [n, H, W, 3] where their mask says so, else their source frames."""
+        if run.plan.mask is None:
+            return frames
+        run.tally.masked = run.tally.masked or any(picture[..., 3].any() for picture in pictures)
+        return self._networks.within_masks(run, pictures, frames)
 
     def _report(self, run: Run) -> EditReport:
         return report_of(

@@ -10,7 +10,7 @@ Sources: Euler and Euler ancestral, Karras et al. (arXiv 2206.00364) as in k-dif
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class Schedule:
         init_noise_sigma: what unit noise is multiplied with to become the first latents.
         clip: the bound x0 is clamped to, where the configuration asks for it (DDIM, LCM).
         boundary: LCM's (c_skip, c_out) of every step.
+        skipped: how many steps were left out before the first, as by a strength below 1.
     """
 
     sampler: str
@@ -43,6 +44,7 @@ class Schedule:
     alphas: tuple[tuple[float, float], ...] = ()
     clip: float | None = None
     boundary: tuple[tuple[float, float], ...] = ()
+    skipped: int = 0
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -84,6 +86,30 @@ def make_schedule(sampler: str, scheduler_config: Mapping[str, Any], num_inferen
     clip = float(scheduler.config.clip_sample_range) if scheduler.config.clip_sample else None
     boundary = _lcm_boundary(scheduler) if sampler == "lcm" else ()
     return Schedule(*common, alphas=_alphas(sampler, scheduler), clip=clip, boundary=boundary)
+
+
+def without_first(schedule: Schedule, steps: int) -> Schedule:
+    """The schedule without so many of its first steps; the others keep their numbers in all noise."""
+    rest: dict[str, Any] = {
+        name: getattr(schedule, name)[steps:] for name in ("timesteps", "sigmas", "alphas", "boundary")
+    }
+    return replace(schedule, **rest, skipped=schedule.skipped + steps)
+
+
+def noised(schedule: Schedule, i: int, original: Tensor, noise: Tensor) -> Tensor:
+    """x0 with the noise that latents have before step i, in the sampler's scale; after the last step there is none."""
+    if i == len(schedule):
+        return original
+    return original + noise * schedule.sigmas[i] if schedule.sigmas else _mix(schedule.alphas[i][0], original, noise)
+
+
+def noise_in(schedule: Schedule, i: int, x: Tensor, original: Tensor) -> Tensor:
+    """The unit noise that `noised` would have made of x0 the latents x before step i."""
+    if schedule.sigmas:
+        return (x - original) / schedule.sigmas[i]
+    alpha = schedule.alphas[i][0]
+    noise: Tensor = (x - original * alpha**0.5) / (1 - alpha) ** 0.5
+    return noise
 
 
 def scale_model_input(schedule: Schedule, i: int, x: Tensor) -> Tensor:

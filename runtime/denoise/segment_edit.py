@@ -14,12 +14,14 @@ from torch import Tensor
 from fairy.runtime.bank.anchor_bank import CarriedAnchor, Context, StepBank
 from fairy.runtime.bank.units import SourceBank
 from fairy.runtime.denoise.denoiser import Denoiser, Rule
+from fairy.runtime.denoise.kept import Kept, Origin
 from fairy.runtime.denoise.networks import Networks, SourceFrame, halve_batch, precisions
 from fairy.runtime.denoise.noise import PlanNoise
 from fairy.runtime.denoise.task_context import BankReader, BankWriter, NoContext, OnBank, TaskContext, UnitContext
 from fairy.runtime.denoise.unit_rule import unit_rule
 from fairy.runtime.inputs.beginnings import Beginnings
 from fairy.runtime.inputs.frames import Frames
+from fairy.runtime.inputs.masks import colours, latent_mask
 from fairy.runtime.methods.fits import runs_in_parts, update_of
 from fairy.runtime.plan.order import Unit
 from fairy.runtime.plan.segments import Segment
@@ -33,10 +35,12 @@ def _nobody(bank: StepBank, step: int) -> None:
 
 @dataclass(slots=True)
 class _Frame:
-    """A frame that has begun: latents [c, h, w] in the sampler's scale, and what the network sees beside them."""
+    """A frame that has begun: latents [c, h, w] in the sampler's scale, what the network sees beside them, and what is
+    kept of its source."""
 
     latents: Tensor
     beside: Tensor
+    origin: Origin | None
 
 
 class SegmentEdit:
@@ -83,19 +87,34 @@ class SegmentEdit:
     def begin(self, frames: Sequence[int], pictures: list[Frames]) -> None:
         """Take frames in."""
         if frames:
-            latents, beside = self._beginnings(frames, pictures)
-            self._remember(frames, pictures, beside if self._networks.checkpoint.condition == "image" else None)
-            self.begin_with(frames, latents, beside)
+            colour = [colours(picture) for picture in pictures]
+            latents, beside, encoded = self._beginnings(frames, colour)
+            self._remember(frames, colour, encoded)
+            self.begin_with(frames, latents, beside, self._origins(pictures, latents, encoded))
 
-    def begin_with(self, frames: Sequence[int], latents: Tensor, beside: Tensor) -> None:
-        """Take frames in that begin with unit noise [n, c, h, w] and have `beside` [n, c', h, w] beside them."""
+    def begin_with(
+        self, frames: Sequence[int], latents: Tensor, beside: Tensor, origins: Sequence[Origin] | None = None
+    ) -> None:
+        """Take frames in that begin with unit noise [n, c, h, w] and have `beside` [n, c', h, w] beside them.
+
+        `origins`: what is kept of each; None = nothing.
+        """
         scaled = latents * self.run.plan.schedule.init_noise_sigma
         for place, frame in enumerate(frames):
-            self._frames[frame] = _Frame(scaled[place], beside[place])
+            self._frames[frame] = _Frame(scaled[place], beside[place], origins[place] if origins else None)
+
+    def _origins(self, pictures: Sequence[Frames], noise: Tensor, encoded: Tensor) -> list[Origin] | None:
+        """What is kept of frames that begin with this noise and whose latents are `encoded`; None = nothing."""
+        plan, networks = self.run.plan, self._networks
+        if plan.params.mask is None:
+            return None
+        masks = [latent_mask(p[..., 3], plan.geometry, networks.checkpoint.vae_factor) for p in pictures]
+        latents = networks.as_edited(encoded)
+        return [Origin(*each[:2], 0, each[2].to(networks.device)) for each in zip(latents, noise, masks, strict=True)]
 
     def restore(self, frames: Sequence[int], latents: Tensor, pictures: Sequence[Frames]) -> None:
         """Take frames in whose latents [n, c, h, w] an interrupted edit had finished."""
-        self._remember(frames, pictures)
+        self._remember(frames, [colours(picture) for picture in pictures])
         self._done |= dict(zip(frames, latents.to(self._networks.device), strict=True))
 
     def lacks(self, frames: Sequence[int]) -> bool:
@@ -166,6 +185,7 @@ class SegmentEdit:
         frames, calls = task.filled(task.frames), list(task.steps())
         latents_Fchw = torch.stack([self._frames[f].latents for f in frames])
         beside_Fchw = torch.stack([self._frames[f].beside for f in frames])
+        origins = [origin for f in frames if (origin := self._frames[f].origin) is not None]
         for precision in precisions(run, "The anchors" if task.role == "anchors" else what):
             context, rule = self._context(task, precision, on_bank)
             x_Fchw = self._denoiser.run(
@@ -176,6 +196,7 @@ class SegmentEdit:
                 context,
                 noise=lambda k: self.noise.at(k, frames),
                 rule=rule,
+                kept=Kept(run.plan.schedule, origins) if origins else None,
                 tell=lambda call: self._tell_step(task, call),
             )
             if bool(torch.isfinite(x_Fchw).all()) and (not isinstance(context, UnitContext) or context.fine()):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fairy.export.checkpoint import Checkpoint
+from fairy.runtime.files import user_path
 from fairy.runtime.plan.plan import Plan
 from fairy.runtime.record.edit_report import installed_versions
 
@@ -28,6 +29,7 @@ def identity_of(
         "source": {"files": stamps(path), "first": plan.source.first, "num_frames": plan.source.num_frames},
         "params": plan.params.to_json() | {"anchors": plan.anchors, "micro_batch": plan.micro_batch},
         "initial noise": noise,
+        "mask": stamps(None if plan.params.mask is None else user_path(plan.params.mask)),
         "model": stamps(checkpoint.folder),
         "decoder": stamps(checkpoint.tiny_decoder_folder),
         "backend": {"name": backend, "engines": sorted(engines)},

@@ -25,6 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "sampler": "euler_ancestral",
     "long_side": 512,
 }
+_FEATHER = 8
 _RECOMMENDABLE = (*DEFAULTS, "anchors")
 
 
@@ -208,6 +209,10 @@ class EditParams:
         usual="estimated",
         fits="depth",
     )
+    mask: str | Path | None = option(
+        None, Name("a picture, a folder of pictures, or a video"), "Edit only what is white in it, one for all or each"
+    )
+    mask_feather: int = option(_FEATHER, Whole(0, 1024), "Pixels around the mask's white over which the edit fades out")
     long_side: int | None = option(
         None,
         Whole(8, 16384),
@@ -258,6 +263,10 @@ class EditParams:
         check_options(self)
         if self.start is not None and self.end is not None and self.end <= self.start:
             raise InputError(f"s must be later than start = {self.start:g} s", name="end", value=self.end)
+        if self.mask_feather != _FEATHER and self.mask is None:
+            raise InputError(
+                "belongs to a mask", name="mask_feather", remedy="give one (mask, --mask), or leave it out"
+            )
         if self.continue_look and self.anchors in (0, ()):
             raise InputError("continue_look hands on an anchor, but anchors = 0 asks for none; choose at least one.")
         check_fits(self)
@@ -291,4 +300,5 @@ class EditParams:
     def to_json(self) -> dict[str, Any]:
         """Every value by name, for a report."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        return plain | {"method": str(self.method), "depth": None if self.depth is None else str(self.depth)}
+        paths = {name: None if plain[name] is None else str(plain[name]) for name in ("depth", "mask")}
+        return plain | {"method": str(self.method)} | paths

@@ -15,6 +15,7 @@ from fairy.runtime.denoise.guidance import Guidance, make_guidance
 from fairy.runtime.denoise.sampler import Schedule, make_schedule
 from fairy.runtime.inputs.frames import Source, VideoInput, open_source
 from fairy.runtime.inputs.inversion import INVERTIBLE
+from fairy.runtime.inputs.masks import Mask, open_mask
 from fairy.runtime.methods import Method, find_method
 from fairy.runtime.methods.fits import check_model, runs_in_parts
 from fairy.runtime.methods.method_graphs import graphs_by_name
@@ -43,6 +44,7 @@ class Plan:
         latent_shape: [channels, h, w] of one frame's latents, padded.
         initial: the caller's own initial noise [1 or frames, c, h, w], or None.
         precision: of the computation, as it was asked for.
+        mask: which pixels of which frame are edited; None = all, and in a worker, whom masks reach with their frames.
     """
 
     params: EditParams
@@ -56,6 +58,7 @@ class Plan:
     latent_shape: tuple[int, int, int]
     initial: Tensor | None
     precision: torch.dtype
+    mask: Mask | None = None
 
     @property
     def method(self) -> Method:
@@ -100,6 +103,11 @@ class Plan:
         return self.geometry.source if self.params.size == "source" else self.geometry.scaled
 
     @property
+    def channels(self) -> int:
+        """Of a frame as it is handed on: its colours and, where there is one, its mask."""
+        return 3 if self.params.mask is None else 4
+
+    @property
     def guided_steps(self) -> int:
         """How many steps from the first on are guided."""
         return round(float(self.params.guidance_end) * len(self.schedule))
@@ -125,7 +133,11 @@ def plan_edit(
     params = replace(params, prompts=frames_of_prompts(params, source))
     if params.shots == "auto":
         params = replace(params, shots=find_cuts(source, monitor))
-    return plan_source(checkpoint, source, params, latents=latents, precision=precision, usual_batch=usual_batch)
+    plan = plan_source(checkpoint, source, params, latents=latents, precision=precision, usual_batch=usual_batch)
+    if params.mask is None:
+        return plan
+    with monitor.timed("probe"):
+        return replace(plan, mask=open_mask(params.mask, source, params.mask_feather, monitor))
 
 
 def resolved_for(checkpoint: Checkpoint, params: EditParams) -> EditParams:
