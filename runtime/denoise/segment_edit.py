@@ -4,9 +4,10 @@ A task is a transaction: what it computed counts when all of it is finite. Where
 float32; where the memory does not suffice, in pieces of half as many frames.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from fairy.runtime.denoise.denoiser import Denoiser, Rule
 from fairy.runtime.denoise.kept import Kept, Origin
 from fairy.runtime.denoise.networks import Networks, SourceFrame, halve_batch, precisions
 from fairy.runtime.denoise.noise import PlanNoise
+from fairy.runtime.denoise.sampler import noise_in, noised
 from fairy.runtime.denoise.task_context import BankReader, BankWriter, NoContext, OnBank, TaskContext, UnitContext
 from fairy.runtime.denoise.unit_rule import unit_rule
 from fairy.runtime.inputs.beginnings import Beginnings
@@ -71,7 +73,7 @@ class SegmentEdit:
             lambda graph, precision: networks.engine(run, graph, precision),
             run.plan.guided_steps,
             networks.backend.steps,
-            alike=run.plan.params.noise == "shared" and (run.plan.initial is None or len(run.plan.initial) == 1),
+            alike=run.plan.alike,
         )
         self.noise = PlanNoise(run.plan, networks.device)
         self._beginnings = Beginnings(networks, run, self.noise)
@@ -84,33 +86,56 @@ class SegmentEdit:
         self._left = SourceBank(sources)
 
     @torch.inference_mode()
-    def begin(self, frames: Sequence[int], pictures: list[Frames]) -> None:
-        """Take frames in."""
+    def begin(self, frames: Sequence[int], pictures: list[Frames], *, anchors: bool = False) -> None:
+        """Take frames in; `anchors`: they are to fill the bank."""
         if frames:
             colour = [colours(picture) for picture in pictures]
             latents, beside, encoded = self._beginnings(frames, colour)
             self._remember(frames, colour, encoded)
-            self.begin_with(frames, latents, beside, self._origins(pictures, latents, encoded))
+            origins = self._origins(frames, pictures, latents, encoded, anchors=anchors) if self.run.plan.keeps else ()
+            self.begin_with(frames, latents, beside, origins)
 
     def begin_with(
-        self, frames: Sequence[int], latents: Tensor, beside: Tensor, origins: Sequence[Origin] | None = None
+        self, frames: Sequence[int], latents: Tensor, beside: Tensor, origins: Sequence[Origin] = ()
     ) -> None:
         """Take frames in that begin with unit noise [n, c, h, w] and have `beside` [n, c', h, w] beside them.
 
-        `origins`: what is kept of each; None = nothing.
+        `origins`: what is kept of each; none = nothing.
         """
-        scaled = latents * self.run.plan.schedule.init_noise_sigma
+        schedule = self.run.plan.schedule
+        scaled = latents * schedule.init_noise_sigma
         for place, frame in enumerate(frames):
-            self._frames[frame] = _Frame(scaled[place], beside[place], origins[place] if origins else None)
+            origin, first = origins[place] if origins else None, scaled[place]
+            if origin is not None and (origin.start or schedule.skipped):
+                first = noised(schedule, 0, origin.latents, origin.noise)
+            self._frames[frame] = _Frame(first, beside[place], origin)
 
-    def _origins(self, pictures: Sequence[Frames], noise: Tensor, encoded: Tensor) -> list[Origin] | None:
-        """What is kept of frames that begin with this noise and whose latents are `encoded`; None = nothing."""
-        plan, networks = self.run.plan, self._networks
-        if plan.params.mask is None:
-            return None
-        masks = [latent_mask(p[..., 3], plan.geometry, networks.checkpoint.vae_factor) for p in pictures]
-        latents = networks.as_edited(encoded)
-        return [Origin(*each[:2], 0, each[2].to(networks.device)) for each in zip(latents, noise, masks, strict=True)]
+    def _origins(
+        self, frames: Sequence[int], pictures: Sequence[Frames], latents: Tensor, encoded: Tensor, *, anchors: bool
+    ) -> list[Origin]:
+        """What is kept of frames that would begin with `latents` and whose encoder's latents are `encoded`."""
+        plan, networks, segment = self.run.plan, self._networks, self.segment
+        sources, noise = networks.as_edited(encoded), latents
+        if networks.checkpoint.condition == "depth" and plan.initial is None:  # they are the frames', inverted
+            noise = noise_in(plan.schedule, 0, latents, sources)
+        origins = []
+        for frame, picture, source, fresh in zip(frames, pictures, sources, noise, strict=True):
+            start = plan.begins_at(max(segment.strengths) if anchors else segment.strength_at(frame))
+            mask = None
+            if plan.params.mask is not None:
+                mask = latent_mask(picture[..., 3], plan.geometry, networks.checkpoint.vae_factor).to(networks.device)
+            origins.append(Origin(source, fresh, start, mask))
+        return origins
+
+    @contextmanager
+    def aside(self, frames: Sequence[int]) -> Iterator[None]:
+        """Put away what was begun or done of frames, and drop at the end what was meanwhile."""
+        places: tuple[dict[int, Any], ...] = (self._frames, self._done, self._sources)
+        kept = [{f: place.pop(f) for f in frames if f in place} for place in places]
+        yield
+        self.forget(frames)
+        for place, before in zip(places, kept, strict=True):
+            place |= before
 
     def restore(self, frames: Sequence[int], latents: Tensor, pictures: Sequence[Frames]) -> None:
         """Take frames in whose latents [n, c, h, w] an interrupted edit had finished."""
@@ -194,7 +219,7 @@ class SegmentEdit:
                 latents_Fchw,
                 beside_Fchw.to(precision),
                 context,
-                noise=lambda k: self.noise.at(k, frames),
+                noise=lambda k: self.noise.at(run.plan.schedule.skipped + k, frames),
                 rule=rule,
                 kept=Kept(run.plan.schedule, origins) if origins else None,
                 tell=lambda call: self._tell_step(task, call),
@@ -217,7 +242,7 @@ class SegmentEdit:
         context = UnitContext(self._left, places, run.plan.graphs[task.graph])
 
         def noise(unit: Unit) -> Tensor:
-            return self.noise.at(unit.step, [self.segment.start + unit.frame])[0]
+            return self.noise.at(run.plan.schedule.skipped + unit.step, [self.segment.start + unit.frame])[0]
 
         update = update_of(run.plan.params)
         return context, unit_rule(run.plan.schedule, run.plan.guidance, run.plan.method, update, context, noise)

@@ -29,15 +29,32 @@ _FEATHER = 8
 _RECOMMENDABLE = (*DEFAULTS, "anchors")
 
 
-def _scheduled(pair: Any) -> tuple[int | float, str]:
-    """One entry of a schedule: where it begins (a frame: int; seconds: float), and the instruction."""
-    if isinstance(pair, list | tuple) and len(pair) == 2:
-        start, prompt = pair
-        number = isinstance(start, Real) and not isinstance(start, bool) and 0 <= start < math.inf  # type: ignore[operator]
+Ramp = tuple[float, float]
+"""A strength at the first and at the last frame of what an instruction edits; between them it is linear."""
+Scheduled = tuple[int | float, str] | tuple[int | float, str, Ramp]
+"""From which frame (int) or second (float) on which instruction is used and, where that is said, how strongly."""
+
+
+def _scheduled(entry: Any) -> Scheduled:
+    """One entry of a schedule: where it begins (a frame: int; seconds: float), the instruction, a strength."""
+    if isinstance(entry, list | tuple) and len(entry) in (2, 3):
+        start, prompt, *strength = entry
+        number = isinstance(start, Real) and not isinstance(start, bool) and 0 <= start < math.inf
         if number and isinstance(prompt, str) and prompt.strip():
             Text().check("prompts", prompt)
-            return (int(start) if _is_whole(start) else float(start)), prompt
-    raise InputError(f"prompts: {pair!r} is not a frame (120) or seconds (4.5) with an instruction; write both.")
+            begins = int(start) if _is_whole(start) else float(start)
+            return (begins, prompt, _ramp(strength[0])) if strength else (begins, prompt)
+    raise InputError(f"prompts: {entry!r} is not a frame (120) or seconds (4.5) with an instruction; write both.")
+
+
+def _ramp(strength: Any) -> Ramp:
+    """One strength for all frames, or that of the first and of the last one."""
+    ends = strength if isinstance(strength, list | tuple) else (strength, strength)
+    if len(ends) != 2:
+        remedy = "give a number from 0 to 1, or those of the first and the last frame"
+        raise InputError("is no strength", name="prompts", value=strength, remedy=remedy)
+    first, last = (Number(0.0, 1.0).check("strength", end) for end in ends)
+    return first, last
 
 
 def _is_whole(value: Any) -> bool:
@@ -114,15 +131,15 @@ class Prompts(Kind):
         """How it is written."""
         return "a YAML or JSON file"
 
-    def check(self, name: str, value: Any) -> tuple[tuple[int | float, str], ...]:
-        """Pairs of frame (int) or seconds (float) and instruction, in the order given."""
+    def check(self, name: str, value: Any) -> tuple[Scheduled, ...]:
+        """Pairs of frame (int) or seconds (float) and instruction, or three with a strength, in the order given."""
         pairs = list(value.items()) if isinstance(value, Mapping) else value
         if not isinstance(pairs, Sequence) or isinstance(pairs, str) or not pairs:
             remedy = "give pairs of a frame or a time and an instruction"
             raise InputError("is not possible", name=name, value=value, remedy=remedy)
         return tuple(_scheduled(pair) for pair in pairs)
 
-    def parse(self, name: str, text: str) -> tuple[tuple[int | float, str], ...]:
+    def parse(self, name: str, text: str) -> tuple[Scheduled, ...]:
         """What a file says."""
         from fairy.runtime.plan.story import read_prompts
 
@@ -153,7 +170,8 @@ class EditParams:
     Attributes:
         prompt: the instruction, such as "make it a watercolour painting".
         prompts: pairs or a mapping of a frame (int) or of seconds of the video (float) to the instruction that is used
-            from there on; `prompt` is used before.
+            from there on; `prompt` is used before. A pair may have a third value, the strength from there on, or two of
+            them for a linear ramp up to the next entry: (0, "make it night", (0, 1)).
         method: the name of a method, or a `Method` of your own; see docs/methods.md.
 
     Raises:
@@ -171,6 +189,9 @@ class EditParams:
     )
     num_inference_steps: int | None = option(
         None, Whole(1, 1000), "Denoising steps", usual="the model's, else 10; 50 if it sees depth", flag="steps"
+    )
+    strength: float = option(
+        1.0, Number(0.0, 1.0), "How much is edited: the share of the steps, to the last, that are taken from the source"
     )
     seed: int = option(0, Whole(0, 2**63 - 1), "Seed of all noise; the same on any number of workers")
     guidance_scale: float | None = option(None, Number(0.0, 100.0), "Pull of the text", usual="the model's, else 7.5")
@@ -233,7 +254,7 @@ class EditParams:
     shots: Literal["off", "auto"] | tuple[int, ...] | list[int] = option(
         "off", Shots(), "Where shots begin, each of which has its own anchors; auto finds cuts (needs PySceneDetect)"
     )
-    prompts: Mapping[int | float, str] | Sequence[tuple[int | float, str]] | None = option(
+    prompts: Mapping[int | float, str] | Sequence[Scheduled] | None = option(
         None, Prompts(), "From which frame or time on which instruction"
     )
     continue_look: bool = option(
@@ -293,8 +314,8 @@ class EditParams:
         return replace(self, **missing)
 
     @property
-    def schedule(self) -> tuple[tuple[int | float, str], ...]:
-        """`prompts` as pairs; empty where there are none."""
+    def schedule(self) -> tuple[Scheduled, ...]:
+        """`prompts` as pairs, or three with a strength; empty where there are none."""
         return self.prompts or ()  # type: ignore[return-value]  # made so in __post_init__
 
     def to_json(self) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def _check_limits(params: Mapping[str, Any], limits: ServiceOptions) -> None:
     if (anchors if isinstance(anchors, int) else len(anchors or ())) > MOST_ANCHORS:
         raise InputError("is not possible", name="anchors", value=anchors, remedy=f"ask for at most {MOST_ANCHORS}")
     prompts = params.get("prompts") or ()
-    if len(prompts) > MOST_PROMPTS or any(len(text) > LONGEST_PROMPT for _, text in prompts):
+    if len(prompts) > MOST_PROMPTS or any(len(text) > LONGEST_PROMPT for _, text, *_ in prompts):
         remedy = f"give at most {MOST_PROMPTS}, each of at most {LONGEST_PROMPT} characters"
         raise InputError("asks for too much", name="prompts", remedy=remedy)
     for name in ("negative_prompt", "source_prompt"):

@@ -244,7 +244,7 @@ class Server:
 
         edit.bank, work.generation = None, task.message["generation"]
         run, anchors = edit.run, edit.segment.anchors
-        edit.begin(anchors, _frames_in(task.payload, run.plan))
+        edit.begin(anchors, _frames_in(task.payload, run.plan), anchors=True)
         steps, carried = len(run.plan.schedule), edit.carried is not None
         edit.compute(anchor_task(edit.segment, steps, carried=carried), on_bank)
         self._send_anchors(task, work)

@@ -1,19 +1,19 @@
 """Masks: only what is white is edited, everything else is the source to the byte, whoever computes."""
 
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from fairy.kernels.errors import Cancelled, InputError
-from fairy.runtime import Editor, EditParams, Progress
+from fairy.kernels.errors import InputError
+from fairy.runtime import Editor, EditParams
 from fairy.runtime.denoise.sampler import make_schedule, noise_in, noised
 from fairy.runtime.denoise.schedulers import SAMPLERS, SCHEDULERS
 from fairy.runtime.inputs.masks import composite, latent_mask, weights_of
 from fairy.runtime.plan.geometry import make_geometry
+from fairy.runtime.record.progress import Monitor
 from tests.conftest import SCHEDULER
 from tests.runtime.conftest import make_frames, write_clip
 
@@ -201,31 +201,8 @@ def test_a_part_of_a_video_takes_its_part_of_the_mask(editor: Editor, clip_and_m
     assert np.array_equal(part[3], whole[5])
 
 
-@pytest.mark.slow
-def test_two_workers_and_an_interrupted_edit_give_the_same_file(
-    editor: Editor, checkpoint_folder: Path, clip_and_mask: tuple[Path, Path], tmp_path: Path
-) -> None:
-    clip, mask = clip_and_mask
-    asked, cancel = params(mask, shots=(6,), size="source"), Event()
-    whole = editor.edit_file(clip, tmp_path / "whole.mp4", asked, preview=tmp_path / "anchors.png")
-
-    def stop(progress: Progress) -> None:
-        if progress.stage == "frames" and progress.done > 2:
-            cancel.set()
-
-    with pytest.raises(Cancelled):
-        editor.edit_file(clip, tmp_path / "out.mp4", asked, on_progress=stop, cancel=cancel)
-    with Editor.from_pretrained(checkpoint_folder, device="cpu", workers=2) as crew:
-        shared = crew.edit_file(clip, tmp_path / "shared.mp4", asked)
-        resumed = crew.edit_file(clip, tmp_path / "out.mp4", asked, resume=True)
-    assert resumed.resumed_batches == 1
-    assert whole.frames_sha256 == shared.frames_sha256 == resumed.frames_sha256
-    assert len({(tmp_path / f"{name}.mp4").read_bytes() for name in ("whole", "shared", "out")}) == 1
-
-
 def test_a_changed_mask_is_another_edit(editor: Editor, clip: Path, tmp_path: Path) -> None:
     mask = save(box(8, 24, 0, 24, (48, 64)), tmp_path / "mask.png")
-    from fairy.runtime.record.progress import Monitor
 
     def identity() -> dict:
         return editor._identity(editor._open(str(clip), params(mask), Monitor(None, None), None, None).plan)
