@@ -48,7 +48,10 @@ def edit(
     check_processes(params, max(processes))
     check_resume(params, resume)
     request = FileRequest.checked(
-        video, out, others=(context.params["prompts"], params.depth, params.mask), **chosen(FileRequest, given)
+        video,
+        out,
+        others=(context.params["prompts"], params.depth, params.mask, *params.looks.values()),
+        **chosen(FileRequest, given),
     )
     keep_freed_memory()
     with setup.open() as editor, telling_of_journal(), progress_bar(quiet) as on_progress:

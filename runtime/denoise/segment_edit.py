@@ -23,6 +23,7 @@ from fairy.runtime.denoise.task_context import BankReader, BankWriter, NoContext
 from fairy.runtime.denoise.unit_rule import unit_rule
 from fairy.runtime.inputs.beginnings import Beginnings
 from fairy.runtime.inputs.frames import Frames
+from fairy.runtime.inputs.looks import load_look
 from fairy.runtime.inputs.masks import colours, latent_mask
 from fairy.runtime.methods.fits import runs_in_parts, update_of
 from fairy.runtime.plan.order import Unit
@@ -121,6 +122,9 @@ class SegmentEdit:
         origins = []
         for frame, picture, source, fresh in zip(frames, pictures, sources, noise, strict=True):
             start = plan.begins_at(max(segment.strengths) if anchors else segment.strength_at(frame))
+            if frame in plan.params.looks:  # nothing of it is left to the network
+                look = networks.encode(self.run, [load_look(plan.params, frame)])
+                source, start = networks.as_edited(look)[0], len(plan.schedule)
             mask = None
             if plan.params.mask is not None:
                 mask = latent_mask(picture[..., 3], plan.geometry, networks.checkpoint.vae_factor).to(networks.device)

@@ -29,6 +29,7 @@ def identity_of(
         "source": {"files": stamps(path), "first": plan.source.first, "num_frames": plan.source.num_frames},
         "params": plan.params.to_json() | {"anchors": plan.anchors, "micro_batch": plan.micro_batch},
         "initial noise": noise,
+        "looks": [stamps(user_path(look)) for look in plan.params.looks.values()],
         "mask": stamps(None if plan.params.mask is None else user_path(plan.params.mask)),
         "model": stamps(checkpoint.folder),
         "decoder": stamps(checkpoint.tiny_decoder_folder),

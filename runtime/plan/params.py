@@ -13,7 +13,7 @@ from fairy.runtime.denoise.schedulers import SAMPLERS
 from fairy.runtime.methods import METHODS, Method, find_method
 from fairy.runtime.methods.fits import check_fits
 from fairy.runtime.methods.pix2video import DELTA
-from fairy.runtime.options import Choice, Flag, Kind, Name, Number, Text, Time, Whole, check_options, option
+from fairy.runtime.options import Choice, Flag, Kind, Name, Names, Number, Text, Time, Whole, check_options, option
 from fairy.runtime.plan.order import ORDERS, Order
 from fairy.runtime.video import MAX_PIXELS
 
@@ -147,6 +147,39 @@ class Prompts(Kind):
 
 
 @dataclass(frozen=True, slots=True)
+class AnchorImages(Names):
+    """Pictures that say how anchors shall look."""
+
+    metavar: str = "FRAME=PICTURE"
+
+    def takes(self) -> str:
+        """How it is written."""
+        return "the frame's number and a picture; may be repeated"
+
+    def check(self, name: str, value: Any) -> Any:
+        """Pairs of frame and path, in the order of the frames."""
+        pairs = list(value.items()) if isinstance(value, Mapping) else value
+        if not isinstance(pairs, list | tuple) or not all(map(_is_look, pairs)):
+            remedy = "give the edited picture of a frame as FRAME=PICTURE, or a mapping of frames to pictures"
+            raise InputError("is not possible", name=name, value=value, remedy=remedy)
+        if len({frame for frame, _ in pairs}) != len(pairs):
+            raise InputError("names a frame twice", name=name, value=value, remedy="give one picture for each")
+        return tuple(sorted((int(frame), str(path)) for frame, path in pairs))
+
+    def parse(self, name: str, text: str) -> Any:
+        """One of them."""
+        frame, _, path = text.partition("=")
+        return self.check(name, [(int(frame) if frame.isdecimal() else frame, path)])[0]
+
+
+def _is_look(pair: Any) -> bool:
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        return False
+    frame, path = pair
+    return _is_whole(frame) and frame >= 0 and isinstance(path, str | Path) and bool(str(path))
+
+
+@dataclass(frozen=True, slots=True)
 class MethodName(Kind):
     """The name of an editing method; Python takes one of the user's own too."""
 
@@ -186,6 +219,13 @@ class EditParams:
         Anchors(),
         "How many anchor frames, or which of the edited ones",
         usual="the model's, else 3",
+    )
+    anchor_images: Mapping[int, str | Path] | Sequence[tuple[int, str | Path]] = option(
+        (),
+        AnchorImages(),
+        "How an anchor looks when it is edited, for others to follow",
+        flag="anchor-image",
+        fits="bank",
     )
     num_inference_steps: int | None = option(
         None, Whole(1, 1000), "Denoising steps", usual="the model's, else 10; 50 if it sees depth", flag="steps"
@@ -290,6 +330,8 @@ class EditParams:
             )
         if self.continue_look and self.anchors in (0, ()):
             raise InputError("continue_look hands on an anchor, but anchors = 0 asks for none; choose at least one.")
+        if self.anchor_images and self.anchors in (0, ()):
+            raise InputError("anchor_images are of anchors, but anchors = 0 asks for none; leave anchors out.")
         check_fits(self)
 
     def resolved(self, recommended: Mapping[str, Any]) -> "EditParams":
@@ -305,7 +347,7 @@ class EditParams:
             raise InputError(f"fairy.json recommends anchors = {recommended['anchors']!r}; it may only say how many.")
         method = find_method(self.method)
         values = {**DEFAULTS, **recommended, "layers": method.layers, "order": method.orders[0]}
-        if method.anchors != "chosen":
+        if method.anchors != "chosen" or self.anchor_images:
             values.pop("anchors", None)
         if method.after_step is not None:
             steps = self.num_inference_steps or values["num_inference_steps"]
@@ -317,6 +359,11 @@ class EditParams:
     def schedule(self) -> tuple[Scheduled, ...]:
         """`prompts` as pairs, or three with a strength; empty where there are none."""
         return self.prompts or ()  # type: ignore[return-value]  # made so in __post_init__
+
+    @property
+    def looks(self) -> Mapping[int, Path]:
+        """The pictures of anchors whose edited look is given, by frame."""
+        return {frame: Path(path) for frame, path in dict(self.anchor_images).items()}
 
     def to_json(self) -> dict[str, Any]:
         """Every value by name, for a report."""

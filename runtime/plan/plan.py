@@ -15,6 +15,7 @@ from fairy.runtime.denoise.guidance import Guidance, make_guidance
 from fairy.runtime.denoise.sampler import Schedule, make_schedule, without_first
 from fairy.runtime.inputs.frames import Source, VideoInput, open_source
 from fairy.runtime.inputs.inversion import INVERTIBLE
+from fairy.runtime.inputs.looks import check_looks
 from fairy.runtime.inputs.masks import Mask, open_mask
 from fairy.runtime.methods import Method, find_method
 from fairy.runtime.methods.fits import check_model, runs_in_parts
@@ -117,13 +118,14 @@ class Plan:
     def keeps(self) -> bool:
         """Whether something of the frames is kept: not every pixel is edited in every step."""
         weaker = any(min(segment.strengths) < 1.0 for segment in self.segments)
-        return self.params.mask is not None or weaker
+        return self.params.mask is not None or bool(self.params.anchor_images) or weaker
 
     @property
     def alike(self) -> bool:
         """Whether all frames begin with the same noise and nothing else."""
         one_noise = self.params.noise == "shared" and (self.initial is None or len(self.initial) == 1)
-        return one_noise and all(min(segment.strengths) == 1.0 for segment in self.segments)
+        whole = all(min(segment.strengths) == 1.0 for segment in self.segments)
+        return one_noise and whole and not self.params.anchor_images
 
     def begins_at(self, strength: float) -> int:
         """The step of the schedule at which frames are edited first; the number of steps = never."""
@@ -152,6 +154,7 @@ def plan_edit(
     if params.shots == "auto":
         params = replace(params, shots=find_cuts(source, monitor))
     plan = plan_source(checkpoint, source, params, latents=latents, precision=precision, usual_batch=usual_batch)
+    check_looks(params, source.size)
     if params.mask is None:
         return plan
     with monitor.timed("probe"):

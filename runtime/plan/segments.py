@@ -110,8 +110,25 @@ def _anchors_of(params: EditParams, ranges: Sequence[tuple[int, int]]) -> list[t
     """The anchors of every segment, as its method has them."""
     who = find_method(params.method).anchors
     if who == "chosen":
-        return _anchors(params.anchors, ranges)
+        return _with_looks(_anchors(params.anchors, ranges), params, ranges)
     return [(start,) if who == "first" else () for start, _ in ranges]
+
+
+def _with_looks(
+    anchors: list[tuple[int, ...]], params: EditParams, ranges: Sequence[tuple[int, int]]
+) -> list[tuple[int, ...]]:
+    """The anchors of every segment with those whose look is given; where nobody asks for others these alone."""
+    last = ranges[-1][1]
+    outside = [frame for frame in params.looks if frame >= last]
+    if outside:
+        remedy = f"its frames are 0 to {last - 1}"
+        raise InputError(f"{outside[0]} is not a frame of the video", name="anchor_images", remedy=remedy)
+    given = [tuple(frame for frame in params.looks if start <= frame < stop) for start, stop in ranges]
+    alone = params.anchors is None
+    return [
+        looks if looks and alone else tuple(sorted({*chosen, *looks}))
+        for chosen, looks in zip(anchors, given, strict=True)
+    ]
 
 
 def _anchors(

@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 CONTROLS = {
     "mask": {"mask": "mask.mp4", "size": "source"},
-    "ramp": {"prompts": [(0, "make it snow", (0.5, 1))]},
+    "ramp and look": {"prompts": [(0, "make it snow", (0.5, 1))], "anchor_images": {2: "look.png"}},
 }
 
 
@@ -69,4 +69,5 @@ def interrupt(editor: Editor, clip: Path, out: Path, params: EditParams) -> None
 
 
 def _paths(controls: dict, folder: Path) -> dict:
-    return {"mask": folder / controls["mask"]} if "mask" in controls else {}
+    looks = {frame: folder / name for frame, name in controls.get("anchor_images", {}).items()}
+    return {"anchor_images": looks, "mask": folder / controls["mask"] if "mask" in controls else None}
