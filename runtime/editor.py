@@ -64,6 +64,7 @@ from fairy.runtime.record.progress import Monitor, Progress
 from fairy.runtime.record.reporting import report_of
 from fairy.runtime.record.run import Run
 from fairy.runtime.video import Clock
+from fairy.runtime.video.codecs import Encoding
 from fairy.runtime.workers.pool import PoolOptions, WorkerPool
 
 if TYPE_CHECKING:
@@ -265,6 +266,10 @@ class Editor:
         fps: float | Fraction | None = None,
         crf: int = DEFAULT_CRF,
         then: str | Sequence[str] | None = None,
+        codec: str | None = None,
+        lossless: bool = False,
+        pixel_format: str | None = None,
+        bit_depth: int = 8,
         on_progress: OnProgress | None = None,
         cancel: threading.Event | None = None,
         latents: Tensor | None = None,
@@ -281,13 +286,29 @@ class Editor:
             crf: constant rate factor of the encoder, 0 (best) to 51.
             then: "upscale", "interpolate", or both in an order: what the edited frames become before they are written,
                 by the embedded generator's stages. The report tells of the edit, and a note of what was written.
+            codec: "h264", "hevc", "av1", "vp9", "prores" or "ffv1"; "png" makes `out` a new folder of pictures; None =
+                the container's usual one.
+            lossless: every edited frame can be read back bit for bit.
+            pixel_format: FFmpeg's name of the samples, such as "yuv444p"; None = what players show.
+            bit_depth: 8, or 10 for programs that want it; the edit itself has 8.
             resume: go on from the micro-batches that an interrupted edit of the same into the same file, or one of the
                 same name with another ending, had finished; it left them in `out` + ".job", which is removed when
                 `out` is there.
             params, preview, on_progress, cancel, latents: as in `edit`.
         """
         request = FileRequest.checked(
-            video, out, compare=compare, preview=preview, report=report, fps=fps, crf=crf, then=then
+            video,
+            out,
+            compare=compare,
+            preview=preview,
+            report=report,
+            fps=fps,
+            crf=crf,
+            then=then,
+            codec=codec,
+            lossless=lossless,
+            pixel_format=pixel_format,
+            bit_depth=bit_depth,
         )
         check_resume(params, resume)
         with self._one_edit(), only_writer_of(request.out, request.compare, request.preview, request.report):
@@ -314,17 +335,21 @@ class Editor:
     def _write(self, run: Run, request: FileRequest, *, resume: bool) -> None:
         """Edit into files. They get their names when all is done, the edited video first."""
         height, width = run.plan.result_size
-        make = partial(open_writer, source=run.plan.source, fps=request.fps, crf=request.crf, cancel=run.monitor.cancel)
+        make = partial(open_writer, source=run.plan.source, fps=request.fps, cancel=run.monitor.cancel)
+        usual, asked = Encoding(crf=request.crf), request.encoding
         follow_up = self._follow_up(run, request)
         with ExitStack() as stack:
             beside = None
             if request.compare is not None:
-                beside = stack.enter_context(make(request.compare, height=height, width=side_by_side_width(width)))
+                beside = stack.enter_context(
+                    make(request.compare, height=height, width=side_by_side_width(width), encoding=usual)
+                )
             if follow_up is None:
-                writer = stack.enter_context(make(request.out, height=height, width=width))
+                writer = stack.enter_context(make(request.out, height=height, width=width, encoding=asked))
             else:
                 high, wide = follow_up.size
-                writer = stack.enter_context(make(request.out, height=high, width=wide, clock=follow_up.clock))
+                clock = follow_up.clock
+                writer = stack.enter_context(make(request.out, height=high, width=wide, clock=clock, encoding=asked))
 
             def write(item: tuple[EditPart, list[Frames]]) -> None:
                 part, pictures = item

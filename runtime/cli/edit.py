@@ -24,7 +24,9 @@ from fairy.runtime.workers.torchrun import processes_asked_for
 def edit(
     context: typer.Context,
     video: Annotated[Path, typer.Argument(metavar="IN", help="A video file, or a folder of images (needs --fps).")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write: .mp4 .m4v .mov .mkv .webm .avi .ts")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The file to write: .mp4 .m4v .mov .mkv .webm .avi .ts .gif .webp")
+    ],
     prompt: Annotated[
         str | None,
         typer.Argument(metavar="INSTRUCTION", help='What to do, e.g. "make it snow"; may be left to --prompts.'),

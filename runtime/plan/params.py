@@ -39,7 +39,7 @@ def _scheduled(entry: Any) -> Scheduled:
     """One entry of a schedule: where it begins (a frame: int; seconds: float), the instruction, a strength."""
     if isinstance(entry, list | tuple) and len(entry) in (2, 3):
         start, prompt, *strength = entry
-        number = isinstance(start, Real) and not isinstance(start, bool) and 0 <= start < math.inf
+        number = isinstance(start, Real) and not isinstance(start, bool) and 0 <= start < math.inf  # type: ignore[operator]
         if number and isinstance(prompt, str) and prompt.strip():
             Text().check("prompts", prompt)
             begins = int(start) if _is_whole(start) else float(start)

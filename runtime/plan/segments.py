@@ -168,7 +168,7 @@ def frames_of_prompts(params: EditParams, source: Source) -> tuple[Scheduled, ..
         frame = start if isinstance(start, int) else _frame_at(start, source)
         if frame in found:
             raise InputError(f"prompts: {start!r} is frame {frame}, which has an instruction already; leave one out.")
-        found[frame] = (frame, *rest)  # type: ignore[assignment]  # of either kind
+        found[frame] = (frame, *rest)
     return tuple(found[frame] for frame in sorted(found))
 
 

@@ -70,7 +70,7 @@ def first_instruction(prompt: str | None, schedule: Schedule | None) -> str:
     """
     if prompt is not None:
         return prompt
-    found = [text for start, text, *_ in schedule or () if start == 0]
+    found: list[str] = [text for start, text, *_ in schedule or () if start == 0]
     if found:
         return found[0]
     remedy = "add an entry for frame 0, or give one" if schedule else 'say what to do, for example "make it snow"'

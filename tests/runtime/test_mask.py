@@ -14,6 +14,7 @@ from fairy.runtime.denoise.schedulers import SAMPLERS, SCHEDULERS
 from fairy.runtime.inputs.masks import composite, latent_mask, weights_of
 from fairy.runtime.plan.geometry import make_geometry
 from fairy.runtime.record.progress import Monitor
+from fairy.runtime.video import probe, read_frames
 from tests.conftest import SCHEDULER
 from tests.runtime.conftest import make_frames, write_clip
 
@@ -210,3 +211,26 @@ def test_a_changed_mask_is_another_edit(editor: Editor, clip: Path, tmp_path: Pa
     before = identity()
     save(box(8, 25, 0, 24, (48, 64)), mask)
     assert identity() != before
+
+
+def test_outside_comes_back_from_a_lossless_file(editor: Editor, clip: Path, tmp_path: Path) -> None:
+    mask, out = save(box(8, 24, 10, 34, (48, 64)), tmp_path / "mask.png"), tmp_path / "out.mkv"
+    editor.edit_file(clip, out, params(mask, mask_feather=0), codec="ffv1", lossless=True)
+    source, result = (np.stack(list(read_frames(probe(path)))) for path in (clip, out))
+    outside = box(8, 24, 10, 34, (48, 64)) == 0
+    assert np.array_equal(result[:, outside], source[:, outside])
+    assert not np.array_equal(result, source)
+
+
+def test_a_folder_of_pictures(editor: Editor, clip: Path, tmp_path: Path) -> None:
+    from fairy.runtime.video import probe_images, read_images
+
+    asked = params(None)
+    editor.edit_file(clip, tmp_path / "out", asked, codec="png")
+    frames = np.stack(list(read_images(probe_images(tmp_path / "out"))))
+    assert np.array_equal(frames, editor.edit(clip, asked).frames)
+    with pytest.raises(InputError, match="is a folder; name"):
+        editor.edit_file(clip, tmp_path / "out", asked, codec="png")
+    with pytest.raises(InputError, match="codec = 'prores' is not held by MP4"):
+        editor.edit_file(clip, tmp_path / "out.mp4", asked, codec="prores")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]

@@ -25,6 +25,7 @@ from fairy.runtime.service.options import ServiceOptions
 DOCS = Path(__file__).parents[2] / "docs"
 ONE_EDIT = (EditParams, EditorSetup, FileRequest)
 NOT_FOR_MANY = {"gpus", "workers", "compare", "preview", "report", "fps", "then"}
+NOT_FOR_MANY |= {"codec", "lossless", "pixel_format", "bit_depth"}
 
 
 def test_every_field_is_in_the_table() -> None:
