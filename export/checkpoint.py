@@ -6,7 +6,7 @@ Only classes named here are ever made, only safetensors files are read, and no c
 import errno
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from fairy.export.lora import Lora, fuse
 from fairy.export.weight_files import STEMS, check_is_whole, choose_variant, variants_of
 from fairy.kernels.errors import InputError, MachineError
 
@@ -42,6 +43,7 @@ class Checkpoint:
         depth_estimator, depth_processor: the DPT that comes with a depth-conditioned model, in float32; else None.
         tiny_decoder, tiny_decoder_folder: an `AutoencoderTiny` that decodes instead of the autoencoder, approximately,
             and where it was read from; else None.
+        loras: files whose changes are in the weights of the UNet and the text encoder.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Checkpoint:
     depth_processor: Any = None
     tiny_decoder: Any = None
     tiny_decoder_folder: Path | None = None
+    loras: tuple[Lora, ...] = ()
 
     @property
     def decoder(self) -> Any:
@@ -94,6 +97,7 @@ def load_checkpoint(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     decoder: str | Path | None = None,
+    loras: Sequence[Lora] = (),
 ) -> Checkpoint:
     """Load an InstructPix2Pix-type or depth-conditioned model: a folder in diffusers' format, or a hub id.
 
@@ -102,6 +106,7 @@ def load_checkpoint(
             what there is.
         decoder: a small decoder to use instead of the autoencoder's, approximate: "tiny" = the model's own, or a folder
             or hub id of an `AutoencoderTiny` made for the same latents; None = the autoencoder's.
+        loras: files whose changes are added to the weights.
 
     Raises:
         InputError: the model is missing, of another kind, or holds no safetensors files.
@@ -116,15 +121,17 @@ def load_checkpoint(
         if decoder is not None:
             parts["tiny_decoder_folder"] = where = _decoder_folder(folder, decoder, hub)
             parts[_TINY] = _load_tiny_decoder(where, parts["vae"], dtype)
+        fuse(parts, loras)
     for name in {"unet", "vae", "text_encoder", _TINY} & parts.keys():
         parts[name] = parts[name].eval().requires_grad_(False).to(device=device)
     parts |= _load_depth(folder, device)
     checkpoint = Checkpoint(
-        name=str(model),
+        name=" + ".join([str(model), *map(str, loras)]),
         scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
         recommended=read_json(folder / "fairy.json") if (folder / "fairy.json").is_file() else {},
         folder=folder,
         variant=variant,
+        loras=tuple(loras),
         **parts,
     )
     check_is_editor(checkpoint)

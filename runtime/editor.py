@@ -13,7 +13,7 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import numpy as np
@@ -24,6 +24,7 @@ from fairy.engines.backends import check_backend, make_backend
 from fairy.engines.engine import Backend
 from fairy.engines.store.store import EngineStore
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
+from fairy.export.lora import Lora
 from fairy.export.steps import FP8_LINEARS
 from fairy.kernels.errors import FairyError, InputError
 from fairy.runtime.denoise.networks import Networks
@@ -123,6 +124,7 @@ class Editor:
         threads: int = 1,
         bank: str = "device",
         decoder: str | Path | None = None,
+        lora: Sequence[str | tuple[str | Path, float]] = (),
         linears: str | None = None,
         revision: str | None = None,
         variant: str | None = None,
@@ -150,6 +152,8 @@ class Editor:
             bank: where the anchors' keys and values are kept: "device", or "host" memory, from where they are fetched a
                 step ahead, for cards that cannot hold all steps. Several workers then compute the anchors each.
             decoder: approximate; "tiny" = the model's own small decoder, or a folder or hub id of an `AutoencoderTiny`.
+            lora: files of LoRA (.safetensors, as kohya's trainers, diffusers or PEFT write them), whose changes are
+                added to the weights: "style.safetensors", "style.safetensors:0.6" or ("style.safetensors", 0.6).
             linears: approximate; "float8" computes the UNet's feed-forward and attention projections in 8 bit, with the
                 backends "cuda-graphs" and "compiled"; a CPU simulates it.
             revision, variant, token, cache_dir, local_files_only: as in diffusers, for models from the hub.
@@ -160,13 +164,15 @@ class Editor:
         check_names(cache_dir=cache_dir)
         names = {"device": str(device), "dtype": str(torch_dtype or dtype).removeprefix("torch."), "backend": backend}
         numbers = {"gpus": gpus, "workers": workers, "threads": threads, "worker_timeout_s": worker_timeout_s}
-        more = {"store": store, "without": without, "bank": bank, "decoder": decoder, "linears": linears}
+        more: dict[str, Any] = {"store": store, "without": without, "bank": bank, "decoder": decoder}
+        more |= {"linears": linears, "lora": lora}
         setup = EditorSetup(model, variant, **names, **numbers, **more)  # type: ignore[arg-type]  # it checks them all
         chosen_device = resolve_device(device)
         chosen_dtype = resolve_dtype(setup.dtype, chosen_device)
         devices = worker_devices(chosen_device, gpus, workers)
         also = () if linears is None else (FP8_LINEARS,)
         check_backend(backend, chosen_device, setup.without, also)
+        loras = tuple(Lora(user_path(path), scale) for path, scale in setup.loras)
         checkpoint = load_checkpoint(
             embedded_model() if model is None else model,
             dtype=chosen_dtype,
@@ -177,6 +183,7 @@ class Editor:
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             decoder=decoder,
+            loras=loras,
         )
         engines = EngineStore(store)
         if len(devices) == 1:
@@ -191,7 +198,9 @@ class Editor:
             what = (folder, checkpoint.variant, devices, chosen_dtype, backend, engines.root)
             tiny = checkpoint.tiny_decoder_folder
             wait_s = worker_timeout_s
-            made = executor = WorkerPool(PoolOptions(*what, threads, left_out, bank, tiny, wait_s, wait_s, also=also))
+            made = executor = WorkerPool(
+                PoolOptions(*what, threads, left_out, bank, tiny, wait_s, wait_s, also=also, loras=loras)
+            )
         how = {"device": chosen_device, "dtype": chosen_dtype, "threads": threads, "store": engines, "bank": bank}
         return cls(checkpoint, made, executor=executor, **how)  # type: ignore[arg-type]
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 MAX_WORKERS = 64
+_NUMBER = re.compile(r"-?\d+(\.\d*)?|-?\.\d+")
 _DEVICE = re.compile(r"auto|(cpu|cuda)(:[0-9]{1,3})?")
 
 
@@ -34,6 +36,37 @@ class Device(Kind):
         if isinstance(value, str) and _DEVICE.fullmatch(value):
             return value
         raise InputError("is not known", name=name, value=value, remedy=f"choose {self.takes()}")
+
+
+@dataclass(frozen=True, slots=True)
+class Loras(Names):
+    """Files of LoRA, and how much of each."""
+
+    metavar: str = "FILE[:SCALE]"
+
+    def takes(self) -> str:
+        """How it is written."""
+        return "a .safetensors file and, after a colon, a scale"
+
+    def check(self, name: str, value: Any) -> Any:
+        """Pairs of path and scale."""
+        given = (value,) if isinstance(value, str | Path) else value
+        if not isinstance(given, list | tuple):
+            raise InputError("is not possible", name=name, value=value, remedy=f"give {self.takes()}")
+        return tuple(self._pair(name, each) for each in given)
+
+    def parse(self, name: str, text: str) -> Any:
+        """One of them."""
+        return self._pair(name, text)
+
+    def _pair(self, name: str, value: Any) -> tuple[str, float]:
+        path, scale = value if isinstance(value, list | tuple) and len(value) == 2 else (value, 1.0)
+        if isinstance(value, str):
+            file, _, tail = value.rpartition(":")
+            path, scale = (file, float(tail)) if file and _NUMBER.fullmatch(tail) else (value, 1.0)
+        if not isinstance(path, str | Path) or not str(path):
+            raise InputError("is not possible", name=name, value=value, remedy=f"give {self.takes()}")
+        return str(path), Number(-100.0, 100.0).check(name, scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +98,9 @@ class EditorSetup:
         Name("tiny (the model's own), a folder or a hub id", "TEXT"),
         "Approximate: decode by an AutoencoderTiny",
     )
+    lora: Sequence[str | tuple[str | Path, float]] = option(
+        (), Loras(), "Add a LoRA to the model, 1 = as it was trained; may be repeated"
+    )
     linears: str | None = option(
         None, Choice(("float8",)), "Approximate: compute the UNet's large linear layers in 8 bit"
     )
@@ -85,7 +121,13 @@ class EditorSetup:
         """The same with folders and a store that another process finds too, whatever its folder is."""
         model, decoder = (_absolute_folder(name) for name in (self.model, self.decoder))
         store = None if self.store is None else user_path(self.store)
-        return replace(self, model=model, decoder=decoder, store=store)
+        lora = tuple((str(user_path(path)), scale) for path, scale in self.loras)
+        return replace(self, model=model, decoder=decoder, store=store, lora=lora)
+
+    @property
+    def loras(self) -> tuple[tuple[str, float], ...]:
+        """`lora` as pairs of path and scale."""
+        return self.lora  # type: ignore[return-value]  # made so by its check
 
     @property
     def model_name(self) -> str:

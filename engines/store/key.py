@@ -133,6 +133,8 @@ def weights_digest(checkpoint: Checkpoint, component: str) -> str:
         parts = [f"{name} {tensor}" for name, tensor in _tensor_digests(getattr(checkpoint, component))]
     else:
         parts = [f"{path.name} {_file_digest(*_identity(path))}" for path in files]
+        if component in ("unet", "text_encoder"):
+            parts += [f"lora {_file_digest(*_identity(lora.path))} {lora.scale}" for lora in checkpoint.loras]
     return canonical_digest([config, parts])
 
 

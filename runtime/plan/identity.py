@@ -33,6 +33,7 @@ def identity_of(
         "mask": stamps(None if plan.params.mask is None else user_path(plan.params.mask)),
         "model": stamps(checkpoint.folder),
         "decoder": stamps(checkpoint.tiny_decoder_folder),
+        "loras": [(stamps(lora.path), lora.scale) for lora in checkpoint.loras],
         "backend": {"name": backend, "engines": sorted(engines)},
         "precision": str(plan.precision),
         "device": {"type": device.type, "gpu": gpu, "threads": threads},

@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ import torch
 from fairy.engines.backends import make_backend
 from fairy.engines.store.store import EngineStore
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
+from fairy.export.lora import Lora
 from fairy.kernels.errors import Cancelled, FairyError, MachineError
 from fairy.runtime.allocation import keep_freed_memory
 from fairy.runtime.bank.anchor_bank import StepBank
@@ -316,7 +318,8 @@ def _frames_in(payload: bytearray, plan: Plan) -> list[Frames]:
 
 def read_checkpoint(load: wire.Message) -> Checkpoint:
     """The model that a message "load" names, on its device. Raises InputError."""
-    files = {"variant": load["variant"], "decoder": load.get("decoder")}
+    loras = [Lora(Path(path), scale) for path, scale in load.get("loras", ())]
+    files: dict[str, Any] = {"variant": load["variant"], "decoder": load.get("decoder"), "loras": loras}
     return load_checkpoint(load["model"], dtype=DTYPES[load["dtype"]], device=torch.device(load["device"]), **files)
 
 
