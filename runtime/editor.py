@@ -128,6 +128,7 @@ class Editor:
         linears: str | None = None,
         revision: str | None = None,
         variant: str | None = None,
+        config: str | Path | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
@@ -135,7 +136,10 @@ class Editor:
         """Load a model of the InstructPix2Pix type, or one that sees depth.
 
         Args:
-            model: a folder in diffusers' format or a hub id; None = the model that ships with fairy.
+            model: a folder in diffusers' format, a hub id or a .safetensors file with all weights of a model; None = the
+                model that ships with fairy.
+            config: for a model in one file a folder in diffusers' format, whose configuration, tokenizer and schedule
+                are used.
             device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
             dtype: "auto" (float16 on CUDA, float32 on the CPU), "float32", "float16" or "bfloat16";
                 `torch_dtype` is another name for it.
@@ -166,7 +170,7 @@ class Editor:
         numbers = {"gpus": gpus, "workers": workers, "threads": threads, "worker_timeout_s": worker_timeout_s}
         more: dict[str, Any] = {"store": store, "without": without, "bank": bank, "decoder": decoder}
         more |= {"linears": linears, "lora": lora}
-        setup = EditorSetup(model, variant, **names, **numbers, **more)  # type: ignore[arg-type]  # it checks them all
+        setup = EditorSetup(model, variant=variant, config=config, **names, **numbers, **more)  # type: ignore[arg-type]  # it checks them all
         chosen_device = resolve_device(device)
         chosen_dtype = resolve_dtype(setup.dtype, chosen_device)
         devices = worker_devices(chosen_device, gpus, workers)
@@ -183,6 +187,7 @@ class Editor:
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             decoder=decoder,
+            config=config,
             loras=loras,
         )
         engines = EngineStore(store)
@@ -195,11 +200,20 @@ class Editor:
         else:
             assert checkpoint.folder is not None
             folder, left_out = checkpoint.folder.absolute(), setup.without
-            what = (folder, checkpoint.variant, devices, chosen_dtype, backend, engines.root)
+            file = checkpoint.single_file
+            where = {"loras": loras, "config": None if file is None else folder}
+            what = (
+                folder if file is None else file.absolute(),
+                checkpoint.variant,
+                devices,
+                chosen_dtype,
+                backend,
+                engines.root,
+            )
             tiny = checkpoint.tiny_decoder_folder
             wait_s = worker_timeout_s
             made = executor = WorkerPool(
-                PoolOptions(*what, threads, left_out, bank, tiny, wait_s, wait_s, also=also, loras=loras)
+                PoolOptions(*what, threads, left_out, bank, tiny, wait_s, wait_s, also=also, **where)  # type: ignore[arg-type]
             )
         how = {"device": chosen_device, "dtype": chosen_dtype, "threads": threads, "store": engines, "bank": bank}
         return cls(checkpoint, made, executor=executor, **how)  # type: ignore[arg-type]

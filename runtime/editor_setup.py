@@ -78,7 +78,13 @@ class EditorSetup:
     """
 
     model: str | Path | None = option(
-        None, Name("a folder in diffusers' format or a hub id", "TEXT"), "The model", usual="the embedded model"
+        None,
+        Name("a folder in diffusers' format, a hub id or a .safetensors file", "TEXT"),
+        "The model",
+        usual="the embedded model",
+    )
+    config: str | Path | None = option(
+        None, Name("a folder in diffusers' format"), "Of a model in one file: where its configuration is"
     )
     variant: str | None = option(
         None, Text(), "Which of the model's weights, e.g. fp16", usual="those without one, else what is there"
@@ -119,10 +125,10 @@ class EditorSetup:
 
     def absolute(self) -> "EditorSetup":
         """The same with folders and a store that another process finds too, whatever its folder is."""
-        model, decoder = (_absolute_folder(name) for name in (self.model, self.decoder))
+        model, decoder, config = (_absolute(name) for name in (self.model, self.decoder, self.config))
         store = None if self.store is None else user_path(self.store)
         lora = tuple((str(user_path(path)), scale) for path, scale in self.loras)
-        return replace(self, model=model, decoder=decoder, store=store, lora=lora)
+        return replace(self, model=model, decoder=decoder, store=store, lora=lora, config=config)
 
     @property
     def loras(self) -> tuple[tuple[str, float], ...]:
@@ -141,10 +147,10 @@ class EditorSetup:
         return Editor.from_pretrained(**{field.name: getattr(self, field.name) for field in fields(self)})
 
 
-def _absolute_folder(name: str | Path | None) -> str | None:
-    """The path of a folder; a hub id, or a decoder's name, stays as it is."""
+def _absolute(name: str | Path | None) -> str | None:
+    """The path of a folder or a file; a hub id, or a decoder's name, stays as it is."""
     if name is None:
         return None
-    if name == "tiny" or not user_path(name).is_dir():
+    if name == "tiny" or not user_path(name).exists():
         return str(name)
     return str(user_path(name))

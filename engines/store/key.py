@@ -190,6 +190,8 @@ def _weight_files(checkpoint: Checkpoint, component: str) -> list[Path] | None:
     folder = checkpoint.tiny_decoder_folder if component == "tiny_decoder" else checkpoint.folder
     if folder is None:
         return None
+    if component != "tiny_decoder" and checkpoint.single_file is not None:
+        return [checkpoint.single_file]
     if component == "tiny_decoder":
         return sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
     patterns = [p for p in hub_patterns(checkpoint.variant) if p.startswith(f"{component}/")]

@@ -25,6 +25,7 @@ from fairy.runtime.cli.clips import generate, interpolate, upscale
 from fairy.runtime.cli.edit import edit
 from fairy.runtime.cli.edit_many import edit_many
 from fairy.runtime.cli.engines import engines
+from fairy.runtime.cli.groups import GroupedCommand
 from fairy.runtime.cli.interruption import BY_SIGNAL, end_at_once
 from fairy.runtime.cli.serve import serve
 from fairy.runtime.cli.table import spelled
@@ -111,7 +112,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         raise typer.Exit(1)
 
 
-app.command()(edit)
+app.command(cls=GroupedCommand)(edit)
 app.command()(edit_many)
 app.command()(generate)
 app.command()(interpolate)

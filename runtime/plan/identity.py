@@ -31,7 +31,7 @@ def identity_of(
         "initial noise": noise,
         "looks": [stamps(user_path(look)) for look in plan.params.looks.values()],
         "mask": stamps(None if plan.params.mask is None else user_path(plan.params.mask)),
-        "model": stamps(checkpoint.folder),
+        "model": stamps(checkpoint.folder) + stamps(checkpoint.single_file),
         "decoder": stamps(checkpoint.tiny_decoder_folder),
         "loras": [(stamps(lora.path), lora.scale) for lora in checkpoint.loras],
         "backend": {"name": backend, "engines": sorted(engines)},

@@ -223,7 +223,7 @@ class EditParams:
     anchor_images: Mapping[int, str | Path] | Sequence[tuple[int, str | Path]] = option(
         (),
         AnchorImages(),
-        "How an anchor looks when it is edited, for others to follow",
+        "How an anchor looks when it is edited",
         flag="anchor-image",
         fits="bank",
     )
@@ -231,7 +231,9 @@ class EditParams:
         None, Whole(1, 1000), "Denoising steps", usual="the model's, else 10; 50 if it sees depth", flag="steps"
     )
     strength: float = option(
-        1.0, Number(0.0, 1.0), "How much is edited: the share of the steps, to the last, that are taken from the source"
+        1.0,
+        Number(0.0, 1.0),
+        "How much changes: the share of the steps that are taken, from the source on; 0 = nothing",
     )
     seed: int = option(0, Whole(0, 2**63 - 1), "Seed of all noise; the same on any number of workers")
     guidance_scale: float | None = option(None, Number(0.0, 100.0), "Pull of the text", usual="the model's, else 7.5")

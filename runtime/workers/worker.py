@@ -319,7 +319,7 @@ def _frames_in(payload: bytearray, plan: Plan) -> list[Frames]:
 def read_checkpoint(load: wire.Message) -> Checkpoint:
     """The model that a message "load" names, on its device. Raises InputError."""
     loras = [Lora(Path(path), scale) for path, scale in load.get("loras", ())]
-    files: dict[str, Any] = {"variant": load["variant"], "decoder": load.get("decoder"), "loras": loras}
+    files: dict[str, Any] = {name: load.get(name) for name in ("variant", "decoder", "config")} | {"loras": loras}
     return load_checkpoint(load["model"], dtype=DTYPES[load["dtype"]], device=torch.device(load["device"]), **files)
 
 
