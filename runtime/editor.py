@@ -136,8 +136,8 @@ class Editor:
         """Load a model of the InstructPix2Pix type, or one that sees depth.
 
         Args:
-            model: a folder in diffusers' format, a hub id or a .safetensors file with all weights of a model; None = the
-                model that ships with fairy.
+            model: a folder in diffusers' format, a hub id or a .safetensors file with all of a model's weights; None =
+                the model that ships with fairy.
             config: for a model in one file a folder in diffusers' format, whose configuration, tokenizer and schedule
                 are used.
             device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".

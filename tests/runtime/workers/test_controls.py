@@ -1,4 +1,7 @@
-"""Masks, strengths and given looks: two workers, and an edit that goes on after an interruption, give the same file."""
+"""Two workers, and an edit that goes on after an interruption, give the same file: with masks, strengths, given looks.
+
+The model is in one file and has a LoRA, which workers have to find too.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,10 +9,14 @@ from threading import Event
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from fairy.export.checkpoint import load_checkpoint
 from fairy.kernels.errors import Cancelled
 from fairy.runtime import Editor, EditParams, Progress
+from tests.export.test_single_file import tensors_of
 from tests.runtime.conftest import make_frames, write_clip
 
 pytestmark = pytest.mark.slow
@@ -17,8 +24,26 @@ USUAL = {"num_inference_steps": 2, "anchors": 2, "micro_batch": 2, "shots": (6,)
 
 
 @pytest.fixture(scope="module")
-def crew(checkpoint_folder: Path) -> Iterator[Editor]:
-    with Editor.from_pretrained(checkpoint_folder, device="cpu", workers=2) as made:
+def model(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What an editor is made with."""
+    folder = tmp_path_factory.mktemp("model")
+    save_file(tensors_of(load_checkpoint(checkpoint_folder)), folder / "model.safetensors")
+    place, rng = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", torch.Generator().manual_seed(0)
+    shapes = {f"{place}.lora_A.weight": (4, 32), f"{place}.lora_B.weight": (32, 4)}
+    save_file({key: torch.randn(shape, generator=rng) for key, shape in shapes.items()}, folder / "lora.safetensors")
+    lora = f"{folder / 'lora.safetensors'}:0.5"
+    return {"model": folder / "model.safetensors", "config": checkpoint_folder, "lora": lora, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def alone(model: dict) -> Iterator[Editor]:
+    with Editor.from_pretrained(**model) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def crew(model: dict) -> Iterator[Editor]:
+    with Editor.from_pretrained(**model, workers=2) as made:
         yield made
 
 
@@ -42,14 +67,14 @@ CONTROLS = {
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-def test_the_same_file(editor: Editor, crew: Editor, folder: Path, tmp_path: Path, name: str) -> None:
+def test_the_same_file(alone: Editor, crew: Editor, folder: Path, tmp_path: Path, name: str) -> None:
     controls = CONTROLS[name]
     params = EditParams("make it red", **{**USUAL, **controls, **_paths(controls, folder)})
-    whole = editor.edit_file(folder / "clip.mp4", tmp_path / "whole.mp4", params)
+    whole = alone.edit_file(folder / "clip.mp4", tmp_path / "whole.mp4", params)
     shared = crew.edit_file(folder / "clip.mp4", tmp_path / "shared.mp4", params)
-    for i, again in enumerate((editor, crew)):
+    for i, again in enumerate((alone, crew)):
         out = tmp_path / f"again{i}.mp4"
-        interrupt(editor, folder / "clip.mp4", out, params)
+        interrupt(alone, folder / "clip.mp4", out, params)
         resumed = again.edit_file(folder / "clip.mp4", out, params, resume=True)
         assert resumed.resumed_batches == 1
         assert resumed.frames_sha256 == whole.frames_sha256 == shared.frames_sha256
@@ -71,3 +96,9 @@ def interrupt(editor: Editor, clip: Path, out: Path, params: EditParams) -> None
 def _paths(controls: dict, folder: Path) -> dict:
     looks = {frame: folder / name for frame, name in controls.get("anchor_images", {}).items()}
     return {"anchor_images": looks, "mask": folder / controls["mask"] if "mask" in controls else None}
+
+
+def test_a_lora_changes_the_edit(alone: Editor, editor: Editor) -> None:
+    params = EditParams("make it red", **{**USUAL, "shots": "off", "num_inference_steps": 1})
+    assert not np.array_equal(alone.edit(make_frames(3), params).frames, editor.edit(make_frames(3), params).frames)
+    assert "lora.safetensors:0.5" in alone._networks.checkpoint.name
