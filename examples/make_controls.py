@@ -1,6 +1,6 @@
 """Render the pictures of docs/controls.md with the embedded model, on frames of the demo's clip.
 
-    python examples/make_controls.py OUT_FOLDER
+    python -m examples.make_controls OUT_FOLDER
 
 The photograph is one of those that ship inside scikit-image (chelsea, the cat; public domain, CC0).
 """

@@ -49,7 +49,7 @@ from fairy.runtime.plan.batches import default_micro_batch
 from fairy.runtime.plan.file_request import DEFAULT_CRF, FileRequest
 from fairy.runtime.plan.identity import identity_of
 from fairy.runtime.plan.memory import check_memory
-from fairy.runtime.plan.params import EditParams
+from fairy.runtime.plan.params import DEFAULT_FEATHER, EditParams
 from fairy.runtime.plan.plan import Plan, plan_edit, resolved_for
 from fairy.runtime.record.edit_report import (
     EditPart,
@@ -437,7 +437,8 @@ class Editor:
         frames = np.full((count + others, height, width, 3), 127, np.uint8)
         if find_method(asked.method).anchors == "chosen":
             asked = replace(asked, anchors=count)
-        whole = replace(asked, start=None, end=None, prompts=None, shots="off")  # frames of another video
+        other = {"mask": None, "mask_feather": DEFAULT_FEATHER, "anchor_images": ()}  # these are of another video
+        whole = replace(asked, start=None, end=None, prompts=None, shots="off", **other)  # type: ignore[arg-type]
         self.edit(frames, replace(whole, num_inference_steps=1))
 
     def close(self) -> None:

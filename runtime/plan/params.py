@@ -25,7 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "sampler": "euler_ancestral",
     "long_side": 512,
 }
-_FEATHER = 8
+DEFAULT_FEATHER = 8
 _RECOMMENDABLE = (*DEFAULTS, "anchors")
 
 
@@ -275,7 +275,9 @@ class EditParams:
     mask: str | Path | None = option(
         None, Name("a picture, a folder of pictures, or a video"), "Edit only what is white in it, one for all or each"
     )
-    mask_feather: int = option(_FEATHER, Whole(0, 1024), "Pixels around the mask's white over which the edit fades out")
+    mask_feather: int = option(
+        DEFAULT_FEATHER, Whole(0, 1024), "Pixels around the mask's white over which the edit fades out"
+    )
     long_side: int | None = option(
         None,
         Whole(8, 16384),
@@ -326,7 +328,7 @@ class EditParams:
         check_options(self)
         if self.start is not None and self.end is not None and self.end <= self.start:
             raise InputError(f"s must be later than start = {self.start:g} s", name="end", value=self.end)
-        if self.mask_feather != _FEATHER and self.mask is None:
+        if self.mask_feather != DEFAULT_FEATHER and self.mask is None:
             raise InputError(
                 "belongs to a mask", name="mask_feather", remedy="give one (mask, --mask), or leave it out"
             )

@@ -234,3 +234,7 @@ def test_a_folder_of_pictures(editor: Editor, clip: Path, tmp_path: Path) -> Non
     with pytest.raises(InputError, match="codec = 'prores' is not held by MP4"):
         editor.edit_file(clip, tmp_path / "out.mp4", asked, codec="prores")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_warming_up_needs_none(editor: Editor) -> None:
+    editor.warm_up(48, 64, params(Path("of_another_video.png"), mask_feather=2, anchor_images={9: "of_it.png"}))
