@@ -6,7 +6,7 @@ Only classes named here are ever made, only safetensors files are read, and no c
 import errno
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,9 @@ from torch import nn
 
 from fairy.export.bases.stable_diffusion import EDIT_GRAPHS, RARE_GRAPHS, build_graph, graph_specs
 from fairy.export.graphs import GraphSpec
+from fairy.export.lora import Lora, fuse
 from fairy.export.model import Attend
+from fairy.export.single_file import config_folder, load_from_file, single_file
 from fairy.export.weight_files import STEMS, check_is_whole, choose_variant, variants_of
 from fairy.kernels.anchor_attention import anchor_attention
 from fairy.kernels.errors import InputError, MachineError
@@ -47,6 +49,8 @@ class Checkpoint:
         depth_estimator, depth_processor: the DPT that comes with a depth-conditioned model, in float32; else None.
         tiny_decoder, tiny_decoder_folder: an `AutoencoderTiny` that decodes instead of the autoencoder, approximately,
             and where it was read from; else None.
+        loras: files whose changes are in the weights of the UNet and the text encoder.
+        single_file: where the weights were read from, if that is one file; `folder` then has the configuration.
     """
 
     name: str
@@ -62,6 +66,8 @@ class Checkpoint:
     depth_processor: Any = None
     tiny_decoder: Any = None
     tiny_decoder_folder: Path | None = None
+    loras: tuple[Lora, ...] = ()
+    single_file: Path | None = None
 
     @property
     def decoder(self) -> Any:
@@ -132,11 +138,17 @@ class Checkpoint:
         folder = self.tiny_decoder_folder if part == _TINY else self.folder
         if folder is None:
             return None
+        if part != _TINY and self.single_file is not None:
+            return [self.single_file]
         if part == _TINY:
             return sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
         patterns = [p for p in hub_patterns(self.variant) if p.startswith(f"{part}/")]
         found = {path for pattern in patterns if pattern.endswith(".safetensors") for path in folder.glob(pattern)}
         return sorted(found or (folder / part).glob("*.safetensors"))
+
+    def additions(self, part: str) -> list[tuple[Path, float]]:
+        """The LoRA files that were added to a part's network, and how strongly."""
+        return [(lora.path, lora.scale) for lora in self.loras] if part in ("unet", "text_encoder") else []
 
     def build_words(self, spec: GraphSpec) -> list[str]:
         """Options of `fairy build` that this very graph needs."""
@@ -157,37 +169,50 @@ def load_checkpoint(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     decoder: str | Path | None = None,
+    config: str | Path | None = None,
+    loras: Sequence[Lora] = (),
 ) -> Checkpoint:
-    """Load an InstructPix2Pix-type or depth-conditioned model: a folder in diffusers' format, or a hub id.
+    """Load an InstructPix2Pix-type or depth-conditioned model: a folder in diffusers' format, a hub id, or one file.
 
     Args:
         variant: which weights, as in `diffusion_pytorch_model.fp16.safetensors`; None = those without a variant, else
             what there is.
         decoder: a small decoder to use instead of the autoencoder's, approximate: "tiny" = the model's own, or a folder
             or hub id of an `AutoencoderTiny` made for the same latents; None = the autoencoder's.
+        config: for a model in one .safetensors file a folder in diffusers' format, whose configuration it has.
+        loras: files whose changes are added to the weights.
 
     Raises:
         InputError: the model is missing, of another kind, or holds no safetensors files.
     """
     hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    folder = _folder("model", model, hub_patterns(variant), {**hub, "revision": revision})
-    if variant is None and not Path(model).expanduser().is_dir() and not _has_weights(folder):
+    file = single_file(model)
+    if file is not None:
+        folder = config_folder(file, config)
+    else:
+        if config is not None:
+            raise InputError("is for a model in one file", name="config", value=str(config), remedy="leave it out")
+        folder = _folder("model", model, hub_patterns(variant), {**hub, "revision": revision})
+    if file is None and variant is None and not Path(model).expanduser().is_dir() and not _has_weights(folder):
         folder = _folder("model", model, hub_patterns("fp16"), {**hub, "revision": revision})
     _check_index(folder)
     with quiet_loading():
-        parts: dict[str, Any] = {name: _load(folder / name, name, dtype, variant) for name in _COMPONENTS}
+        parts: dict[str, Any] = {name: _load(folder / name, name, dtype, variant, file) for name in _COMPONENTS}
         if decoder is not None:
             parts["tiny_decoder_folder"] = where = _decoder_folder(folder, decoder, hub)
             parts[_TINY] = _load_tiny_decoder(where, parts["vae"], dtype)
+        fuse(parts, loras)
     for name in {"unet", "vae", "text_encoder", _TINY} & parts.keys():
         parts[name] = parts[name].eval().requires_grad_(False).to(device=device)
     parts |= _load_depth(folder, device)
     checkpoint = Checkpoint(
-        name=str(model),
+        name=" + ".join([str(model), *map(str, loras)]),
         scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
         recommended=read_json(folder / "fairy.json") if (folder / "fairy.json").is_file() else {},
         folder=folder,
         variant=variant,
+        loras=tuple(loras),
+        single_file=file,
         **parts,
     )
     check_is_editor(checkpoint)
@@ -319,17 +344,30 @@ def _check_index(folder: Path) -> None:
         raise InputError(f"{folder} has no scheduler/scheduler_config.json, which says how the model was trained.")
 
 
-def _load(where: Path, name: str, dtype: torch.dtype, variant: str | None) -> Any:
+def _load(where: Path, name: str, dtype: torch.dtype, variant: str | None, file: Path | None = None) -> Any:
     if not where.is_dir():
         raise InputError(f"{where.parent} has no folder {name}; the model is not complete.")
     try:
-        return _load_tokenizer(where) if name == "tokenizer" else _load_network(where, name, dtype, variant)
+        if name == "tokenizer":
+            return _load_tokenizer(where)
+        if file is not None:
+            return load_from_file(file, where.parent, name, _class_of(name), dtype)
+        return _load_network(where, name, dtype, variant)
     except (InputError, MemoryError):
         raise
     except Exception as error:  # what the libraries raise for a broken file is not theirs to promise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if file is not None and name != "tokenizer":
+            raise InputError(f"{file} does not fit the configuration of the {name} in {where} ({reason}).") from error
         kind = "tokenizer files" if name == "tokenizer" else "a config.json and whole safetensors files"
         raise InputError(f"The {name} in {where} cannot be loaded ({reason}); it must hold {kind}.") from error
+
+
+def _class_of(name: str) -> Any:
+    import diffusers
+    import transformers
+
+    return transformers.CLIPTextModel if name == "text_encoder" else getattr(diffusers, _CLASSES[name])
 
 
 def _load_tokenizer(where: Path) -> Any:

@@ -92,6 +92,10 @@ class Model(Protocol):
         """The safetensors files of a part's network; None where it was made in code."""
         ...
 
+    def additions(self, part: str) -> list[tuple[Path, float]]:
+        """Files of further weights that were added to a part's network, and how strongly."""
+        ...
+
     def build_words(self, spec: GraphSpec) -> list[str]:
         """Options that `fairy build` needs to build this very graph, beside model, backend and sizes."""
         ...

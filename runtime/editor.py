@@ -13,7 +13,7 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import numpy as np
@@ -24,6 +24,7 @@ from fairy.engines.backends import check_backend, make_backend
 from fairy.engines.engine import Backend
 from fairy.engines.store.store import EngineStore
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
+from fairy.export.lora import Lora
 from fairy.export.steps import FP8_LINEARS
 from fairy.kernels.errors import FairyError, InputError
 from fairy.runtime.denoise.networks import Networks
@@ -48,7 +49,7 @@ from fairy.runtime.plan.batches import default_micro_batch
 from fairy.runtime.plan.file_request import DEFAULT_CRF, FileRequest
 from fairy.runtime.plan.identity import identity_of
 from fairy.runtime.plan.memory import check_memory
-from fairy.runtime.plan.params import EditParams
+from fairy.runtime.plan.params import DEFAULT_FEATHER, EditParams
 from fairy.runtime.plan.plan import Plan, plan_edit, resolved_for
 from fairy.runtime.record.edit_report import (
     EditPart,
@@ -64,6 +65,7 @@ from fairy.runtime.record.progress import Monitor, Progress
 from fairy.runtime.record.reporting import report_of
 from fairy.runtime.record.run import Run
 from fairy.runtime.video import Clock
+from fairy.runtime.video.codecs import Encoding
 from fairy.runtime.workers.pool import PoolOptions, WorkerPool
 
 if TYPE_CHECKING:
@@ -122,9 +124,11 @@ class Editor:
         threads: int = 1,
         bank: str = "device",
         decoder: str | Path | None = None,
+        lora: Sequence[str | tuple[str | Path, float]] = (),
         linears: str | None = None,
         revision: str | None = None,
         variant: str | None = None,
+        config: str | Path | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
@@ -132,7 +136,10 @@ class Editor:
         """Load a model of the InstructPix2Pix type, or one that sees depth.
 
         Args:
-            model: a folder in diffusers' format or a hub id; None = the model that ships with fairy.
+            model: a folder in diffusers' format, a hub id or a .safetensors file with all of a model's weights; None =
+                the model that ships with fairy.
+            config: for a model in one file a folder in diffusers' format, whose configuration, tokenizer and schedule
+                are used.
             device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
             dtype: "auto" (float16 on CUDA, float32 on the CPU), "float32", "float16" or "bfloat16";
                 `torch_dtype` is another name for it.
@@ -149,6 +156,8 @@ class Editor:
             bank: where the anchors' keys and values are kept: "device", or "host" memory, from where they are fetched a
                 step ahead, for cards that cannot hold all steps. Several workers then compute the anchors each.
             decoder: approximate; "tiny" = the model's own small decoder, or a folder or hub id of an `AutoencoderTiny`.
+            lora: files of LoRA (.safetensors, as kohya's trainers, diffusers or PEFT write them), whose changes are
+                added to the weights: "style.safetensors", "style.safetensors:0.6" or ("style.safetensors", 0.6).
             linears: approximate; "float8" computes the UNet's feed-forward and attention projections in 8 bit, with the
                 backends "cuda-graphs" and "compiled"; a CPU simulates it.
             revision, variant, token, cache_dir, local_files_only: as in diffusers, for models from the hub.
@@ -159,13 +168,15 @@ class Editor:
         check_names(cache_dir=cache_dir)
         names = {"device": str(device), "dtype": str(torch_dtype or dtype).removeprefix("torch."), "backend": backend}
         numbers = {"gpus": gpus, "workers": workers, "threads": threads, "worker_timeout_s": worker_timeout_s}
-        more = {"store": store, "without": without, "bank": bank, "decoder": decoder, "linears": linears}
-        setup = EditorSetup(model, variant, **names, **numbers, **more)  # type: ignore[arg-type]  # it checks them all
+        more: dict[str, Any] = {"store": store, "without": without, "bank": bank, "decoder": decoder}
+        more |= {"linears": linears, "lora": lora}
+        setup = EditorSetup(model, variant=variant, config=config, **names, **numbers, **more)  # type: ignore[arg-type]  # it checks them all
         chosen_device = resolve_device(device)
         chosen_dtype = resolve_dtype(setup.dtype, chosen_device)
         devices = worker_devices(chosen_device, gpus, workers)
         also = () if linears is None else (FP8_LINEARS,)
         check_backend(backend, chosen_device, setup.without, also)
+        loras = tuple(Lora(user_path(path), scale) for path, scale in setup.loras)
         checkpoint = load_checkpoint(
             embedded_model() if model is None else model,
             dtype=chosen_dtype,
@@ -176,6 +187,8 @@ class Editor:
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             decoder=decoder,
+            config=config,
+            loras=loras,
         )
         engines = EngineStore(store)
         if len(devices) == 1:
@@ -187,10 +200,21 @@ class Editor:
         else:
             assert checkpoint.folder is not None
             folder, left_out = checkpoint.folder.absolute(), setup.without
-            what = (folder, checkpoint.variant, devices, chosen_dtype, backend, engines.root)
+            file = checkpoint.single_file
+            where = {"loras": loras, "config": None if file is None else folder}
+            what = (
+                folder if file is None else file.absolute(),
+                checkpoint.variant,
+                devices,
+                chosen_dtype,
+                backend,
+                engines.root,
+            )
             tiny = checkpoint.tiny_decoder_folder
             wait_s = worker_timeout_s
-            made = executor = WorkerPool(PoolOptions(*what, threads, left_out, bank, tiny, wait_s, wait_s, also=also))
+            made = executor = WorkerPool(
+                PoolOptions(*what, threads, left_out, bank, tiny, wait_s, wait_s, also=also, **where)  # type: ignore[arg-type]
+            )
         how = {"device": chosen_device, "dtype": chosen_dtype, "threads": threads, "store": engines, "bank": bank}
         return cls(checkpoint, made, executor=executor, **how)  # type: ignore[arg-type]
 
@@ -265,6 +289,10 @@ class Editor:
         fps: float | Fraction | None = None,
         crf: int = DEFAULT_CRF,
         then: str | Sequence[str] | None = None,
+        codec: str | None = None,
+        lossless: bool = False,
+        pixel_format: str | None = None,
+        bit_depth: int = 8,
         on_progress: OnProgress | None = None,
         cancel: threading.Event | None = None,
         latents: Tensor | None = None,
@@ -281,13 +309,29 @@ class Editor:
             crf: constant rate factor of the encoder, 0 (best) to 51.
             then: "upscale", "interpolate", or both in an order: what the edited frames become before they are written,
                 by the embedded generator's stages. The report tells of the edit, and a note of what was written.
+            codec: "h264", "hevc", "av1", "vp9", "prores" or "ffv1"; "png" makes `out` a new folder of pictures; None =
+                the container's usual one.
+            lossless: every edited frame can be read back bit for bit.
+            pixel_format: FFmpeg's name of the samples, such as "yuv444p"; None = what players show.
+            bit_depth: 8, or 10 for programs that want it; the edit itself has 8.
             resume: go on from the micro-batches that an interrupted edit of the same into the same file, or one of the
                 same name with another ending, had finished; it left them in `out` + ".job", which is removed when
                 `out` is there.
             params, preview, on_progress, cancel, latents: as in `edit`.
         """
         request = FileRequest.checked(
-            video, out, compare=compare, preview=preview, report=report, fps=fps, crf=crf, then=then
+            video,
+            out,
+            compare=compare,
+            preview=preview,
+            report=report,
+            fps=fps,
+            crf=crf,
+            then=then,
+            codec=codec,
+            lossless=lossless,
+            pixel_format=pixel_format,
+            bit_depth=bit_depth,
         )
         check_resume(params, resume)
         with self._one_edit(), only_writer_of(request.out, request.compare, request.preview, request.report):
@@ -314,17 +358,21 @@ class Editor:
     def _write(self, run: Run, request: FileRequest, *, resume: bool) -> None:
         """Edit into files. They get their names when all is done, the edited video first."""
         height, width = run.plan.result_size
-        make = partial(open_writer, source=run.plan.source, fps=request.fps, crf=request.crf, cancel=run.monitor.cancel)
+        make = partial(open_writer, source=run.plan.source, fps=request.fps, cancel=run.monitor.cancel)
+        usual, asked = Encoding(crf=request.crf), request.encoding
         follow_up = self._follow_up(run, request)
         with ExitStack() as stack:
             beside = None
             if request.compare is not None:
-                beside = stack.enter_context(make(request.compare, height=height, width=side_by_side_width(width)))
+                beside = stack.enter_context(
+                    make(request.compare, height=height, width=side_by_side_width(width), encoding=usual)
+                )
             if follow_up is None:
-                writer = stack.enter_context(make(request.out, height=height, width=width))
+                writer = stack.enter_context(make(request.out, height=height, width=width, encoding=asked))
             else:
                 high, wide = follow_up.size
-                writer = stack.enter_context(make(request.out, height=high, width=wide, clock=follow_up.clock))
+                clock = follow_up.clock
+                writer = stack.enter_context(make(request.out, height=high, width=wide, clock=clock, encoding=asked))
 
             def write(item: tuple[EditPart, list[Frames]]) -> None:
                 part, pictures = item
@@ -389,7 +437,8 @@ class Editor:
         frames = np.full((count + others, height, width, 3), 127, np.uint8)
         if find_method(asked.method).anchors == "chosen":
             asked = replace(asked, anchors=count)
-        whole = replace(asked, start=None, end=None, prompts=None, shots="off")  # frames of another video
+        other = {"mask": None, "mask_feather": DEFAULT_FEATHER, "anchor_images": ()}  # these are of another video
+        whole = replace(asked, start=None, end=None, prompts=None, shots="off", **other)  # type: ignore[arg-type]
         self.edit(frames, replace(whole, num_inference_steps=1))
 
     def close(self) -> None:
@@ -438,18 +487,29 @@ class Editor:
         previews: list[list[Frames]] = []
         with closing(ahead(read_frames_of(run), _QUEUED)) as reads, closing(self._executor.edit(run, reads)) as edits:
             for segment in run.plan.segments:
-                _, anchor_frames = next(edits)
+                anchor_pictures, anchor_frames = next(edits)
                 if preview is not None:
-                    previews.append([anchor_frames[a] for a in segment.anchors])
+                    anchors = np.stack([anchor_frames[a] for a in segment.anchors])
+                    previews.append(list(self._within_mask(run, anchor_pictures, anchors)))
                     write_picture(preview, contact_sheet(previews))
                 for part, (pictures, edited) in zip(segment.parts, edits, strict=False):
                     edited = {**anchor_frames, **edited}
                     frames = np.stack([edited[i] for i in range(part.start, part.stop)])
+                    frames = self._within_mask(run, pictures, frames)
                     run.tally.sha256.update(frames.tobytes())
                     run.note_first_frame()
                     clock = run.plan.source.clock
                     pts = None if clock is None else tuple(map(int, clock.pts[part.start : part.stop]))
                     yield EditPart(part.start, frames, pts), pictures
+            if run.plan.mask is not None and not run.tally.masked:
+                run.tally.notes.append("The mask is empty: nothing was edited, and all frames are the source's.")
+
+    def _within_mask(self, run: Run, pictures: list[Frames], frames: Frames) -> Frames:
+        """Edited frames [n, H, W, 3] where their mask says so, else their source frames."""
+        if run.plan.mask is None:
+            return frames
+        run.tally.masked = run.tally.masked or any(picture[..., 3].any() for picture in pictures)
+        return self._networks.within_masks(run, pictures, frames)
 
     def _report(self, run: Run) -> EditReport:
         return report_of(

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 MAX_WORKERS = 64
+_NUMBER = re.compile(r"-?\d+(\.\d*)?|-?\.\d+")
 _DEVICE = re.compile(r"auto|(cpu|cuda)(:[0-9]{1,3})?")
 
 
@@ -37,6 +39,37 @@ class Device(Kind):
 
 
 @dataclass(frozen=True, slots=True)
+class Loras(Names):
+    """Files of LoRA, and how much of each."""
+
+    metavar: str = "FILE[:SCALE]"
+
+    def takes(self) -> str:
+        """How it is written."""
+        return "a .safetensors file and, after a colon, a scale"
+
+    def check(self, name: str, value: Any) -> Any:
+        """Pairs of path and scale."""
+        given = (value,) if isinstance(value, str | Path) else value
+        if not isinstance(given, list | tuple):
+            raise InputError("is not possible", name=name, value=value, remedy=f"give {self.takes()}")
+        return tuple(self._pair(name, each) for each in given)
+
+    def parse(self, name: str, text: str) -> Any:
+        """One of them."""
+        return self._pair(name, text)
+
+    def _pair(self, name: str, value: Any) -> tuple[str, float]:
+        path, scale = value if isinstance(value, list | tuple) and len(value) == 2 else (value, 1.0)
+        if isinstance(value, str):
+            file, _, tail = value.rpartition(":")
+            path, scale = (file, float(tail)) if file and _NUMBER.fullmatch(tail) else (value, 1.0)
+        if not isinstance(path, str | Path) or not str(path):
+            raise InputError("is not possible", name=name, value=value, remedy=f"give {self.takes()}")
+        return str(path), Number(-100.0, 100.0).check(name, scale)
+
+
+@dataclass(frozen=True, slots=True)
 class EditorSetup:
     """The arguments of `Editor.from_pretrained`, checked as far as that is possible without a model or a GPU.
 
@@ -45,7 +78,13 @@ class EditorSetup:
     """
 
     model: str | Path | None = option(
-        None, Name("a folder in diffusers' format or a hub id", "TEXT"), "The model", usual="the embedded model"
+        None,
+        Name("a folder in diffusers' format, a hub id or a .safetensors file", "TEXT"),
+        "The model",
+        usual="the embedded model",
+    )
+    config: str | Path | None = option(
+        None, Name("a folder in diffusers' format"), "Of a model in one file: where its configuration is"
     )
     variant: str | None = option(
         None, Text(), "Which of the model's weights, e.g. fp16", usual="those without one, else what is there"
@@ -65,6 +104,9 @@ class EditorSetup:
         Name("tiny (the model's own), a folder or a hub id", "TEXT"),
         "Approximate: decode by an AutoencoderTiny",
     )
+    lora: Sequence[str | tuple[str | Path, float]] = option(
+        (), Loras(), "Add a LoRA to the model, 1 = as it was trained; may be repeated"
+    )
     linears: str | None = option(
         None, Choice(("float8",)), "Approximate: compute the UNet's large linear layers in 8 bit"
     )
@@ -83,9 +125,15 @@ class EditorSetup:
 
     def absolute(self) -> "EditorSetup":
         """The same with folders and a store that another process finds too, whatever its folder is."""
-        model, decoder = (_absolute_folder(name) for name in (self.model, self.decoder))
+        model, decoder, config = (_absolute(name) for name in (self.model, self.decoder, self.config))
         store = None if self.store is None else user_path(self.store)
-        return replace(self, model=model, decoder=decoder, store=store)
+        lora = tuple((str(user_path(path)), scale) for path, scale in self.loras)
+        return replace(self, model=model, decoder=decoder, store=store, lora=lora, config=config)
+
+    @property
+    def loras(self) -> tuple[tuple[str, float], ...]:
+        """`lora` as pairs of path and scale."""
+        return self.lora  # type: ignore[return-value]  # made so by its check
 
     @property
     def model_name(self) -> str:
@@ -99,10 +147,10 @@ class EditorSetup:
         return Editor.from_pretrained(**{field.name: getattr(self, field.name) for field in fields(self)})
 
 
-def _absolute_folder(name: str | Path | None) -> str | None:
-    """The path of a folder; a hub id, or a decoder's name, stays as it is."""
+def _absolute(name: str | Path | None) -> str | None:
+    """The path of a folder or a file; a hub id, or a decoder's name, stays as it is."""
     if name is None:
         return None
-    if name == "tiny" or not user_path(name).is_dir():
+    if name == "tiny" or not user_path(name).exists():
         return str(name)
     return str(user_path(name))

@@ -154,15 +154,15 @@ def begin_anchors(edit: SegmentEdit, number: int, pictures: list[Frames]) -> Non
     if latents is not None:
         edit.restore(edit.segment.anchors, latents, pictures)
     else:
-        edit.begin(edit.segment.anchors, pictures)
+        edit.begin(edit.segment.anchors, pictures, anchors=True)
 
 
 def fill_bank(edit: SegmentEdit, pictures: list[Frames]) -> None:
     """Compute the keys and values of anchors whose latents were there."""
     anchors = edit.segment.anchors
-    edit.begin(anchors, pictures)
-    edit.compute(anchor_task(edit.segment, len(edit.run.plan.schedule), carried=edit.carried is not None))
-    edit.forget(anchors)
+    with edit.aside(anchors):
+        edit.begin(anchors, pictures, anchors=True)
+        edit.compute(anchor_task(edit.segment, len(edit.run.plan.schedule), carried=edit.carried is not None))
 
 
 def begin_part(edit: SegmentEdit, number: int, part: Part, pictures: list[Frames]) -> None:

@@ -133,6 +133,7 @@ def weights_digest(model: Model, part: str) -> str:
         parts = [f"{name} {tensor}" for name, tensor in _tensor_digests(network)]
     else:
         parts = [f"{path.name} {_file_digest(*_identity(path))}" for path in files]
+        parts += [f"lora {_file_digest(*_identity(path))} {scale}" for path, scale in model.additions(part)]
     return canonical_digest([config, parts])
 
 

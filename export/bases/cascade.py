@@ -180,6 +180,10 @@ class CascadeModel:
         """The safetensors files of a part's network."""
         return sorted((self.folder / part).glob("*.safetensors"))
 
+    def additions(self, part: str) -> list[tuple[Path, float]]:
+        """None."""
+        return []
+
     def build_words(self, spec: GraphSpec) -> list[str]:
         """Options of `fairy build` that this very graph needs."""
         return [] if spec.name in self.usual_graphs else ["--graphs", spec.name]

@@ -24,7 +24,9 @@ from fairy.runtime.workers.torchrun import processes_asked_for
 def edit(
     context: typer.Context,
     video: Annotated[Path, typer.Argument(metavar="IN", help="A video file, or a folder of images (needs --fps).")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write: .mp4 .m4v .mov .mkv .webm .avi .ts")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The file to write: .mp4 .m4v .mov .mkv .webm .avi .ts .gif .webp")
+    ],
     prompt: Annotated[
         str | None,
         typer.Argument(metavar="INSTRUCTION", help='What to do, e.g. "make it snow"; may be left to --prompts.'),
@@ -48,7 +50,10 @@ def edit(
     check_processes(params, max(processes))
     check_resume(params, resume)
     request = FileRequest.checked(
-        video, out, others=(context.params["prompts"], params.depth), **chosen(FileRequest, given)
+        video,
+        out,
+        others=(context.params["prompts"], params.depth, params.mask, *params.looks.values()),
+        **chosen(FileRequest, given),
     )
     keep_freed_memory()
     with setup.open() as editor, telling_of_journal(), progress_bar(quiet) as on_progress:

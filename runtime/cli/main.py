@@ -25,7 +25,9 @@ from fairy.runtime.cli.clips import generate, interpolate, upscale
 from fairy.runtime.cli.edit import edit
 from fairy.runtime.cli.edit_many import edit_many
 from fairy.runtime.cli.engines import engines
+from fairy.runtime.cli.groups import GroupedCommand
 from fairy.runtime.cli.interruption import BY_SIGNAL, end_at_once
+from fairy.runtime.cli.models import models
 from fairy.runtime.cli.serve import serve
 from fairy.runtime.cli.table import spelled
 
@@ -111,7 +113,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         raise typer.Exit(1)
 
 
-app.command()(edit)
+app.command(cls=GroupedCommand)(edit)
 app.command()(edit_many)
 app.command()(generate)
 app.command()(interpolate)
@@ -119,6 +121,7 @@ app.command()(upscale)
 app.command()(build)
 app.command()(export)
 app.command()(serve)
+app.command()(models)
 app.add_typer(engines, name="engines")
 app.add_typer(bench, name="bench")
 

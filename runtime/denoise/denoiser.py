@@ -13,6 +13,7 @@ from torch import Tensor
 from fairy.engines.engine import Engine
 from fairy.export.steps import NO_STEPS, Steps
 from fairy.runtime.denoise.guidance import Guidance, guide, unguided
+from fairy.runtime.denoise.kept import Kept
 from fairy.runtime.denoise.prediction import Ahead, Fused, Pictures, Prediction, first_step, fused_update
 from fairy.runtime.denoise.sampler import Schedule, needs_noise, scale_model_input, step
 from fairy.runtime.denoise.task_context import StepsOfCall, TaskContext
@@ -59,6 +60,7 @@ class Denoiser:
         *,
         noise: Callable[[int], Tensor],
         rule: Rule | None = None,
+        kept: Kept | None = None,
         tell: Callable[[int], None] = _nothing,
     ) -> Tensor:
         """Take frames through some steps.
@@ -71,6 +73,7 @@ class Denoiser:
             context: whose keys and values are read, and where these frames' own go.
             noise: step to unit noise [1 or F, c, h, w], where the sampler draws some.
             rule: for frames at steps of their own; None = guidance and the sampler's rule, all frames at one step.
+            kept: what is put back after every step; None = nothing.
             tell: called after every call with its number; it may raise to stop.
 
         Returns:
@@ -85,6 +88,7 @@ class Denoiser:
                 predict, update = self._stretch(one, graph, x, beside_Fchw, context, noise, rule)
             outputs = predict(ks, _scaled(schedule, ks, x))
             x, originals = update(ks, x, outputs["output"])
+            x = x if kept is None else kept(ks, x)
             context.after(ks, outputs, originals)
             tell(call)
         return x

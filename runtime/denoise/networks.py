@@ -23,6 +23,7 @@ from fairy.runtime.denoise.details import kept_details
 from fairy.runtime.denoise.guidance import branch_text
 from fairy.runtime.inputs.encoded import EncodedPictures, key_of
 from fairy.runtime.inputs.frames import Frames
+from fairy.runtime.inputs.masks import colours, composite, scaled_weights
 from fairy.runtime.plan.geometry import pad_by_reflection, scale_frames
 from fairy.runtime.record.run import Run
 
@@ -121,7 +122,7 @@ class Networks:
             if known is None or known.dtype != run.pace.precision:  # as an edit that goes on later finds it
                 known = self.encode(run, [source.picture])
             with run.monitor.timed("decode"):
-                edited, restored = self._decoded(run, latent), self._decoded(run, self._as_edited(known))
+                edited, restored = self._decoded(run, latent), self._decoded(run, self.as_edited(known))
                 frames.append(_with_details(run, self._tensor(source.picture), edited, restored))
         return frames
 
@@ -134,18 +135,24 @@ class Networks:
 
         return _levels(run, finite(run, attempt, "A decoded frame"))
 
-    def _as_edited(self, image_latents: Tensor) -> Tensor:
-        """The encoder's latents in the scale in which edited ones are."""
+    def as_edited(self, image_latents: Tensor) -> Tensor:
+        """The encoder's latents in the scale in which edited ones are, in float32."""
         config = self.checkpoint.vae.config
         shift = getattr(config, "shift_factor", None) or 0.0
         return (image_latents.float() - shift) * float(config.scaling_factor)
 
     def source_like_result(self, run: Run, pictures: Sequence[Frames]) -> Frames:
         """Source frames at the size of the result: uint8 [n, height, width, 3]."""
+        sources = [colours(picture) for picture in pictures]
         if run.plan.result_size == run.plan.geometry.source:
-            return np.stack(pictures)
-        scaled = torch.cat([scale_frames(self._tensor(picture), run.plan.result_size) for picture in pictures])
+            return np.stack(sources)
+        scaled = torch.cat([scale_frames(self._tensor(picture), run.plan.result_size) for picture in sources])
         return _to_numpy(scaled)
+
+    def within_masks(self, run: Run, pictures: Sequence[Frames], edited: Frames) -> Frames:
+        """Edited frames [n, height, width, 3] where the masks of their source frames [H, W, 4] say so, else these."""
+        weights = [scaled_weights(picture[..., 3], run.plan.result_size) for picture in pictures]
+        return composite(self.source_like_result(run, pictures), edited, np.stack(weights))
 
     def engine(self, run: Run, graph: str, precision: torch.dtype) -> Engine:
         """The engine of one of the job's graphs."""

@@ -12,7 +12,7 @@ Sources: Euler and Euler ancestral, Karras et al. (arXiv 2206.00364) as in k-dif
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ class Schedule:
         threshold: (share, most) of dynamic thresholding, where the configuration asks for it: x0 is clamped to that
             quantile of its magnitudes, from 1 to `most`, and divided by it.
         gamma: of DDPM's variance, 0 (that of the posterior) to 1 (that of the noise added in training).
+        skipped: how many steps were left out before the first, as by a strength below 1.
     """
 
     sampler: str
@@ -51,6 +52,7 @@ class Schedule:
     boundary: tuple[tuple[float, float], ...] = ()
     threshold: tuple[float, float] | None = None
     gamma: float = 0.0
+    skipped: int = 0
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -130,6 +132,30 @@ def _gamma(config: Mapping[str, Any]) -> float:
     if gamma is None or not 0 <= float(gamma) <= 1:
         raise InputError(f"ddpm cannot sample with the variance {variance!r} and gamma {gamma!r}; give gamma, 0 to 1.")
     return float(gamma)
+
+
+def without_first(schedule: Schedule, steps: int) -> Schedule:
+    """The schedule without so many of its first steps; the others keep their numbers in all noise."""
+    rest: dict[str, Any] = {
+        name: getattr(schedule, name)[steps:] for name in ("timesteps", "sigmas", "alphas", "boundary")
+    }
+    return replace(schedule, **rest, skipped=schedule.skipped + steps)
+
+
+def noised(schedule: Schedule, i: int, original: Tensor, noise: Tensor) -> Tensor:
+    """x0 with the noise that latents have before step i, in the sampler's scale; after the last step there is none."""
+    if i == len(schedule):
+        return original
+    return original + noise * schedule.sigmas[i] if schedule.sigmas else _mix(schedule.alphas[i][0], original, noise)
+
+
+def noise_in(schedule: Schedule, i: int, x: Tensor, original: Tensor) -> Tensor:
+    """The unit noise that `noised` would have made of x0 the latents x before step i."""
+    if schedule.sigmas:
+        return (x - original) / schedule.sigmas[i]
+    alpha = schedule.alphas[i][0]
+    noise: Tensor = (x - original * alpha**0.5) / (1 - alpha) ** 0.5
+    return noise
 
 
 def scale_model_input(schedule: Schedule, i: int, x: Tensor) -> Tensor:

@@ -4,9 +4,10 @@ A task is a transaction: what it computed counts when all of it is finite. Where
 float32; where the memory does not suffice, in pieces of half as many frames.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,12 +15,16 @@ from torch import Tensor
 from fairy.runtime.bank.anchor_bank import CarriedAnchor, Context, StepBank
 from fairy.runtime.bank.units import SourceBank
 from fairy.runtime.denoise.denoiser import Denoiser, Rule
+from fairy.runtime.denoise.kept import Kept, Origin
 from fairy.runtime.denoise.networks import Networks, SourceFrame, halve_batch, precisions
 from fairy.runtime.denoise.noise import PlanNoise
+from fairy.runtime.denoise.sampler import noise_in, noised
 from fairy.runtime.denoise.task_context import BankReader, BankWriter, NoContext, OnBank, TaskContext, UnitContext
 from fairy.runtime.denoise.unit_rule import unit_rule
 from fairy.runtime.inputs.beginnings import Beginnings
 from fairy.runtime.inputs.frames import Frames
+from fairy.runtime.inputs.looks import load_look
+from fairy.runtime.inputs.masks import colours, latent_mask
 from fairy.runtime.methods.fits import runs_in_parts, update_of
 from fairy.runtime.plan.order import Unit
 from fairy.runtime.plan.segments import Segment
@@ -33,10 +38,12 @@ def _nobody(bank: StepBank, step: int) -> None:
 
 @dataclass(slots=True)
 class _Frame:
-    """A frame that has begun: latents [c, h, w] in the sampler's scale, and what the network sees beside them."""
+    """A frame that has begun: latents [c, h, w] in the sampler's scale, what the network sees beside them, and what is
+    kept of its source."""
 
     latents: Tensor
     beside: Tensor
+    origin: Origin | None
 
 
 class SegmentEdit:
@@ -67,7 +74,7 @@ class SegmentEdit:
             lambda graph, precision: networks.engine(run, graph, precision),
             run.plan.guided_steps,
             networks.backend.steps,
-            alike=run.plan.params.noise == "shared" and (run.plan.initial is None or len(run.plan.initial) == 1),
+            alike=run.plan.alike,
         )
         self.noise = PlanNoise(run.plan, networks.device)
         self._beginnings = Beginnings(networks, run, self.noise)
@@ -80,22 +87,63 @@ class SegmentEdit:
         self._left = SourceBank(sources)
 
     @torch.inference_mode()
-    def begin(self, frames: Sequence[int], pictures: list[Frames]) -> None:
-        """Take frames in."""
+    def begin(self, frames: Sequence[int], pictures: list[Frames], *, anchors: bool = False) -> None:
+        """Take frames in; `anchors`: they are to fill the bank."""
         if frames:
-            latents, beside = self._beginnings(frames, pictures)
-            self._remember(frames, pictures, beside if self._networks.checkpoint.condition == "image" else None)
-            self.begin_with(frames, latents, beside)
+            colour = [colours(picture) for picture in pictures]
+            latents, beside, encoded = self._beginnings(frames, colour)
+            self._remember(frames, colour, encoded)
+            origins = self._origins(frames, pictures, latents, encoded, anchors=anchors) if self.run.plan.keeps else ()
+            self.begin_with(frames, latents, beside, origins)
 
-    def begin_with(self, frames: Sequence[int], latents: Tensor, beside: Tensor) -> None:
-        """Take frames in that begin with unit noise [n, c, h, w] and have `beside` [n, c', h, w] beside them."""
-        scaled = latents * self.run.plan.schedule.init_noise_sigma
+    def begin_with(
+        self, frames: Sequence[int], latents: Tensor, beside: Tensor, origins: Sequence[Origin] = ()
+    ) -> None:
+        """Take frames in that begin with unit noise [n, c, h, w] and have `beside` [n, c', h, w] beside them.
+
+        `origins`: what is kept of each; none = nothing.
+        """
+        schedule = self.run.plan.schedule
+        scaled = latents * schedule.init_noise_sigma
         for place, frame in enumerate(frames):
-            self._frames[frame] = _Frame(scaled[place], beside[place])
+            origin, first = origins[place] if origins else None, scaled[place]
+            if origin is not None and (origin.start or schedule.skipped):
+                first = noised(schedule, 0, origin.latents, origin.noise)
+            self._frames[frame] = _Frame(first, beside[place], origin)
+
+    def _origins(
+        self, frames: Sequence[int], pictures: Sequence[Frames], latents: Tensor, encoded: Tensor, *, anchors: bool
+    ) -> list[Origin]:
+        """What is kept of frames that would begin with `latents` and whose encoder's latents are `encoded`."""
+        plan, networks, segment = self.run.plan, self._networks, self.segment
+        sources, noise = networks.as_edited(encoded), latents
+        if networks.checkpoint.condition == "depth" and plan.initial is None:  # they are the frames', inverted
+            noise = noise_in(plan.schedule, 0, latents, sources)
+        origins = []
+        for frame, picture, source, fresh in zip(frames, pictures, sources, noise, strict=True):
+            start = plan.begins_at(max(segment.strengths) if anchors else segment.strength_at(frame))
+            if frame in plan.params.looks:  # nothing of it is left to the network
+                look = networks.encode(self.run, [load_look(plan.params, frame)])
+                source, start = networks.as_edited(look)[0], len(plan.schedule)
+            mask = None
+            if plan.params.mask is not None:
+                mask = latent_mask(picture[..., 3], plan.geometry, networks.checkpoint.vae_factor).to(networks.device)
+            origins.append(Origin(source, fresh, start, mask))
+        return origins
+
+    @contextmanager
+    def aside(self, frames: Sequence[int]) -> Iterator[None]:
+        """Put away what was begun or done of frames, and drop at the end what was meanwhile."""
+        places: tuple[dict[int, Any], ...] = (self._frames, self._done, self._sources)
+        kept = [{f: place.pop(f) for f in frames if f in place} for place in places]
+        yield
+        self.forget(frames)
+        for place, before in zip(places, kept, strict=True):
+            place |= before
 
     def restore(self, frames: Sequence[int], latents: Tensor, pictures: Sequence[Frames]) -> None:
         """Take frames in whose latents [n, c, h, w] an interrupted edit had finished."""
-        self._remember(frames, pictures)
+        self._remember(frames, [colours(picture) for picture in pictures])
         self._done |= dict(zip(frames, latents.to(self._networks.device), strict=True))
 
     def lacks(self, frames: Sequence[int]) -> bool:
@@ -166,6 +214,7 @@ class SegmentEdit:
         frames, calls = task.filled(task.frames), list(task.steps())
         latents_Fchw = torch.stack([self._frames[f].latents for f in frames])
         beside_Fchw = torch.stack([self._frames[f].beside for f in frames])
+        origins = [origin for f in frames if (origin := self._frames[f].origin) is not None]
         for precision in precisions(run, "The anchors" if task.role == "anchors" else what):
             context, rule = self._context(task, precision, on_bank)
             x_Fchw = self._denoiser.run(
@@ -174,8 +223,9 @@ class SegmentEdit:
                 latents_Fchw,
                 beside_Fchw.to(precision),
                 context,
-                noise=lambda k: self.noise.at(k, frames),
+                noise=lambda k: self.noise.at(run.plan.schedule.skipped + k, frames),
                 rule=rule,
+                kept=Kept(run.plan.schedule, origins) if origins else None,
                 tell=lambda call: self._tell_step(task, call),
             )
             if bool(torch.isfinite(x_Fchw).all()) and (not isinstance(context, UnitContext) or context.fine()):
@@ -196,7 +246,7 @@ class SegmentEdit:
         context = UnitContext(self._left, places, run.plan.graphs[task.graph])
 
         def noise(unit: Unit) -> Tensor:
-            return self.noise.at(unit.step, [self.segment.start + unit.frame])[0]
+            return self.noise.at(run.plan.schedule.skipped + unit.step, [self.segment.start + unit.frame])[0]
 
         update = update_of(run.plan.params)
         return context, unit_rule(run.plan.schedule, run.plan.guidance, run.plan.method, update, context, noise)

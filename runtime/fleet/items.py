@@ -11,7 +11,7 @@ from fairy.runtime.plan.params import EditParams
 from fairy.runtime.video.formats import OUTPUTS, output_format
 
 _WRITTEN_AS = {".mts": ".ts", ".m2ts": ".ts"}
-VIDEO_ENDINGS = (*OUTPUTS, *_WRITTEN_AS)
+VIDEO_ENDINGS = (*(end for end, output in OUTPUTS.items() if not output.pictures_only), *_WRITTEN_AS)
 """Names that a video in a folder is known by."""
 
 

@@ -30,21 +30,22 @@ class Beginnings:
             count, most = run.plan.source.num_frames, run.plan.params.max_pixels
             self._folder = DepthFolder.open(run.plan.params.depth, num_frames=count, max_pixels=most)
 
-    def __call__(self, frames: Sequence[int], pictures: list[Frames]) -> tuple[Tensor, Tensor]:
-        """First latents [n, c, h, w], of unit variance, and what the network sees beside them [n, c', h, w]."""
+    def __call__(self, frames: Sequence[int], pictures: list[Frames]) -> tuple[Tensor, Tensor, Tensor]:
+        """First latents [n, c, h, w], of unit variance, what the network sees beside them [n, c', h, w], and the
+        encoder's latents of the frames [n, c, h, w]."""
         networks, run = self._networks, self._run
         image_latents = networks.encode(run, pictures)
         if networks.checkpoint.condition == "image":
             noise = self._noise.initial(frames)
-            return noise.expand(len(frames), *noise.shape[1:]), image_latents
+            return noise.expand(len(frames), *noise.shape[1:]), image_latents, image_latents
         with run.monitor.timed("depth"):
             pairs = zip(frames, pictures, strict=True)
             depth = torch.cat([self._depth(frame, picture) for frame, picture in pairs])
         if run.plan.initial is not None:
             noise = self._noise.initial(frames)
-            return noise.expand(len(frames), *noise.shape[1:]), depth
+            return noise.expand(len(frames), *noise.shape[1:]), depth, image_latents
         with run.monitor.timed("invert"):
-            return self._inverted(image_latents, depth, pictures[0]), depth
+            return self._inverted(image_latents, depth, pictures[0]), depth, image_latents
 
     def _depth(self, frame: int, picture: Frames) -> Tensor:
         """One frame's depth, given or estimated: [1, 1, h, w]."""

@@ -1,11 +1,13 @@
 """In which order a job's frames are read."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import closing
 from itertools import islice
 
 from fairy.kernels.errors import MachineError
 from fairy.runtime.inputs.frames import Frames
+from fairy.runtime.inputs.masks import with_masks
+from fairy.runtime.plan.plan import Plan
 from fairy.runtime.record.run import Run
 
 
@@ -14,7 +16,7 @@ def read_frames_of(run: Run) -> Generator[list[Frames], None, None]:
 
     Two readers, one ahead of the other, so that nothing is decoded more than twice, however many segments there are.
     """
-    with closing(run.plan.source.read(run.plan.anchors)) as ahead, closing(run.plan.source.read()) as reader:
+    with closing(_read(run.plan, run.plan.anchors)) as ahead, closing(_read(run.plan)) as reader:
         for segment in run.plan.segments:
             with run.monitor.timed("read"):
                 pictures = _take(ahead, len(segment.anchors))
@@ -23,6 +25,12 @@ def read_frames_of(run: Run) -> Generator[list[Frames], None, None]:
                 with run.monitor.timed("read"):
                     pictures = _take(reader, part.stop - part.start)
                 yield pictures
+
+
+def _read(plan: Plan, indices: Collection[int] | None = None) -> Generator[Frames, None, None]:
+    """The source's frames, with their masks where there are some."""
+    frames = plan.source.read(indices)
+    return frames if plan.mask is None else with_masks(frames, plan.mask.read(indices, plan.source.num_frames))
 
 
 def _take(reader: Iterator[Frames], count: int) -> list[Frames]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from fairy.kernels.errors import InputError
 from fairy.runtime.files import check_outputs, user_path
-from fairy.runtime.options import Kind, Name, Rate, Whole, option, options_of
+from fairy.runtime.options import Choice, Flag, Kind, Name, Rate, Text, Whole, option, options_of
+from fairy.runtime.video.codecs import CHOICES, PNG, Encoding
 from fairy.runtime.video.formats import output_format
 
 DEFAULT_CRF = 18
@@ -62,6 +63,14 @@ class FileRequest:
     then: tuple[str, ...] | None = option(
         None, FollowUps(), "What the edited frames become before they are written: twice as large, twice as many"
     )
+    codec: str | None = option(
+        None, Choice((*CHOICES, PNG)), "How pictures are encoded; png makes OUT a folder", usual="the container's"
+    )
+    lossless: bool = option(False, Flag(), "Write every pixel as it is, for cutting and compositing")
+    pixel_format: str | None = option(
+        None, Text(), "Samples of the written video by FFmpeg's name, e.g. yuv444p", usual="what players show"
+    )
+    bit_depth: int = option(8, Whole(8, 10), "Bits a sample, 8 or 10; the edit itself has 8")
 
     @classmethod
     def checked(
@@ -75,6 +84,10 @@ class FileRequest:
         fps: float | Fraction | None = None,
         crf: int = DEFAULT_CRF,
         then: str | Sequence[str] | None = None,
+        codec: str | None = None,
+        lossless: bool = False,
+        pixel_format: str | None = None,
+        bit_depth: int = 8,
         others: Sequence[str | Path | None] = (),
     ) -> "FileRequest":
         """The request with its paths made absolute; `others` are further inputs, which no output may replace.
@@ -86,16 +99,25 @@ class FileRequest:
         source, target = user_path(video), user_path(out)
         beside, anchors, told = (None if path is None else user_path(path) for path in (compare, preview, report))
         next_stages = options_of(cls)["then"].check("then", then)
-        request = cls(source, target, check_fps(fps), check_crf(crf), beside, anchors, told, next_stages)
+        encoding = check_encoding(codec, crf, lossless, pixel_format, bit_depth)
+        how = (encoding.codec, encoding.lossless, encoding.pixel_format, encoding.bit_depth)
+        request = cls(source, target, check_fps(fps), encoding.crf, beside, anchors, told, next_stages, *how)
         if not source.exists():
             raise InputError(f"{video} does not exist; check the path.")
         outputs = {"out": target, "compare": beside, "preview": anchors, "report": told}
         check_outputs(outputs, source, *(user_path(path) for path in others if path is not None))
-        for path in (target, beside):
-            if path is not None:
-                output_format(path)
-        check_clock(has_clock=not source.is_dir(), fps=request.fps)
+        if codec != PNG:
+            encoding.settle(output_format(target), 2, 2)  # what no size mends
+        if beside is not None:
+            output_format(beside)
+        if codec != PNG or fps is not None:
+            check_clock(has_clock=not source.is_dir(), fps=request.fps)
         return request
+
+    @property
+    def encoding(self) -> Encoding:
+        """How the edited pictures are encoded."""
+        return Encoding(self.codec, self.crf, self.lossless, self.pixel_format, self.bit_depth)
 
 
 def check_fps(fps: Any) -> Fraction | None:
@@ -107,6 +129,16 @@ def check_fps(fps: Any) -> Fraction | None:
 def check_crf(crf: Any) -> int:
     """The encoder's constant rate factor. Raises InputError unless it is a whole number from 0 to 51."""
     return int(options_of(FileRequest)["crf"].check("crf", crf))
+
+
+def check_encoding(codec: Any, crf: Any, lossless: Any, pixel_format: Any, bit_depth: Any) -> Encoding:
+    """How pictures are encoded. Raises InputError for values of the wrong kind; what goes together is not looked at."""
+    known = options_of(FileRequest)
+    given = {"codec": codec, "crf": crf, "lossless": lossless, "pixel_format": pixel_format, "bit_depth": bit_depth}
+    encoding = Encoding(**{name: known[name].check(name, value) for name, value in given.items()})
+    if encoding.bit_depth not in (8, 10):
+        raise InputError("is not possible", name="bit_depth", value=bit_depth, remedy="give 8 or 10")
+    return encoding
 
 
 def check_clock(*, has_clock: bool, fps: Fraction | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fairy.export.checkpoint import Checkpoint
+from fairy.runtime.files import user_path
 from fairy.runtime.plan.plan import Plan
 from fairy.runtime.record.edit_report import installed_versions
 
@@ -28,8 +29,11 @@ def identity_of(
         "source": {"files": stamps(path), "first": plan.source.first, "num_frames": plan.source.num_frames},
         "params": plan.params.to_json() | {"anchors": plan.anchors, "micro_batch": plan.micro_batch},
         "initial noise": noise,
-        "model": stamps(checkpoint.folder),
+        "looks": [stamps(user_path(look)) for look in plan.params.looks.values()],
+        "mask": stamps(None if plan.params.mask is None else user_path(plan.params.mask)),
+        "model": stamps(checkpoint.folder) + stamps(checkpoint.single_file),
         "decoder": stamps(checkpoint.tiny_decoder_folder),
+        "loras": [(stamps(lora.path), lora.scale) for lora in checkpoint.loras],
         "backend": {"name": backend, "engines": sorted(engines)},
         "precision": str(plan.precision),
         "device": {"type": device.type, "gpu": gpu, "threads": threads},

@@ -13,7 +13,7 @@ from fairy.runtime.denoise.schedulers import SAMPLERS
 from fairy.runtime.methods import METHODS, Method, find_method
 from fairy.runtime.methods.fits import check_fits
 from fairy.runtime.methods.pix2video import DELTA
-from fairy.runtime.options import Choice, Flag, Kind, Name, Number, Text, Time, Whole, check_options, option
+from fairy.runtime.options import Choice, Flag, Kind, Name, Names, Number, Text, Time, Whole, check_options, option
 from fairy.runtime.plan.order import ORDERS, Order
 from fairy.runtime.video import MAX_PIXELS
 
@@ -25,18 +25,36 @@ DEFAULTS: dict[str, Any] = {
     "sampler": "euler_ancestral",
     "long_side": 512,
 }
+DEFAULT_FEATHER = 8
 _RECOMMENDABLE = (*DEFAULTS, "anchors")
 
 
-def _scheduled(pair: Any) -> tuple[int | float, str]:
-    """One entry of a schedule: where it begins (a frame: int; seconds: float), and the instruction."""
-    if isinstance(pair, list | tuple) and len(pair) == 2:
-        start, prompt = pair
+Ramp = tuple[float, float]
+"""A strength at the first and at the last frame of what an instruction edits; between them it is linear."""
+Scheduled = tuple[int | float, str] | tuple[int | float, str, Ramp]
+"""From which frame (int) or second (float) on which instruction is used and, where that is said, how strongly."""
+
+
+def _scheduled(entry: Any) -> Scheduled:
+    """One entry of a schedule: where it begins (a frame: int; seconds: float), the instruction, a strength."""
+    if isinstance(entry, list | tuple) and len(entry) in (2, 3):
+        start, prompt, *strength = entry
         number = isinstance(start, Real) and not isinstance(start, bool) and 0 <= start < math.inf  # type: ignore[operator]
         if number and isinstance(prompt, str) and prompt.strip():
             Text().check("prompts", prompt)
-            return (int(start) if _is_whole(start) else float(start)), prompt
-    raise InputError(f"prompts: {pair!r} is not a frame (120) or seconds (4.5) with an instruction; write both.")
+            begins = int(start) if _is_whole(start) else float(start)
+            return (begins, prompt, _ramp(strength[0])) if strength else (begins, prompt)
+    raise InputError(f"prompts: {entry!r} is not a frame (120) or seconds (4.5) with an instruction; write both.")
+
+
+def _ramp(strength: Any) -> Ramp:
+    """One strength for all frames, or that of the first and of the last one."""
+    ends = strength if isinstance(strength, list | tuple) else (strength, strength)
+    if len(ends) != 2:
+        remedy = "give a number from 0 to 1, or those of the first and the last frame"
+        raise InputError("is no strength", name="prompts", value=strength, remedy=remedy)
+    first, last = (Number(0.0, 1.0).check("strength", end) for end in ends)
+    return first, last
 
 
 def _is_whole(value: Any) -> bool:
@@ -113,19 +131,52 @@ class Prompts(Kind):
         """How it is written."""
         return "a YAML or JSON file"
 
-    def check(self, name: str, value: Any) -> tuple[tuple[int | float, str], ...]:
-        """Pairs of frame (int) or seconds (float) and instruction, in the order given."""
+    def check(self, name: str, value: Any) -> tuple[Scheduled, ...]:
+        """Pairs of frame (int) or seconds (float) and instruction, or three with a strength, in the order given."""
         pairs = list(value.items()) if isinstance(value, Mapping) else value
         if not isinstance(pairs, Sequence) or isinstance(pairs, str) or not pairs:
             remedy = "give pairs of a frame or a time and an instruction"
             raise InputError("is not possible", name=name, value=value, remedy=remedy)
         return tuple(_scheduled(pair) for pair in pairs)
 
-    def parse(self, name: str, text: str) -> tuple[tuple[int | float, str], ...]:
+    def parse(self, name: str, text: str) -> tuple[Scheduled, ...]:
         """What a file says."""
         from fairy.runtime.plan.story import read_prompts
 
         return self.check(name, read_prompts(Path(text)))
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorImages(Names):
+    """Pictures that say how anchors shall look."""
+
+    metavar: str = "FRAME=PICTURE"
+
+    def takes(self) -> str:
+        """How it is written."""
+        return "the frame's number and a picture; may be repeated"
+
+    def check(self, name: str, value: Any) -> Any:
+        """Pairs of frame and path, in the order of the frames."""
+        pairs = list(value.items()) if isinstance(value, Mapping) else value
+        if not isinstance(pairs, list | tuple) or not all(map(_is_look, pairs)):
+            remedy = "give the edited picture of a frame as FRAME=PICTURE, or a mapping of frames to pictures"
+            raise InputError("is not possible", name=name, value=value, remedy=remedy)
+        if len({frame for frame, _ in pairs}) != len(pairs):
+            raise InputError("names a frame twice", name=name, value=value, remedy="give one picture for each")
+        return tuple(sorted((int(frame), str(path)) for frame, path in pairs))
+
+    def parse(self, name: str, text: str) -> Any:
+        """One of them."""
+        frame, _, path = text.partition("=")
+        return self.check(name, [(int(frame) if frame.isdecimal() else frame, path)])[0]
+
+
+def _is_look(pair: Any) -> bool:
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        return False
+    frame, path = pair
+    return _is_whole(frame) and frame >= 0 and isinstance(path, str | Path) and bool(str(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +203,8 @@ class EditParams:
     Attributes:
         prompt: the instruction, such as "make it a watercolour painting".
         prompts: pairs or a mapping of a frame (int) or of seconds of the video (float) to the instruction that is used
-            from there on; `prompt` is used before.
+            from there on; `prompt` is used before. A pair may have a third value, the strength from there on, or two of
+            them for a linear ramp up to the next entry: (0, "make it night", (0, 1)).
         method: the name of a method, or a `Method` of your own; see docs/methods.md.
 
     Raises:
@@ -168,8 +220,20 @@ class EditParams:
         "How many anchor frames, or which of the edited ones",
         usual="the model's, else 3",
     )
+    anchor_images: Mapping[int, str | Path] | Sequence[tuple[int, str | Path]] = option(
+        (),
+        AnchorImages(),
+        "How an anchor looks when it is edited",
+        flag="anchor-image",
+        fits="bank",
+    )
     num_inference_steps: int | None = option(
         None, Whole(1, 1000), "Denoising steps", usual="the model's, else 10; 50 if it sees depth", flag="steps"
+    )
+    strength: float = option(
+        1.0,
+        Number(0.0, 1.0),
+        "How much changes: the share of the steps that are taken, from the source on; 0 = nothing",
     )
     seed: int = option(0, Whole(0, 2**63 - 1), "Seed of all noise; the same on any number of workers")
     guidance_scale: float | None = option(None, Number(0.0, 100.0), "Pull of the text", usual="the model's, else 7.5")
@@ -214,6 +278,12 @@ class EditParams:
         usual="estimated",
         fits="depth",
     )
+    mask: str | Path | None = option(
+        None, Name("a picture, a folder of pictures, or a video"), "Edit only what is white in it, one for all or each"
+    )
+    mask_feather: int = option(
+        DEFAULT_FEATHER, Whole(0, 1024), "Pixels around the mask's white over which the edit fades out"
+    )
     long_side: int | None = option(
         None,
         Whole(8, 16384),
@@ -234,7 +304,7 @@ class EditParams:
     shots: Literal["off", "auto"] | tuple[int, ...] | list[int] = option(
         "off", Shots(), "Where shots begin, each of which has its own anchors; auto finds cuts (needs PySceneDetect)"
     )
-    prompts: Mapping[int | float, str] | Sequence[tuple[int | float, str]] | None = option(
+    prompts: Mapping[int | float, str] | Sequence[Scheduled] | None = option(
         None, Prompts(), "From which frame or time on which instruction"
     )
     continue_look: bool = option(
@@ -264,8 +334,14 @@ class EditParams:
         check_options(self)
         if self.start is not None and self.end is not None and self.end <= self.start:
             raise InputError(f"s must be later than start = {self.start:g} s", name="end", value=self.end)
+        if self.mask_feather != DEFAULT_FEATHER and self.mask is None:
+            raise InputError(
+                "belongs to a mask", name="mask_feather", remedy="give one (mask, --mask), or leave it out"
+            )
         if self.continue_look and self.anchors in (0, ()):
             raise InputError("continue_look hands on an anchor, but anchors = 0 asks for none; choose at least one.")
+        if self.anchor_images and self.anchors in (0, ()):
+            raise InputError("anchor_images are of anchors, but anchors = 0 asks for none; leave anchors out.")
         check_fits(self)
 
     def resolved(self, recommended: Mapping[str, Any]) -> "EditParams":
@@ -281,7 +357,7 @@ class EditParams:
             raise InputError(f"fairy.json recommends anchors = {recommended['anchors']!r}; it may only say how many.")
         method = find_method(self.method)
         values = {**DEFAULTS, **recommended, "layers": method.layers, "order": method.orders[0]}
-        if method.anchors != "chosen":
+        if method.anchors != "chosen" or self.anchor_images:
             values.pop("anchors", None)
         if method.after_step is not None:
             steps = self.num_inference_steps or values["num_inference_steps"]
@@ -290,11 +366,17 @@ class EditParams:
         return replace(self, **missing)
 
     @property
-    def schedule(self) -> tuple[tuple[int | float, str], ...]:
-        """`prompts` as pairs; empty where there are none."""
+    def schedule(self) -> tuple[Scheduled, ...]:
+        """`prompts` as pairs, or three with a strength; empty where there are none."""
         return self.prompts or ()  # type: ignore[return-value]  # made so in __post_init__
+
+    @property
+    def looks(self) -> Mapping[int, Path]:
+        """The pictures of anchors whose edited look is given, by frame."""
+        return {frame: Path(path) for frame, path in dict(self.anchor_images).items()}
 
     def to_json(self) -> dict[str, Any]:
         """Every value by name, for a report."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        return plain | {"method": str(self.method), "depth": None if self.depth is None else str(self.depth)}
+        paths = {name: None if plain[name] is None else str(plain[name]) for name in ("depth", "mask")}
+        return plain | {"method": str(self.method)} | paths

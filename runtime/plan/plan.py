@@ -12,9 +12,11 @@ from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
 from fairy.kernels.errors import InputError
 from fairy.runtime.denoise.guidance import Guidance, make_guidance
-from fairy.runtime.denoise.sampler import Schedule, make_schedule
+from fairy.runtime.denoise.sampler import Schedule, make_schedule, without_first
 from fairy.runtime.inputs.frames import Source, VideoInput, open_source
 from fairy.runtime.inputs.inversion import INVERTIBLE
+from fairy.runtime.inputs.looks import check_looks
+from fairy.runtime.inputs.masks import Mask, open_mask
 from fairy.runtime.methods import Method, find_method
 from fairy.runtime.methods.fits import check_model, runs_in_parts
 from fairy.runtime.methods.method_graphs import graphs_by_name
@@ -22,7 +24,7 @@ from fairy.runtime.plan.batches import Part
 from fairy.runtime.plan.geometry import Geometry, make_geometry
 from fairy.runtime.plan.order import UNITS_AT_ONCE, Order
 from fairy.runtime.plan.params import EditParams
-from fairy.runtime.plan.segments import Segment, frames_of_prompts, plan_segments
+from fairy.runtime.plan.segments import Segment, first_step, frames_of_prompts, plan_segments
 from fairy.runtime.plan.shots import check_detector, find_cuts
 from fairy.runtime.record.progress import Monitor
 
@@ -43,6 +45,7 @@ class Plan:
         latent_shape: [channels, h, w] of one frame's latents, padded.
         initial: the caller's own initial noise [1 or frames, c, h, w], or None.
         precision: of the computation, as it was asked for.
+        mask: which pixels of which frame are edited; None = all, and in a worker, whom masks reach with their frames.
     """
 
     params: EditParams
@@ -56,6 +59,7 @@ class Plan:
     latent_shape: tuple[int, int, int]
     initial: Tensor | None
     precision: torch.dtype
+    mask: Mask | None = None
 
     @property
     def method(self) -> Method:
@@ -100,9 +104,33 @@ class Plan:
         return self.geometry.source if self.params.size == "source" else self.geometry.scaled
 
     @property
+    def channels(self) -> int:
+        """Of a frame as it is handed on: its colours and, where there is one, its mask."""
+        return 3 if self.params.mask is None else 4
+
+    @property
     def guided_steps(self) -> int:
-        """How many steps from the first on are guided."""
-        return round(float(self.params.guidance_end) * len(self.schedule))
+        """How many of the schedule's steps from the first on are guided."""
+        whole = len(self.schedule) + self.schedule.skipped
+        return max(0, round(float(self.params.guidance_end) * whole) - self.schedule.skipped)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether something of the frames is kept: not every pixel is edited in every step."""
+        weaker = any(min(segment.strengths) < 1.0 for segment in self.segments)
+        return self.params.mask is not None or bool(self.params.anchor_images) or weaker
+
+    @property
+    def alike(self) -> bool:
+        """Whether all frames begin with the same noise and nothing else."""
+        one_noise = self.params.noise == "shared" and (self.initial is None or len(self.initial) == 1)
+        whole = all(min(segment.strengths) == 1.0 for segment in self.segments)
+        return one_noise and whole and not self.params.anchor_images
+
+    def begins_at(self, strength: float) -> int:
+        """The step of the schedule at which frames are edited first; the number of steps = never."""
+        skipped = self.schedule.skipped
+        return first_step(strength, len(self.schedule) + skipped) - skipped
 
 
 def plan_edit(
@@ -125,7 +153,12 @@ def plan_edit(
     params = replace(params, prompts=frames_of_prompts(params, source))
     if params.shots == "auto":
         params = replace(params, shots=find_cuts(source, monitor))
-    return plan_source(checkpoint, source, params, latents=latents, precision=precision, usual_batch=usual_batch)
+    plan = plan_source(checkpoint, source, params, latents=latents, precision=precision, usual_batch=usual_batch)
+    check_looks(params, source.size)
+    if params.mask is None:
+        return plan
+    with monitor.timed("probe"):
+        return replace(plan, mask=open_mask(params.mask, source, params.mask_feather, monitor))
 
 
 def resolved_for(checkpoint: Checkpoint, params: EditParams) -> EditParams:
@@ -168,7 +201,7 @@ def plan_source(
         params=params,
         source=source,
         geometry=geometry,
-        schedule=make_schedule_of(checkpoint, params),
+        schedule=_from_first_step(make_schedule_of(checkpoint, params), segments),
         guidance=_guidance(params),
         segments=segments,
         micro_batch=micro_batch,
@@ -177,6 +210,12 @@ def plan_source(
         initial=_initial_noise(latents, source.num_frames, latent_shape),
         precision=precision,
     )
+
+
+def _from_first_step(schedule: Schedule, segments: tuple[Segment, ...]) -> Schedule:
+    """The schedule from the first step at which anything is edited, or else from the last."""
+    first = first_step(max(max(segment.strengths) for segment in segments), len(schedule))
+    return without_first(schedule, min(first, len(schedule) - 1)) if first else schedule
 
 
 def _guidance(params: EditParams) -> Guidance:

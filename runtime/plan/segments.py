@@ -14,7 +14,7 @@ from fairy.runtime.inputs.frames import Source
 from fairy.runtime.methods import find_method
 from fairy.runtime.plan.batches import Part, cut_into_parts, default_micro_batch
 from fairy.runtime.plan.choose_anchors import DEFAULT_ANCHORS, choose_anchors
-from fairy.runtime.plan.params import EditParams
+from fairy.runtime.plan.params import EditParams, Ramp, Scheduled
 
 _ROUNDING_S = 1e-9
 
@@ -25,7 +25,9 @@ class Segment:
 
     Attributes:
         anchors: frame numbers, counted from the first edited frame of the video, in order.
-        parts: the segment cut into what leaves together; see `cut_into_parts`.
+        parts: the segment cut into what leaves together; see `cut_into_parts`. Where the strength changes, anchors are
+            in them too: they are edited once more, as strongly as it is their turn.
+        strengths: of the first and of the last frame; between them it is linear.
     """
 
     start: int
@@ -33,6 +35,17 @@ class Segment:
     prompt: str
     anchors: tuple[int, ...]
     parts: tuple[Part, ...]
+    strengths: Ramp = (1.0, 1.0)
+
+    def strength_at(self, frame: int) -> float:
+        """How much of a frame is edited, 0 to 1."""
+        first, last = self.strengths
+        return first + (last - first) * (frame - self.start) / max(1, self.stop - 1 - self.start)
+
+
+def first_step(strength: float, num_inference_steps: int) -> int:
+    """The number of the step at which an edit of that strength begins, as diffusers has it; all of them = none."""
+    return num_inference_steps - min(int(num_inference_steps * strength), num_inference_steps)
 
 
 def plan_segments(params: EditParams, num_frames: int, micro_batch: int | None) -> tuple[tuple[Segment, ...], int]:
@@ -46,7 +59,7 @@ def plan_segments(params: EditParams, num_frames: int, micro_batch: int | None) 
         InputError: a frame that the video does not have, or a list of anchors that leaves out a segment.
     """
     cuts = params.shots if isinstance(params.shots, tuple) else ()
-    prompts = {int(start): prompt for start, prompt in params.schedule}
+    prompts = {int(start): prompt for start, prompt, *_ in params.schedule}
     for name, frames in (("shots", cuts), ("prompts", prompts)):
         outside = [frame for frame in frames if not 0 <= frame < num_frames]
         if outside:
@@ -60,11 +73,28 @@ def plan_segments(params: EditParams, num_frames: int, micro_batch: int | None) 
         batch = min(batch, _longest(params, starts, stops, anchors))
     segments = []
     prompt = params.prompt
+    ramps = _ramps(params, num_frames)
     for start, stop, chosen in zip(starts, stops, anchors, strict=True):
         prompt = prompts.get(start, prompt)
-        parts = cut_into_parts(stop, frozenset(chosen), batch, start=start)
-        segments.append(Segment(start, stop, prompt, chosen, parts))
+        strengths = next(_cut(ramp, first, last, start, stop) for first, last, ramp in ramps if first <= start < last)
+        apart = chosen if strengths[0] == strengths[1] or find_method(params.method).anchors != "chosen" else ()
+        parts = cut_into_parts(stop, frozenset(apart), batch, start=start)
+        segments.append(Segment(start, stop, prompt, chosen, parts, strengths))
     return tuple(segments), batch
+
+
+def _ramps(params: EditParams, num_frames: int) -> list[tuple[int, int, Ramp]]:
+    """How strongly which frames are edited: the first of them, that after the last, and the strengths of these two."""
+    usual = (params.strength, params.strength)
+    told = {0: usual} | {int(start): (ramp or [usual])[0] for start, _, *ramp in params.schedule}
+    starts = sorted(told)
+    return [(a, b, told[a]) for a, b in zip(starts, [*starts[1:], num_frames], strict=True)]
+
+
+def _cut(ramp: Ramp, first: int, last: int, start: int, stop: int) -> Ramp:
+    """The part of a ramp over frames `first` to before `last` that lies over `start` to before `stop`."""
+    whole = Segment(first, last, "", (), (), ramp)
+    return whole.strength_at(start), whole.strength_at(stop - 1)
 
 
 def _longest(
@@ -80,8 +110,25 @@ def _anchors_of(params: EditParams, ranges: Sequence[tuple[int, int]]) -> list[t
     """The anchors of every segment, as its method has them."""
     who = find_method(params.method).anchors
     if who == "chosen":
-        return _anchors(params.anchors, ranges)
+        return _with_looks(_anchors(params.anchors, ranges), params, ranges)
     return [(start,) if who == "first" else () for start, _ in ranges]
+
+
+def _with_looks(
+    anchors: list[tuple[int, ...]], params: EditParams, ranges: Sequence[tuple[int, int]]
+) -> list[tuple[int, ...]]:
+    """The anchors of every segment with those whose look is given; where nobody asks for others these alone."""
+    last = ranges[-1][1]
+    outside = [frame for frame in params.looks if frame >= last]
+    if outside:
+        remedy = f"its frames are 0 to {last - 1}"
+        raise InputError(f"{outside[0]} is not a frame of the video", name="anchor_images", remedy=remedy)
+    given = [tuple(frame for frame in params.looks if start <= frame < stop) for start, stop in ranges]
+    alone = params.anchors is None
+    return [
+        looks if looks and alone else tuple(sorted({*chosen, *looks}))
+        for chosen, looks in zip(anchors, given, strict=True)
+    ]
 
 
 def _anchors(
@@ -106,7 +153,7 @@ def _anchors(
     return by_segment
 
 
-def frames_of_prompts(params: EditParams, source: Source) -> tuple[tuple[int, str], ...] | None:
+def frames_of_prompts(params: EditParams, source: Source) -> tuple[Scheduled, ...] | None:
     """The schedule of instructions by frame, counted from the first edited one.
 
     A time in seconds is one of the video, as `start` and `end` are, and means the first frame shown then or later.
@@ -116,13 +163,13 @@ def frames_of_prompts(params: EditParams, source: Source) -> tuple[tuple[int, st
     """
     if not params.schedule:
         return None
-    found: dict[int, str] = {}
-    for start, prompt in params.schedule:
+    found: dict[int, Scheduled] = {}
+    for start, *rest in params.schedule:
         frame = start if isinstance(start, int) else _frame_at(start, source)
         if frame in found:
             raise InputError(f"prompts: {start!r} is frame {frame}, which has an instruction already; leave one out.")
-        found[frame] = prompt
-    return tuple(sorted(found.items()))
+        found[frame] = (frame, *rest)
+    return tuple(found[frame] for frame in sorted(found))
 
 
 def _frame_at(seconds: float, source: Source) -> int:

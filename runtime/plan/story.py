@@ -2,9 +2,10 @@
 
     - {frame: 0, prompt: make it winter}
     - {frame: 120, prompt: make it spring}
-    - {time: "0:12.5", prompt: make it summer}
+    - {time: "0:12.5", prompt: make it summer, strength: [0, 1]}
 
-`frame` counts from the first edited frame; `time` is one of the video, in seconds or as [H:]MM:SS.
+`frame` counts from the first edited frame; `time` is one of the video, in seconds or as [H:]MM:SS. `strength` is one
+number, or that of the first and of the last frame before the next entry.
 """
 
 from collections.abc import Iterable
@@ -14,7 +15,8 @@ from typing import Any
 from fairy.kernels.errors import InputError
 from fairy.runtime.options import seconds_of
 
-Schedule = tuple[tuple[int | float, str], ...]
+Schedule = tuple[tuple[Any, ...], ...]
+"""Entries: where each begins (a frame: int; seconds: float), the instruction and, where it says so, the strength."""
 
 _LARGEST_BYTES = 1 << 20
 _DEEPEST = 16
@@ -22,7 +24,7 @@ _FORM = "write a list of entries such as {frame: 120, prompt: make it snow} or {
 
 
 def read_prompts(path: Path) -> Schedule:
-    """The schedule in a file: where each instruction begins (a frame: int; seconds: float) and the instruction.
+    """The schedule in a file.
 
     Raises:
         InputError: the file cannot be read, or holds something else; the sentence names the entry.
@@ -68,21 +70,28 @@ def first_instruction(prompt: str | None, schedule: Schedule | None) -> str:
     """
     if prompt is not None:
         return prompt
-    found = [text for start, text in schedule or () if start == 0]
+    found: list[str] = [text for start, text, *_ in schedule or () if start == 0]
     if found:
         return found[0]
     remedy = "add an entry for frame 0, or give one" if schedule else 'say what to do, for example "make it snow"'
     raise InputError(f"The video begins without an instruction; {remedy}.")
 
 
-def _entry(path: Path, number: int, entry: Any) -> tuple[int | float, str]:
+def _entry(path: Path, number: int, entry: Any) -> tuple[Any, ...]:
     """One entry; everything in it is text, so that 1:30 is no number of YAML's."""
-    if isinstance(entry, dict) and isinstance(entry.get("prompt"), str) and len(entry) == 2:
+    if isinstance(entry, dict) and isinstance(entry.get("prompt"), str):
+        rest = {name: value for name, value in entry.items() if name != "prompt"}
         try:
-            if "frame" in entry:
-                return int(entry["frame"]), entry["prompt"]
-            if "time" in entry:
-                return seconds_of(entry["time"]), entry["prompt"]
+            strength = (_numbers(rest.pop("strength")),) if "strength" in rest else ()
+            if list(rest) == ["frame"]:
+                return int(rest["frame"]), entry["prompt"], *strength
+            if list(rest) == ["time"]:
+                return seconds_of(rest["time"]), entry["prompt"], *strength
         except (TypeError, ValueError, AttributeError):
             pass
     raise InputError(f"{path}: entry {number}, {entry!r}, has no frame or time with a prompt; {_FORM}.")
+
+
+def _numbers(text: Any) -> Any:
+    """A number or a list of them, from text."""
+    return [float(each) for each in text] if isinstance(text, list) else float(text)

@@ -7,16 +7,35 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from fairy.runtime.files import check_outputs, user_path, write_atomically
 from fairy.runtime.inputs.frames import Frames, Source
-from fairy.runtime.plan.file_request import DEFAULT_CRF, check_clock, check_crf, check_fps
+from fairy.runtime.plan.file_request import DEFAULT_CRF, check_clock, check_encoding, check_fps
 from fairy.runtime.video import Clock, VideoWriter
+from fairy.runtime.video.codecs import PNG, Encoding
+from fairy.runtime.video.picture_folder import PictureFolder
 
 _GAP = 4  # pixels of the line between pictures beside each other
+
+
+class FrameWriter(Protocol):
+    """What takes edited frames: a context manager, whose end makes the file or the folder appear."""
+
+    notes: list[str]
+
+    def write(self, frames: Frames) -> None:
+        """The next frames, uint8 [n, height, width, 3]."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,23 +129,36 @@ class EditResult:
     report: EditReport
     source: Source
 
-    def save(self, path: str | Path, *, fps: float | Fraction | None = None, crf: int = DEFAULT_CRF) -> Path:
+    def save(
+        self,
+        path: str | Path,
+        *,
+        fps: float | Fraction | None = None,
+        crf: int = DEFAULT_CRF,
+        codec: str | None = None,
+        lossless: bool = False,
+        pixel_format: str | None = None,
+        bit_depth: int = 8,
+    ) -> Path:
         """Write a video file, with the source's sound, time stamps and colour tags where it has some.
 
         Args:
             path: the file; its ending says the container.
             fps: frames per second; required where the source has no clock, refused where it has one.
             crf: constant rate factor of the encoder, 0 (best) to 51.
+            codec, lossless, pixel_format, bit_depth: as in `Editor.edit_file`.
 
         Raises:
             InputError: the file cannot be written as asked; MachineError: the disk is full. No partial file is left.
         """
         target, rate = user_path(path), check_fps(fps)
-        check_clock(has_clock=self.source.clock is not None, fps=rate)
+        encoding = check_encoding(codec, crf, lossless, pixel_format, bit_depth)
+        if codec != PNG or rate is not None:
+            check_clock(has_clock=self.source.clock is not None, fps=rate)
         video = self.source.video
         check_outputs({"out": target}, None if video is None else video.path)
         height, width = self.frames.shape[1:3]
-        with open_writer(target, self.source, width=width, height=height, fps=rate, crf=check_crf(crf)) as writer:
+        with open_writer(target, self.source, width=width, height=height, fps=rate, encoding=encoding) as writer:
             for start in range(0, len(self.frames), 16):
                 writer.write(self.frames[start : start + 16])
         return target
@@ -139,23 +171,29 @@ def open_writer(
     width: int,
     height: int,
     fps: Fraction | None,
-    crf: int,
+    encoding: Encoding,
     cancel: threading.Event | None = None,
     clock: Clock | None = None,
-) -> VideoWriter:
+) -> FrameWriter:
     """A writer for the edited frames of `source`; refuses, before anything is computed, what cannot be written.
 
     `clock`: when the frames are shown, if they are others than the source's.
     """
-    video = source.video
+    video, times = source.video, clock or source.clock or Clock.constant(source.num_frames, fps or 1)
+    if encoding.codec == PNG:
+        return PictureFolder(path, num_frames=len(times.pts), cancel=cancel)
     return VideoWriter(
         path,
         width=width,
         height=height,
-        clock=clock or source.clock or Clock.constant(source.num_frames, fps or 1),
+        clock=times,
         source=video,
         source_range=None if video is None else (source.first, source.first + source.num_frames),
-        crf=crf,
+        crf=encoding.crf,
+        codec=encoding.codec,
+        lossless=encoding.lossless,
+        pixel_format=encoding.pixel_format,
+        bit_depth=encoding.bit_depth,
         max_pixels=source.max_pixels,
         cancel=cancel,
     )

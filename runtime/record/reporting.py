@@ -40,7 +40,8 @@ def report_of(
         anchors=run.plan.anchors,
         micro_batch=run.plan.micro_batch,
         segments=tuple(
-            {"start": s.start, "stop": s.stop, "prompt": s.prompt, "anchors": s.anchors} for s in run.plan.segments
+            {"start": s.start, "stop": s.stop, "prompt": s.prompt, "anchors": s.anchors, "strengths": s.strengths}
+            for s in run.plan.segments
         ),
         num_frames=run.plan.source.num_frames,
         width=width,

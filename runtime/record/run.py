@@ -31,6 +31,7 @@ class Tally:
         workers: how many processes compute; lost_workers: those that ended before it did, in sentences.
         redone_batches: micro-batches that others did again for them.
         bank_bytes: of the largest bank.
+        masked: a mask has left something to edit.
         fallbacks, notes: sentences; see `EditReport`.
         sha256: of the edited frames so far.
     """
@@ -39,6 +40,7 @@ class Tally:
     lost_workers: list[str] = field(default_factory=list)
     redone_batches: int = 0
     bank_bytes: int = 0
+    masked: bool = False
     fallbacks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sha256: Any = field(default_factory=hashlib.sha256)

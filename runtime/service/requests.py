@@ -21,7 +21,7 @@ from fairy.runtime.plan.params import EditParams, Prompts
 from fairy.runtime.service.options import ServiceOptions
 from fairy.runtime.service.problems import Problem, of_input_error, of_pydantic
 
-LEFT_OUT = ("depth", "max_pixels", "micro_batch", "order", "size")
+LEFT_OUT = ("anchor_images", "depth", "mask", "mask_feather", "max_pixels", "micro_batch", "order", "size")
 """Paths, what the service limits itself, and `size`, which is a picture's size here."""
 LONGEST_PROMPT = 4000
 MOST_ANCHORS = 16
@@ -210,7 +210,7 @@ def _check_limits(params: Mapping[str, Any], limits: ServiceOptions) -> None:
     if (anchors if isinstance(anchors, int) else len(anchors or ())) > MOST_ANCHORS:
         raise InputError("is not possible", name="anchors", value=anchors, remedy=f"ask for at most {MOST_ANCHORS}")
     prompts = params.get("prompts") or ()
-    if len(prompts) > MOST_PROMPTS or any(len(text) > LONGEST_PROMPT for _, text in prompts):
+    if len(prompts) > MOST_PROMPTS or any(len(text) > LONGEST_PROMPT for _, text, *_ in prompts):
         remedy = f"give at most {MOST_PROMPTS}, each of at most {LONGEST_PROMPT} characters"
         raise InputError("asks for too much", name="prompts", remedy=remedy)
     for name in ("negative_prompt", "source_prompt"):

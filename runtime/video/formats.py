@@ -72,23 +72,27 @@ class Output:
 
     muxer: str
     title: str
-    encoder: str
+    codec: str
+    """Where none is asked for; a name of `codecs.py`."""
     clock: str
-    """"any": keeps every time stamp; "ms", "90kHz": rounds to it; "rate": knows a constant rate only."""
+    """"any": keeps every time stamp; "ms", "10ms", "90kHz": rounds to it; "rate": knows a constant rate only."""
+    pictures_only: bool = False
+    """It holds no sound and nothing else beside the pictures."""
 
 
-_MP4 = Output("mp4", "MP4", "libx264", "any")
-_MKV = Output("matroska", "Matroska", "libx264", "ms")
+_MP4 = Output("mp4", "MP4", "h264", "any")
+_MKV = Output("matroska", "Matroska", "h264", "ms")
 OUTPUTS = {
     ".mp4": _MP4,
     ".m4v": _MP4,
-    ".mov": Output("mov", "QuickTime", "libx264", "any"),
+    ".mov": Output("mov", "QuickTime", "h264", "any"),
     ".mkv": _MKV,
-    ".webm": Output("webm", "WebM", "libvpx-vp9", "ms"),
-    ".avi": Output("avi", "AVI", "libx264", "rate"),
-    ".ts": Output("mpegts", "MPEG-TS", "libx264", "90kHz"),
+    ".webm": Output("webm", "WebM", "vp9", "ms"),
+    ".avi": Output("avi", "AVI", "h264", "rate"),
+    ".ts": Output("mpegts", "MPEG-TS", "h264", "90kHz"),
+    ".gif": Output("gif", "GIF", "gif", "10ms", pictures_only=True),
+    ".webp": Output("webp", "WebP", "webp", "ms", pictures_only=True),
 }
-ENCODERS = {"h264": "libx264", "libx264": "libx264", "vp9": "libvpx-vp9", "libvpx-vp9": "libvpx-vp9"}
 
 
 def whitelist(max_pixels: int | None = None) -> dict[str, str]:
@@ -108,13 +112,3 @@ def output_format(path: Path) -> Output:
     known = ", ".join(OUTPUTS)
     what = f"the extension {path.suffix!r}" if path.suffix else "no extension"
     raise InputError(f"{path} has {what}, but a video is written as one of {known}.")
-
-
-def encoder_for(name: str | None, output: Output) -> str:
-    if name is None:
-        return output.encoder
-    if name not in ENCODERS:
-        raise InputError(f"Codec {name!r} is not known; choose one of {', '.join(ENCODERS)}.")
-    if output.muxer == "webm" and ENCODERS[name] == "libx264":
-        raise InputError("WebM holds no H.264; leave the codec out or write an .mkv.")
-    return ENCODERS[name]

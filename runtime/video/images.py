@@ -14,7 +14,7 @@ from fairy.kernels.errors import Cancelled, InputError
 from fairy.runtime.video.info import MAX_PIXELS
 from fairy.runtime.video.reader import choose
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _OF_SEVERAL = ("PNG", "WEBP", "TIFF")
 """Formats whose files may hold frames or pages; a second picture in a JPEG is the camera's own matter."""
@@ -50,14 +50,14 @@ def probe_images(
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder of pictures.")
-    files = pictures_of(folder, _SUFFIXES)
+    files = pictures_of(folder, PICTURES)
     if not files:
-        raise InputError(f"{folder} has no pictures; {', '.join(sorted(_SUFFIXES))} files are read.")
-    height, width = _load(files[0], max_pixels).shape[:2]
+        raise InputError(f"{folder} has no pictures; {', '.join(sorted(PICTURES))} files are read.")
+    height, width = load_picture(files[0], max_pixels).shape[:2]
     notes: dict[str, None] = {}
     for done, file in enumerate(files, 1):
         _stop_if(cancel, folder)
-        found = _load(file, max_pixels, notes).shape
+        found = load_picture(file, max_pixels, notes).shape
         if found[:2] != (height, width):
             raise InputError(
                 f"{file} has {found[1]}×{found[0]} pixels, but {files[0].name} has {width}×{height}; all must be equal."
@@ -85,7 +85,7 @@ def read_images(
     """The pictures start … stop − 1, or those of `indices`, in ascending order: uint8 RGB [H, W, 3]."""
     for index in choose(info.num_frames, start, stop, indices):
         _stop_if(cancel, info.path)
-        picture = _load(info.files[index], max_pixels)
+        picture = load_picture(info.files[index], max_pixels)
         if picture.shape != (info.height, info.width, 3):
             raise InputError(f"{info.files[index]} changed its size while the folder was being read.")
         yield picture
@@ -97,7 +97,7 @@ def natural_order(file: Path) -> tuple[list[tuple[int, str]], str]:
     return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts], file.name
 
 
-def _load(file: Path, max_pixels: int, notes: dict[str, None] | None = None) -> NDArray[np.uint8]:
+def load_picture(file: Path, max_pixels: int, notes: dict[str, None] | None = None) -> NDArray[np.uint8]:
     """A picture as uint8 RGB [H, W, 3]; what is lost of it is told to `notes`."""
     from PIL import Image, ImageOps  # here, so that the video helpers never load it
 

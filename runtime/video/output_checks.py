@@ -17,7 +17,7 @@ from fairy.runtime.files import settled
 from fairy.runtime.video import formats, timing
 from fairy.runtime.video.info import BT601, BT709, Clock, ColorTags, VideoInfo, exact_rate
 
-_TICKS = {"ms": Fraction(1, 1000), "90kHz": Fraction(1, 90000)}
+_TICKS = {"ms": Fraction(1, 1000), "10ms": Fraction(1, 100), "90kHz": Fraction(1, 90000)}
 
 
 def check_numbers(width: int, height: int, crf: int) -> None:
@@ -116,23 +116,37 @@ def fit_clock(
     return zip(edges[:-1].tolist(), steps.tolist(), strict=True), notes
 
 
-def pixel_notes(width: int, height: int, source: VideoInfo | None) -> list[str]:
+def has_company(source: VideoInfo, into: formats.Output) -> bool:
+    """Whether a source has anything beside its pictures that the container could hold."""
+    return source.container != "webp" and not into.pictures_only
+
+
+def company_notes(source: VideoInfo | None, into: formats.Output) -> list[str]:
+    """What of the source is left out because the container holds pictures alone."""
+    lost = source is not None and into.pictures_only and (source.audio or source.other)
+    return [f"{into.title} holds no sound and no subtitles; the source's are left out."] if lost else []
+
+
+def pixel_notes(width: int, height: int, source: VideoInfo | None, pixels: str) -> list[str]:
     """What is worth knowing where the pictures are not, or no longer, what every player shows: 4:2:0."""
-    if width % 2 or height % 2:
+    if (width % 2 or height % 2) and pixels == "yuv444p":
         return [
             f"A side of {width}×{height} is odd, so the file is written as 4:4:4, which phones, Safari and QuickTime "
             "do not play; another long_side (--long-side), or size = source, may help."
         ]
     fuller = source is not None and any(kind in source.pix_fmt for kind in ("422", "444", "440", "rgb", "gbr", "bgr"))
-    return [f"The source's colours ({source.pix_fmt}) are written as 4:2:0."] if source and fuller else []
+    fewer = "420" in pixels
+    return [f"The source's colours ({source.pix_fmt}) are written as 4:2:0."] if source and fuller and fewer else []
 
 
 def shape_notes(source: VideoInfo | None, encoder: str, into: formats.Output) -> list[str]:
-    """VP9 does not say the shape of its pixels itself, and Matroska's own field for it cannot be set through PyAV."""
+    """What codecs do not say of the shape of their pixels, Matroska's own field could, but not through PyAV."""
     shape = source.sample_aspect_ratio if source else Fraction(1)
-    if shape == 1 or encoder != "libvpx-vp9" or into.muxer not in ("webm", "matroska"):
+    silent = {"libvpx-vp9": "VP9", "libsvtav1": "AV1", "prores_ks": "ProRes"}.get(encoder)
+    if shape == 1 or silent is None or into.muxer not in ("webm", "matroska"):
         return []
-    return [f"The shape of the source's pixels, {shape}, cannot be kept with VP9 in {into.title}; write .mp4 or .mkv."]
+    other = "write .mp4 or .mkv" if silent == "VP9" else "choose another codec or container"
+    return [f"The shape of the source's pixels, {shape}, cannot be kept with {silent} in {into.title}; {other}."]
 
 
 def choose_color(color: ColorTags | None, source: VideoInfo | None, height: int) -> ColorTags:

@@ -11,8 +11,9 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from fairy.runtime.video import formats, wire
+from fairy.runtime.video import codecs, formats, helper, wire
 from fairy.runtime.video.info import ColorTags
+from fairy.runtime.video.palette import Palettes
 
 ENCODER_THREADS = 2
 """A constant: x264's pictures depend on its number of threads, and the same frames shall give the same bytes."""
@@ -25,6 +26,7 @@ class VideoTrack:
         self._color = ColorTags(**request["color"])
         self._into = into
         self.stream = _add_stream(output, request, self._color, into)
+        self._palettes = Palettes(request["width"], request["height"]) if request["encoder"] == "gif" else None
         self._durations: dict[int, int] = {}  # of the pictures that are inside the encoder, by time stamp
         self._held: Packet[VideoStream] | None = None
         self._start = self._end = self._first_dts = 0
@@ -61,14 +63,19 @@ class VideoTrack:
 
     def _frame(self, picture: NDArray[np.uint8], pts: int, duration: int) -> VideoFrame:
         color, context = self._color, self.stream.codec_context
-        frame = VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-            format=context.pix_fmt,
-            dst_colorspace=formats.MATRICES[color.matrix],
-            dst_color_range=2 if color.full else 1,
-            interpolation=formats.TO_YUV,
-            threads=1,
+        frame = VideoFrame.from_ndarray(picture, format="rgb24")
+        frame = (
+            self._palettes(frame)
+            if self._palettes
+            else frame.reformat(
+                format=context.pix_fmt,
+                dst_colorspace=formats.MATRICES[color.matrix],
+                dst_color_range=2 if color.full else 1,
+                interpolation=formats.TO_YUV,
+                threads=1,
+            )
         )
-        frame.colorspace, frame.color_range = color.matrix, 2 if color.full else 1
+        frame.colorspace, frame.color_range = _samples(color, str(context.pix_fmt))
         frame.color_primaries, frame.color_trc = color.primaries, color.transfer
         frame.pts, frame.time_base, frame.duration = pts, context.time_base, duration
         return frame
@@ -80,11 +87,13 @@ def _add_stream(output: OutputContainer, request: wire.Message, color: ColorTags
     context = stream.codec_context
     stream.time_base = context.time_base = Fraction(request["time_base"])
     context.width, context.height = request["width"], request["height"]
-    odd = request["width"] % 2 or request["height"] % 2
-    context.pix_fmt = "yuv444p" if odd else "yuv420p"
-    context.colorspace, context.color_range = color.matrix, 2 if color.full else 1
+    _check_pixels(context.codec, request["pixels"])
+    context.pix_fmt = request["pixels"]
+    context.colorspace, context.color_range = _samples(color, request["pixels"])
     context.color_primaries, context.color_trc = color.primaries, color.transfer
     context.sample_aspect_ratio = Fraction(request["sample_aspect_ratio"])
+    if request["encoder"] == "libx265" and into.muxer in ("mp4", "mov"):
+        context.codec_tag = "hvc1"  # which QuickTime and Safari play
     context.thread_count = ENCODER_THREADS
     context.flags |= av.codec.context.Flags.bitexact
     context.options = _options(request, into)
@@ -92,12 +101,21 @@ def _add_stream(output: OutputContainer, request: wire.Message, color: ColorTags
 
 
 def _options(request: wire.Message, into: formats.Output) -> dict[str, str]:
-    crf = int(request["crf"])
-    if request["encoder"] == "libvpx-vp9":  # its scale runs to 63, x264's to 51
-        return {"crf": str(round(crf * 63 / 51)), "b": "0", "deadline": "good", "cpu-used": "4"}
     # Pictures are stored in the order shown where another order would cost time stamps: AVI has none but the
     # order, MPEG-TS none before 0, and MP4 says how long a picture stays by when the next one is decoded.
-    in_order = {"bf": "0"} if into.clock in ("rate", "90kHz") or not request["steady"] else {}
-    # Without cpu-independent the macroblock-tree code of x264 core 165 reads memory that nobody wrote, and the
-    # same small pictures give other bytes in one run of ten; with it they are also equal on every processor.
-    return {"crf": str(crf), "preset": "medium", "x264-params": "cpu-independent=1"} | in_order
+    in_order = into.clock in ("rate", "90kHz") or not request["steady"]
+    lossless, crf = bool(request["lossless"]), int(request["crf"])
+    return codecs.options_of(request["encoder"], request["pixels"], crf, lossless=lossless, in_order=in_order)
+
+
+def _samples(color: ColorTags, pixels: str) -> tuple[int, int]:
+    """Matrix and range of samples, as FFmpeg numbers them: red, green and blue have no matrix, and all levels."""
+    return (0, 2) if codecs.is_rgb(pixels) else (color.matrix, 2 if color.full else 1)
+
+
+def _check_pixels(codec: av.Codec, pixels: str) -> None:
+    known = [kind.name for kind in codec.video_formats or ()]
+    if pixels not in known:
+        raise helper.Refusal(
+            f"pixel_format = {pixels} is not written by {codec.name}; choose one of {', '.join(known)}."
+        )

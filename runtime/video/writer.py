@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fairy.kernels.errors import InputError, MachineError
 from fairy.runtime.files import settled, temporary_name
 from fairy.runtime.video import formats, output_checks
+from fairy.runtime.video.codecs import Encoding
 from fairy.runtime.video.helper_process import DEADLINE_S, Worker
 from fairy.runtime.video.info import MAX_PIXELS, Clock, ColorTags, VideoInfo
 from fairy.runtime.video.wire import Message
@@ -26,7 +27,8 @@ class VideoWriter:
     """Encodes frames in order into `path`; a context manager that leaves nothing behind after an exception.
 
     The clock is `clock`, else `fps`, else that of the source's frames `source_range` = (start, stop). With a
-    source its sound, subtitles and titles are copied; a proper part of it starts at 0. Whatever can be refused
+    source its sound, subtitles and titles are copied; a proper part of it starts at 0. How pictures are
+    encoded is `Encoding`'s to explain. Whatever can be refused
     is refused by the constructor: InputError for what the user can mend, MachineError for the machine.
     """
 
@@ -43,20 +45,25 @@ class VideoWriter:
         color: ColorTags | None = None,
         crf: int = 18,
         codec: str | None = None,
+        lossless: bool = False,
+        pixel_format: str | None = None,
+        bit_depth: int = 8,
         max_pixels: int = MAX_PIXELS,
         cancel: threading.Event | None = None,
     ) -> None:
         self.path, self._shape, self._written = Path(path), (height, width, 3), 0
         self._worker: Worker | None = None
         self._format = formats.output_format(self.path)
-        encoder = formats.encoder_for(codec, self._format)
+        encoding = Encoding(codec, crf, lossless, pixel_format, bit_depth)
+        encoder, pixels = encoding.settle(self._format, width, height)
         output_checks.check_numbers(width, height, crf)
         output_checks.check_place(self.path, source)
         span = output_checks.proper_part(source, source_range)
         clock = clock if clock is not None or fps is not None else output_checks.source_clock(source, span)
         rate = output_checks.frame_rate(clock, fps, source, self.path)
         self._ticks, self.notes = output_checks.fit_clock(clock, rate, self._format, self.path)
-        self.notes += output_checks.pixel_notes(width, height, source)
+        self.notes += output_checks.pixel_notes(width, height, source, pixels)
+        self.notes += output_checks.company_notes(source, self._format)
         self.notes += output_checks.shape_notes(source, encoder, self._format)
         self._num_frames = None if clock is None else len(clock.pts)
         output_checks.check_space(self.path, width * height * (self._num_frames or 1))
@@ -65,13 +72,15 @@ class VideoWriter:
             "width": width,
             "height": height,
             "encoder": encoder,
+            "pixels": pixels,
+            "lossless": lossless,
             "crf": crf,
             "rate": str(rate.limit_denominator(1 << 16)),
             "steady": clock is None or output_checks.is_steady(clock, rate),
             "time_base": str(output_checks.container_time_base(clock, rate, self._format)),
             "color": asdict(output_checks.choose_color(color, source, height)),
             "sample_aspect_ratio": str(source.sample_aspect_ratio if source else 1),
-            "source": str(source.path) if source and source.container != "webp" else None,
+            "source": str(source.path) if source and output_checks.has_company(source, self._format) else None,
             "span": [str(t) for t in output_checks.seconds(source, span)] if source and span else None,
             "zero_s": str(source.zero_s if source else 0),
             "max_pixels": max_pixels,

@@ -16,6 +16,7 @@ import torch
 from fairy.engines.backends import steps_of
 from fairy.engines.engine import Engine, Usage
 from fairy.export.graphs import GraphSpec
+from fairy.export.lora import Lora
 from fairy.kernels.errors import FairyError, MachineError
 from fairy.runtime.executor import Edited
 from fairy.runtime.inputs.frames import Frames
@@ -39,7 +40,8 @@ class PoolOptions:
         model, variant: a folder in diffusers' format, and which of its files.
         devices: one for every worker.
         dtype, backend, store, threads, without, also, bank: as for `Editor.from_pretrained`, resolved.
-        decoder: the folder of a small decoder, if there is one.
+        decoder: the folder of a small decoder, if there is one. loras: with absolute paths. config:
+            where `model` is one file, the folder that has its configuration.
         deadline_s: no worker that has something to do may be silent for longer: the time for one denoising step, or
             for compiling where a backend does that on the spot. start_deadline_s: the same for loading the model.
         command: what starts a worker; None = on the CPU a fork of one process (`nursery.py`), else a new one.
@@ -59,6 +61,8 @@ class PoolOptions:
     start_deadline_s: float = 600.0
     command: Sequence[str] | None = None
     also: tuple[str, ...] = ()
+    loras: tuple[Lora, ...] = ()
+    config: Path | None = None
 
 
 class WorkerPool:
@@ -194,6 +198,8 @@ class WorkerPool:
             "decoder": None if options.decoder is None else str(options.decoder.absolute()),
             "without": list(options.without),
             "also": list(options.also),
+            "config": None if options.config is None else str(options.config),
+            "loras": [[str(lora.path), lora.scale] for lora in options.loras],
         }
 
     def _await(self, waiting: set[int]) -> dict[int, FairyError]:

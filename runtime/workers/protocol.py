@@ -90,13 +90,13 @@ def _initial_noise(payload: bytearray, shape: Sequence[int]) -> Tensor:
 
 
 def pack_frames(frames: Sequence[Frames]) -> bytes:
-    """Frames uint8 [H, W, 3] of one size as bytes."""
+    """Frames uint8 [H, W, 3 or 4] of one size as bytes."""
     return b"".join(np.ascontiguousarray(frame).data for frame in frames)
 
 
-def unpack_frames(payload: bytearray, size: tuple[int, int]) -> list[Frames]:
-    """The frames of `pack_frames`, whose (height, width) is known."""
-    return list(np.frombuffer(payload, np.uint8).reshape(-1, *size, 3))
+def unpack_frames(payload: bytearray, size: tuple[int, int], channels: int = 3) -> list[Frames]:
+    """The frames of `pack_frames`, whose (height, width) is known, and whether a mask is their fourth channel."""
+    return list(np.frombuffer(payload, np.uint8).reshape(-1, *size, channels))
 
 
 def pack_latents(latents: Tensor) -> bytes:
@@ -120,11 +120,11 @@ def pack_finished(latents: Tensor, pictures: Sequence[Frames]) -> bytes:
 
 
 def unpack_finished(
-    payload: bytearray, count: int, size: tuple[int, int], latent_shape: tuple[int, int, int]
+    payload: bytearray, count: int, size: tuple[int, int], latent_shape: tuple[int, int, int], channels: int = 3
 ) -> tuple[Tensor, list[Frames]]:
     """The latents and frames of `pack_finished`."""
-    end = len(payload) - count * size[0] * size[1] * 3
-    return unpack_latents(payload[:end], count, latent_shape), unpack_frames(payload[end:], size)
+    end = len(payload) - count * size[0] * size[1] * channels
+    return unpack_latents(payload[:end], count, latent_shape), unpack_frames(payload[end:], size, channels)
 
 
 def unpack_edited(

@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +20,15 @@ import torch
 from fairy.engines.backends import make_backend
 from fairy.engines.store.store import EngineStore
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
+from fairy.export.lora import Lora
 from fairy.kernels.errors import Cancelled, FairyError, MachineError
 from fairy.runtime.allocation import keep_freed_memory
 from fairy.runtime.bank.anchor_bank import StepBank
 from fairy.runtime.denoise.networks import Networks
 from fairy.runtime.denoise.segment_edit import SegmentEdit
 from fairy.runtime.device import DTYPES
+from fairy.runtime.inputs.frames import Frames
+from fairy.runtime.plan.plan import Plan
 from fairy.runtime.plan.tasks import anchor_task, frame_task
 from fairy.runtime.record.progress import Monitor, Progress
 from fairy.runtime.video import wire
@@ -220,7 +224,7 @@ class Server:
         missing = [i for i, frame in enumerate(frames) if edit.lacks([frame])]
         if not missing:
             return False
-        pictures = unpack_frames(following.payload, edit.run.plan.source.size)
+        pictures = _frames_in(following.payload, edit.run.plan)
         edit.begin([frames[missing[0]]], [pictures[missing[0]]])
         return True
 
@@ -242,7 +246,7 @@ class Server:
 
         edit.bank, work.generation = None, task.message["generation"]
         run, anchors = edit.run, edit.segment.anchors
-        edit.begin(anchors, unpack_frames(task.payload, run.plan.source.size))
+        edit.begin(anchors, _frames_in(task.payload, run.plan), anchors=True)
         steps, carried = len(run.plan.schedule), edit.carried is not None
         edit.compute(anchor_task(edit.segment, steps, carried=carried), on_bank)
         self._send_anchors(task, work)
@@ -263,7 +267,7 @@ class Server:
             raise BankLost("there is no bank")
         run.count.batches = run.count.steps = 0  # the controller counts micro-batches, this worker steps
         try:
-            pictures = dict(zip(frames, unpack_frames(task.payload, run.plan.source.size), strict=True))
+            pictures = dict(zip(frames, _frames_in(task.payload, run.plan), strict=True))
             missing = [frame for frame in frames if edit.lacks([frame])]  # others were encoded ahead
             edit.begin(missing, [pictures[frame] for frame in missing])
             edit.compute(frame_task(frames, len(run.plan.schedule), anchors=anchors))
@@ -277,7 +281,8 @@ class Server:
         if "precision" in task.message:
             run.pace.precision = DTYPES[task.message["precision"]]
         plan = run.plan
-        work.edit.restore(frames, *unpack_finished(task.payload, len(frames), plan.source.size, plan.latent_shape))
+        finished = unpack_finished(task.payload, len(frames), plan.source.size, plan.latent_shape, plan.channels)
+        work.edit.restore(frames, *finished)
         if task.message["part"] is None:
             self._send_anchors(task, work)
         else:
@@ -306,9 +311,15 @@ class Server:
         return {"times_ms": times, **fresh, **ran}
 
 
+def _frames_in(payload: bytearray, plan: Plan) -> list[Frames]:
+    """The source frames that came with a message."""
+    return unpack_frames(payload, plan.source.size, plan.channels)
+
+
 def read_checkpoint(load: wire.Message) -> Checkpoint:
     """The model that a message "load" names, on its device. Raises InputError."""
-    files = {"variant": load["variant"], "decoder": load.get("decoder")}
+    loras = [Lora(Path(path), scale) for path, scale in load.get("loras", ())]
+    files: dict[str, Any] = {name: load.get(name) for name in ("variant", "decoder", "config")} | {"loras": loras}
     return load_checkpoint(load["model"], dtype=DTYPES[load["dtype"]], device=torch.device(load["device"]), **files)
 
 

@@ -11,6 +11,7 @@ import pytest
 from fairy.export.graphs import LAYER_CHOICES
 from fairy.kernels.errors import InputError
 from fairy.runtime.cli import main as cli
+from fairy.runtime.cli.groups import GROUPS
 from fairy.runtime.cli.reference import filled, tables
 from fairy.runtime.cli.table import TABLES, help_of, spelled
 from fairy.runtime.device import DTYPES
@@ -25,6 +26,7 @@ from fairy.runtime.service.options import ServiceOptions
 DOCS = Path(__file__).parents[2] / "docs"
 ONE_EDIT = (EditParams, EditorSetup, FileRequest)
 NOT_FOR_MANY = {"gpus", "workers", "compare", "preview", "report", "fps", "then"}
+NOT_FOR_MANY |= {"codec", "lossless", "pixel_format", "bit_depth"}
 
 
 def test_every_field_is_in_the_table() -> None:
@@ -144,3 +146,14 @@ def test_mistakes_are_told_before_torch_is_loaded(words: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-P", "-c", program, *words], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_help_of_edit_groups_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    grouped = [name for names in GROUPS.values() for name in names]
+    options = {name for table in ONE_EDIT for name in options_of(table)} | {"out", "resume", "quiet"}
+    assert sorted(grouped) == sorted(options)
+    assert cli.run(["edit", "--help"]) == 0
+    page = capsys.readouterr().out
+    found = [page.index(f"\n{title}:\n") for title in ("Arguments", *GROUPS)]
+    assert found == sorted(found)
+    assert all(f"  {spelled(name)} " in page for name in options - {"out"})
