@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairy.kernels.errors import InputError
 from fairy.runtime.files import check_outputs, only_writer_of, user_path, write_picture
 from fairy.runtime.generation.base_stage import run_base
 from fairy.runtime.generation.cascade import Cascade
@@ -161,6 +162,9 @@ class Generator(CascadeRunner):
         """Decide everything that follows; whatever is impossible is refused here."""
         plan = plan_clip(self.cascade, params)
         if request.from_stage is not None:
+            if params.image is not None:
+                remedy = "leave it out: the frames that are gone on from are made already"
+                raise InputError("is of no use with --from", name="image", value=str(params.image), remedy=remedy)
             read_stage(request.from_stage, plan.stages, plan.shapes)
         base, result = plan.shapes[0], plan.result
         image = None if params.image is None else read_image(params.image, base.height, base.width)
