@@ -1,0 +1,135 @@
+"""The video tokenizer of the embedded Phenaki: ``python -m training.phenaki_tokenizer --out DIR``.
+
+It learns to bring clips of stories (training.story_clips) back from their codes; the loss is the squared error of the
+pixels. Stops at its planned steps or after ``--minutes`` and goes on when it is called again; DIR gets
+tokenizer.safetensors. ``--evaluate`` measures it on held-out stories instead: dB, and how many codes are used.
+"""
+
+import argparse
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fairy.export.bases.causal_tokenizer import CausalVideoTokenizer
+from training.checkpoint import Trainee, learning_rate, load_average, save_json
+from training.compute import Compute
+from training.optimisers import muon_and_adamw
+from training.story_clips import random_story, render_story
+from training.textures import Array
+
+STREAM = 72  # of random numbers
+HELD_OUT = 9_000_000_000_000  # seeds of stories from here on are not trained on
+SCENES = (9, 8, 8)  # frames of a story's scenes
+FILE = "tokenizer.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerPlan:
+    """What the training does; `frames`: of a clip, 1 + 2·m, at a random time of its story."""
+
+    steps: int = 6000
+    clips: int = 4
+    frames: int = 13
+    learning_rate: float = 1e-3
+    save_every: int = 100
+
+
+def build_tokenizer() -> CausalVideoTokenizer:
+    """64x64 pixels, one of 1000 codes for 8x8 of them; fresh weights."""
+    return CausalVideoTokenizer()
+
+
+def draw_clips(plan: TokenizerPlan, seed: int, step: int) -> torch.Tensor:
+    """The clips of one step, float32 [clips, 3, frames, side, side] in -1 to 1; a function of (seed, step)."""
+    rng = np.random.default_rng((STREAM, seed, step))
+    clips = []
+    for _ in range(plan.clips):
+        frames = render_story(random_story(int(rng.integers(1 << 40)), SCENES))
+        first = int(rng.integers(len(frames) - plan.frames + 1))
+        clips.append(frames[first : first + plan.frames])
+    return to_video(clips)
+
+
+def to_video(clips: list[Array]) -> torch.Tensor:
+    """Clips [F, H, W, 3] in 0 to 1 as one tensor [B, 3, F, H, W] in -1 to 1."""
+    return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).contiguous() * 2 - 1
+
+
+def train(plan: TokenizerPlan, path: Path, compute: Compute, *, seed: int, deadline: float) -> Trainee:
+    """Trains until the plan's steps are done or ``deadline`` (time.monotonic) has passed; resumable."""
+    torch.manual_seed(seed)
+    model = build_tokenizer().to(compute.device)
+    trainee = Trainee.start(model, muon_and_adamw(model, plan.learning_rate))
+    trainee.resume(path)
+    while trainee.step < plan.steps and time.monotonic() < deadline:
+        video = draw_clips(plan, seed, trainee.step).to(compute.device)
+        with compute.autocast():
+            made, _ = model(video)
+            loss = (made.float() - video).square().mean()
+        trainee.update(loss, learning_rate(plan.learning_rate, trainee.step, plan.steps), decay=0.998)
+        trainee.log(float(loss.detach()), path)
+        if trainee.step % plan.save_every == 0:
+            trainee.save(path)
+    trainee.save(path)
+    return trainee
+
+
+@torch.inference_mode()
+def evaluate(model: CausalVideoTokenizer, stories: int, frames: int) -> dict[str, float]:
+    """Of held-out stories: dB of all pixels (by the mean error, and the mean of every clip's), and the codes' use."""
+    errors, used = [], torch.zeros(model.num_codes)
+    for i in range(stories):
+        video = to_video([render_story(random_story(HELD_OUT + i, SCENES, unseen=i % 2 == 1))[:frames]])
+        made, codes = model(video)
+        levels = 127.5 * (made.clamp(-1, 1) - video)
+        errors.append(float(levels.square().mean()))
+        used += torch.bincount(codes.flatten(), minlength=len(used))
+    share = used / used.sum()
+    entropy = -(share[share > 0] * share[share > 0].log()).sum()
+    return {
+        "dB": decibels(float(np.mean(errors))),
+        "dB, mean of clips": float(np.mean([decibels(error) for error in errors])),
+        "codes used": int((used > 0).sum()),
+        "codes": len(used),
+        "perplexity": float(entropy.exp()),
+    }
+
+
+def decibels(error: float) -> float:
+    """Peak signal-to-noise ratio of a mean squared error in levels of 255."""
+    return float(10 * np.log10(255**2 / error))
+
+
+def load_tokenizer(path: Path) -> CausalVideoTokenizer:
+    """The averaged weights of a checkpoint, ready to be used."""
+    model = build_tokenizer()
+    load_average(model, path)
+    return model.eval().requires_grad_(False)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the command line and trains, or measures."""
+    parser = argparse.ArgumentParser(prog="python -m training.phenaki_tokenizer", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--minutes", type=float, default=600.0, help="at most")
+    parser.add_argument("--steps", type=int, default=TokenizerPlan().steps)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--evaluate", type=int, metavar="STORIES", help="measure on so many held-out stories and stop")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    path = options.out / FILE
+    if options.evaluate:
+        figures = evaluate(load_tokenizer(path), options.evaluate, sum(SCENES))
+        save_json(options.out / "tokenizer.json", figures)
+        print(figures)
+        return
+    plan = replace(TokenizerPlan(), steps=options.steps)
+    train(plan, path, Compute.best(), seed=options.seed, deadline=time.monotonic() + 60 * options.minutes)
+
+
+if __name__ == "__main__":
+    main()
