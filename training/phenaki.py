@@ -161,7 +161,9 @@ def train(
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line and trains."""
     parser = argparse.ArgumentParser(prog="python -m training.phenaki", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the tokenizer's checkpoint and of this one's")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the tokenizer's checkpoint and of this one's"
+    )
     parser.add_argument("--minutes", type=float, default=1000.0, help="at most")
     parser.add_argument("--steps", type=int, default=PhenakiPlan().steps)
     parser.add_argument("--seed", type=int, default=0)

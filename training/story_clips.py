@@ -2,8 +2,8 @@
 
     a red ball moves to the left on a meadow · the ball turns blue · it starts to snow · the camera moves right
 
-Frames follow each other at `FPS`; scenes begin where a video tokenizer's blocks of two frames do. Positions are in shares
-of a square picture's side; what moves stops at the border. A story is a function of its seed.
+Frames follow each other at `FPS`. Positions are in shares of a square picture's side; what moves stops at the border. A
+story is a function of its seed.
 """
 
 from collections.abc import Sequence

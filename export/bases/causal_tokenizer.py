@@ -1,10 +1,10 @@
 """A causal video tokenizer, C-ViViT (Villegas et al., Phenaki, arXiv 2210.02399, section 2.1 and appendix A).
 
-The first frame is cut into squares by itself, the frames after it into boxes of two frames; every square and box becomes
-one code. Spatial layers see all places of one token frame, temporal layers one place of this and earlier token frames;
-the decoder has them the other way round. So a code never depends on later frames, a picture is a video of one frame,
-and a video of any length goes through in chunks: what a chunk needs of those before it is the keys and values of the
-last `temporal_window - 1` token frames, whatever the length. (The paper's layers see all that came before.)
+The first frame is cut into squares by itself, the frames after it into boxes of two frames; every square and box
+becomes one code. Spatial layers see all places of one token frame, temporal layers one place of this and earlier token
+frames; the decoder has them the other way round. So a code never depends on later frames, a picture is a video of one
+frame, and a video of any length goes through in chunks: what a chunk needs of those before it is the keys and values of
+the last `temporal_window - 1` token frames, whatever the length. (The paper's layers see all that came before.)
 
 Codes are those of finite scalar quantisation (Mentzer et al., arXiv 2309.15505) instead of the paper's learnt codebook:
 no entry can fall out of use, and there is no loss but that of the pixels.
@@ -63,7 +63,7 @@ class FiniteScalarQuantizer:
 
 
 class CausalAttention(nn.Module):
-    """Attention of every place over this token frame and the last ones, told apart by a learnt bias of their distance."""
+    """Attention of every place over this token frame and the last ones, with a learnt bias for each distance."""
 
     def __init__(self, channels: int, heads: int, window: int) -> None:
         super().__init__()

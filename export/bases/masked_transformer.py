@@ -1,15 +1,13 @@
 """A transformer that fills in the masked codes of a stretch of video, for Phenaki (Villegas et al., arXiv 2210.02399).
 
-All codes of the new stretch see each other, the text, and the codes before it, which are frozen. Those see each other and
-the text, but never what follows: so their keys and values are the same at every step of the sampling, are computed once
-(`remember`), and every layer gets them by reference as a context segment of `fairy::anchor_attention`. (In the paper
-the frozen codes see the new ones, and are computed anew at every step.)
+All codes of the new stretch see each other, the text, and the codes before it, which are frozen. Those see each other
+and the text, but never what follows: so their keys and values are the same at every step of the sampling, are computed
+once (`remember`), and every layer gets them by reference as a context segment of `fairy::anchor_attention`. (In the
+paper the frozen codes see the new ones, and are computed anew at every step.)
 
 Legend of shape suffixes: B rows (guidance branches, or clips in training), P token frames before, M new token frames,
 S = h·w codes of a token frame, N = M·S or P·S, C channels, L text tokens, K codes.
 """
-
-from typing import cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -45,12 +43,11 @@ class MaskedLayer(nn.Module):
 
 
 def _attend(q_BNC: Tensor, own: tuple[Tensor, ...], before_2BNC: Tensor | None, heads: int) -> Tensor:
-    """Each row is a group of one frame, what is remembered its context. The op has no derivative: it is left in training.
-    """
+    """Each row is a group of one frame, what is remembered its context. Training does not use the op: no gradient."""
     attention = anchor_attention_sdpa if torch.is_grad_enabled() else anchor_attention
-    context = ((), ()) if before_2BNC is None else tuple((part[:, None],) for part in before_2BNC)
+    context_k, context_v = ([], []) if before_2BNC is None else ([part[:, None]] for part in before_2BNC)
     k, v = (part[:, None] for part in own)
-    out: Tensor = attention(q_BNC[:, None], k, v, *context, heads=heads)
+    out = attention(q_BNC[:, None], k, v, context_k, context_v, heads=heads)
     return out[:, 0]
 
 
@@ -129,7 +126,8 @@ class MaskedVideoTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
         for i, layer in enumerate(self.layers):
             x_BNC, _ = layer(x_BNC, encoder_hidden_states, None if before is None else before[i])
         logits = self.to_logits(self.norm_out(x_BNC))
-        return cast(Tensor, logits.view(*codes.shape, -1))
+        made: Tensor = logits.view(*codes.shape, -1)
+        return made
 
     def _embedded(self, codes: Tensor, times_MC: Tensor, is_start: bool) -> Tensor:
         """[B, M, h, w] to [B, M·h·w, C]."""

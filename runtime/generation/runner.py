@@ -1,4 +1,4 @@
-"""What `Generator`, `Interpolator` and `Upscaler` share: one loaded cascade, one job at a time, journal and report."""
+"""What `Generator`, `Storyteller`, `Interpolator`, `Upscaler` share: one loaded model, one job at a time, a report."""
 
 import hashlib
 import threading
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Protocol, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,17 @@ from fairy.runtime.record.edit_report import installed_versions
 from fairy.runtime.record.journal import Journal, folders_of_other_containers, journal_folder
 from fairy.runtime.record.progress import Monitor, Progress
 
+
+class LoadedNetworks(Protocol):
+    """What is said of any model's networks in a report."""
+
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+
+
 OnProgress = Callable[[Progress], object]
+Networks = TypeVar("Networks", bound=LoadedNetworks)
 PART = 8  # frames that are kept, written and told together
 
 
@@ -53,21 +63,24 @@ class ClipJob:
     resumed_frames: int = 0
 
 
-class CascadeRunner:
+class CascadeRunner(Generic[Networks]):
     """See this file's head. Make one with `from_pretrained`; use it as a context manager, or call `close` when done."""
+
+    _kind = "generator"  # what its model is called
 
     def __init__(self, setup: GeneratorSetup) -> None:
         """Find the model and the devices. Raises InputError; see `from_pretrained`."""
-        folder = embedded_generator() if setup.model is None else user_path(setup.model)
+        folder = self._shipped() if setup.model is None else user_path(setup.model)
         adapter = None if setup.motion_adapter is None else user_path(setup.motion_adapter)
-        for what, where in (("generator", folder), ("motion adapter", adapter)):
+        for what, where in ((self._kind, folder), ("motion adapter", adapter)):
             if where is not None and not where.is_dir():
                 raise InputError(f"The {what} {str(where)!r} is no folder; name one that holds its files.")
         device = resolve_device(setup.device)
         dtype = resolve_dtype(setup.dtype, device)
         devices = worker_devices(device, setup.gpus, setup.workers)
-        make = partial(make_networks, folder, dtype, setup.offload, adapter)
-        self._networks, self._setup = make(device), setup
+        make = partial(self._make_networks, folder, dtype, setup.offload, adapter)
+        self._networks: Networks = make(device)
+        self._setup = setup
         self._computer: WindowComputer = (
             HereComputer(self._networks, setup.threads)
             if len(devices) == 1
@@ -106,7 +119,19 @@ class CascadeRunner:
 
     @property
     def _name(self) -> str:
-        return "fairy-generator" if self._setup.model is None else str(self._setup.model)
+        return f"fairy-{self._kind}" if self._setup.model is None else str(self._setup.model)
+
+    @staticmethod
+    def _shipped() -> Path:
+        """The folder of the model that ships."""
+        return embedded_generator()
+
+    @staticmethod
+    def _make_networks(
+        folder: Path, dtype: torch.dtype, offload: bool, motion_adapter: Path | None, device: torch.device
+    ) -> Networks:
+        """The networks of a folder, here or in a worker. Raises InputError where it holds none."""
+        return cast(Networks, make_networks(folder, dtype, offload, motion_adapter, device))
 
     @contextmanager
     def _one_job(self, monitor: Monitor) -> Iterator[Monitor]:
