@@ -65,17 +65,15 @@ def test_the_same_by_hand(small_storyteller: Path, reference: ClipResult) -> Non
 
 def test_workers_change_no_byte_nor_does_one_that_is_killed(small_storyteller: Path, reference: ClipResult) -> None:
     with Storyteller.from_pretrained(small_storyteller, workers=2) as several:
-        whole = several.generate(PARAMS)
 
         def kill(progress) -> None:
             if progress.done == 2:
                 next(iter(several._computer._executor._processes.values())).kill()
 
-        broken = several.generate(PARAMS, on_progress=kill)
-    assert whole.report.frames_sha256 == broken.report.frames_sha256 == reference.report.frames_sha256
-    assert whole.report.workers == 2
-    assert broken.report.lost_workers
-    assert not whole.report.lost_workers
+        made = several.generate(PARAMS, on_progress=kill)
+    assert made.report.frames_sha256 == reference.report.frames_sha256
+    assert made.report.workers == 2
+    assert made.report.lost_workers
 
 
 def test_a_stopped_story_goes_on_with_the_same_bytes(
