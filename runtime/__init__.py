@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fairy.runtime.generation.params import GenerateParams, InterpolateParams, StoryParams, UpscaleParams
     from fairy.runtime.generation.storyteller import Storyteller
     from fairy.runtime.generation.video_stages import Interpolator, Upscaler
-    from fairy.runtime.models import embedded_generator, embedded_model, embedded_storyteller
+    from fairy.runtime.models import embedded_generator, embedded_model
     from fairy.runtime.plan.params import EditParams
     from fairy.runtime.record.edit_report import EditPart, EditReport, EditResult
     from fairy.runtime.record.progress import Progress
@@ -50,7 +50,6 @@ __all__ = [
     "Upscaler",
     "embedded_generator",
     "embedded_model",
-    "embedded_storyteller",
 ]
 
 _HOMES = {
@@ -77,7 +76,6 @@ _HOMES = {
     "Upscaler": "fairy.runtime.generation.video_stages",
     "embedded_generator": "fairy.runtime.models",
     "embedded_model": "fairy.runtime.models",
-    "embedded_storyteller": "fairy.runtime.models",
 }
 
 

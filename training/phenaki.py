@@ -35,6 +35,8 @@ STARTS, START_SHARES = tuple(range(10)), (0.2, 0.15, 0.05, *[0.6 / 7] * 7)  # to
 LENGTHS, LENGTH_SHARES = (4, 3, 2, 1), (0.7, 0.1, 0.1, 0.1)  # of the new stretch
 IN_OPENING = 0.35  # share of the stretches that lie in the opening scene, where there is something before them
 AT_CHANGE = 0.6  # share of the others that begin with their scene
+LATE = 29  # blocks of frames that are left out, at most, so that long scenes are known, too …
+LATE_FROM = 5  # … where so many token frames lie before the stretch
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +111,9 @@ def draw_batch(
     for _ in range(plan.clips):
         change = _change(rng, start)
         counts = [frames] if change is None else [1 + BLOCK * (change - 1), frames - 1 - BLOCK * (change - 1)]
-        story = random_story(int(rng.integers(1 << 40)), counts)
-        clips.append(render_story(story))
+        late = BLOCK * int(rng.integers(LATE + 1)) if start >= LATE_FROM else 0
+        story = random_story(int(rng.integers(1 << 40)), [counts[0] + late, *counts[1:]])
+        clips.append(render_story(story)[late:])
         is_told = rng.random() >= plan.drop
         texts.append(story.scenes[-1].caption if is_told else "")
         told.append(labels(story.scenes[-1]) if is_told else [NOTHING] * len(TOLD))

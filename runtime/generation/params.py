@@ -194,9 +194,12 @@ class GeneratorSetup:
 
     model: str | Path | None = option(
         None,
-        Name("a generator's folder, or one of diffusers' TextToVideoSD or AnimateDiff", "TEXT"),
+        Name(
+            "a generator's folder, or one of diffusers' TextToVideoSD or AnimateDiff; for a story a storyteller's",
+            "TEXT",
+        ),
         "The generator",
-        usual="the embedded one",
+        usual="the embedded one; none for a story",
     )
     motion_adapter: str | Path | None = option(
         None, Name("a folder"), "AnimateDiff's motion adapter for a Stable Diffusion 1.5 checkpoint"

@@ -31,7 +31,6 @@ from fairy.runtime.generation.runner import CascadeRunner, ClipJob, OnProgress
 from fairy.runtime.generation.story_plan import StoryPlan, plan_story
 from fairy.runtime.generation.window_pool import Pending
 from fairy.runtime.inputs.frames import Frames, open_source
-from fairy.runtime.models import embedded_storyteller
 from fairy.runtime.plan.file_request import DEFAULT_CRF
 from fairy.runtime.plan.identity import stamps
 from fairy.runtime.record.progress import Monitor
@@ -55,8 +54,12 @@ class Storyteller(CascadeRunner[PhenakiNetworks]):
     """
 
     _kind = "storyteller"
-    _shipped = staticmethod(embedded_storyteller)
     _make_networks = staticmethod(make_phenaki)
+
+    @staticmethod
+    def _shipped() -> Path:
+        """None ships yet. Raises InputError."""
+        raise InputError("is needed: none ships yet", name="model", remedy="train one (make train-phenaki) and name it")
 
     def resolve(self, params: StoryParams) -> StoryParams:
         """The parameters as a story uses them: for None what the model says, and scenes' lengths in frames."""

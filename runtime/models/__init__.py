@@ -12,8 +12,3 @@ def embedded_model() -> Path:
 def embedded_generator() -> Path:
     """Folder of the small generator, a cascade of stages, that is used where no other is named."""
     return Path(str(files("fairy.runtime.models"))) / "generator"
-
-
-def embedded_storyteller() -> Path:
-    """Folder of the small Phenaki, a video tokenizer and a masked transformer, that is used where no other is named."""
-    return Path(str(files("fairy.runtime.models"))) / "storyteller"

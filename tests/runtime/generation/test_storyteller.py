@@ -223,3 +223,8 @@ def test_commands(small_storyteller: Path, reference: ClipResult, tmp_path: Path
 def test_a_folder_that_holds_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no Phenaki: its phenaki\.json cannot be read"):
         Storyteller.from_pretrained(tmp_path)
+
+
+def test_without_a_model_the_remedy_is_named() -> None:
+    with pytest.raises(InputError, match=r"model is needed: none ships yet; train one \(make train-phenaki\)"):
+        Storyteller.from_pretrained()
