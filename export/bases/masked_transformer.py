@@ -33,13 +33,13 @@ class MaskedLayer(nn.Module):
         self.text = Attention(channels, heads, text)
         self.feed_forward = FeedForward(channels, _EXPANSION)
 
-    def forward(self, x_BNC: Tensor, text_BLC: Tensor, before_2BNC: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The codes' features [B, N, C], and their keys and values [2, B, N, C]; `before`: those remembered."""
+    def forward(self, x_BNC: Tensor, text_BLC: Tensor, before_2BNC: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The codes' features [B, N, C], and their keys and values, each [B, N, C]; `before`: those remembered."""
         normed = self.norm(x_BNC)
         q, own = self.to_q(normed), self.to_kv(normed).chunk(2, dim=2)
         x_BNC = x_BNC + self.to_out(_attend(q, own, before_2BNC, self.heads))
         x_BNC = self.feed_forward(self.text(x_BNC, text_BLC))
-        return x_BNC, torch.stack(own)
+        return x_BNC, own
 
 
 def _attend(q_BNC: Tensor, own: tuple[Tensor, ...], before_2BNC: Tensor | None, heads: int) -> Tensor:
@@ -107,7 +107,7 @@ class MaskedVideoTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
         kept = []
         for layer in self.layers:
             x_BNC, own = layer(x_BNC, encoder_hidden_states, None)
-            kept.append(own)
+            kept.append(torch.stack(own))
         return torch.stack(kept)
 
     def forward(self, codes: Tensor, encoder_hidden_states: Tensor, before: Tensor | None) -> Tensor:
@@ -131,7 +131,7 @@ class MaskedVideoTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
 
     def _embedded(self, codes: Tensor, times_MC: Tensor, is_start: bool) -> Tensor:
         """[B, M, h, w] to [B, M·h·w, C]."""
-        x_BMSC = self.codes(codes.flatten(2)) + self.places + times_MC[:, None]
+        x_BMSC: Tensor = self.codes(codes.flatten(2)) + self.places + times_MC[:, None]
         if is_start:
             x_BMSC = torch.cat([x_BMSC[:, :1] + self.start, x_BMSC[:, 1:]], dim=1)
         return x_BMSC.flatten(1, 2)
