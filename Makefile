@@ -104,6 +104,8 @@ gpu-rehearsal: gpu-wheels
 train-phenaki: setup
 	$(BIN)/python -m training.phenaki_tokenizer --out $(PHENAKI)
 	$(BIN)/python -m training.phenaki_tokenizer --out $(PHENAKI) --evaluate 100
+	$(BIN)/python -m training.phenaki_tokenizer --out $(PHENAKI) --per-frame
+	$(BIN)/python -m training.phenaki_tokenizer --out $(PHENAKI) --per-frame --evaluate 100
 	$(BIN)/python -m training.phenaki --out $(PHENAKI)
 	$(BIN)/python -m training.package_phenaki --from $(PHENAKI) --to $(PHENAKI)/storyteller
 	$(BIN)/python -m training.evaluate_phenaki $(PHENAKI)/storyteller --out $(PHENAKI)/quality

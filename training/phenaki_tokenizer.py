@@ -3,6 +3,7 @@
 It learns to bring clips of stories (training.story_clips) back from their codes; the loss is the squared error of the
 pixels. Stops at its planned steps or after ``--minutes`` and goes on when it is called again; DIR gets
 tokenizer.safetensors. ``--evaluate`` measures it on held-out stories instead: dB, and how many codes are used.
+``--per-frame`` does the same with what it is compared with: a tokenizer of single frames with as many codes a second.
 """
 
 import argparse
@@ -23,23 +24,29 @@ from training.textures import Array
 STREAM = 72  # of random numbers
 HELD_OUT = 9_000_000_000_000  # seeds of stories from here on are not trained on
 SCENES = (9, 8, 8)  # frames of a story's scenes
-FILE = "tokenizer.safetensors"
+FILE, PER_FRAME = "tokenizer.safetensors", "tokenizer_per_frame.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerPlan:
-    """What the training does; `frames`: of a clip, 1 + 2·m, at a random time of its story."""
+    """What the training does; `frames`: of a clip, 1 + 2·m, at any time of its story; `per_frame`: each by itself."""
 
     steps: int = 6000
     clips: int = 4
     frames: int = 13
     learning_rate: float = 1e-3
+    per_frame: bool = False
     save_every: int = 100
 
 
-def build_tokenizer() -> CausalVideoTokenizer:
-    """64x64 pixels, one of 1000 codes for 8x8 of them; fresh weights."""
-    return CausalVideoTokenizer()
+def build_tokenizer(*, per_frame: bool = False) -> CausalVideoTokenizer:
+    """64x64 pixels, one of 1000 codes for 8x8 of them in two frames, or for 8x16 in one; fresh weights."""
+    return CausalVideoTokenizer(patch_size=(8, 16), temporal_window=1) if per_frame else CausalVideoTokenizer()
+
+
+def as_pictures(video: torch.Tensor) -> torch.Tensor:
+    """Videos [B, 3, F, H, W] as B·F videos of one frame."""
+    return video.transpose(1, 2).flatten(0, 1)[:, :, None]
 
 
 def draw_clips(plan: TokenizerPlan, seed: int, step: int) -> torch.Tensor:
@@ -61,11 +68,12 @@ def to_video(clips: list[Array]) -> torch.Tensor:
 def train(plan: TokenizerPlan, path: Path, compute: Compute, *, seed: int, deadline: float) -> Trainee:
     """Trains until the plan's steps are done or ``deadline`` (time.monotonic) has passed; resumable."""
     torch.manual_seed(seed)
-    model = build_tokenizer().to(compute.device)
+    model = build_tokenizer(per_frame=plan.per_frame).to(compute.device)
     trainee = Trainee.start(model, muon_and_adamw(model, plan.learning_rate))
     trainee.resume(path)
     while trainee.step < plan.steps and time.monotonic() < deadline:
         video = draw_clips(plan, seed, trainee.step).to(compute.device)
+        video = as_pictures(video) if plan.per_frame else video
         with compute.autocast():
             made, _ = model(video)
             loss = (made.float() - video).square().mean()
@@ -78,11 +86,12 @@ def train(plan: TokenizerPlan, path: Path, compute: Compute, *, seed: int, deadl
 
 
 @torch.inference_mode()
-def evaluate(model: CausalVideoTokenizer, stories: int, frames: int) -> dict[str, float]:
+def evaluate(model: CausalVideoTokenizer, stories: int, frames: int, *, per_frame: bool = False) -> dict[str, float]:
     """Of held-out stories: dB of all pixels (by the mean error, and the mean of every clip's), and the codes' use."""
     errors, used = [], torch.zeros(model.num_codes)
     for i in range(stories):
         video = to_video([render_story(random_story(HELD_OUT + i, SCENES, unseen=i % 2 == 1))[:frames]])
+        video = as_pictures(video) if per_frame else video
         made, codes = model(video)
         levels = 127.5 * (made.clamp(-1, 1) - video)
         errors.append(float(levels.square().mean()))
@@ -103,9 +112,9 @@ def decibels(error: float) -> float:
     return float(10 * np.log10(255**2 / error))
 
 
-def load_tokenizer(path: Path) -> CausalVideoTokenizer:
+def load_tokenizer(path: Path, *, per_frame: bool = False) -> CausalVideoTokenizer:
     """The averaged weights of a checkpoint, ready to be used."""
-    model = build_tokenizer()
+    model = build_tokenizer(per_frame=per_frame)
     load_average(model, path)
     return model.eval().requires_grad_(False)
 
@@ -119,15 +128,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--evaluate", type=int, metavar="STORIES", help="measure on so many held-out stories and stop")
+    parser.add_argument("--per-frame", action="store_true", help="the tokenizer of single frames")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    path = options.out / FILE
+    path = options.out / (PER_FRAME if options.per_frame else FILE)
     if options.evaluate:
-        figures = evaluate(load_tokenizer(path), options.evaluate, sum(SCENES))
-        save_json(options.out / "tokenizer.json", figures)
+        model = load_tokenizer(path, per_frame=options.per_frame)
+        figures = evaluate(model, options.evaluate, sum(SCENES), per_frame=options.per_frame)
+        save_json(path.with_suffix(".json"), figures)
         print(figures)
         return
-    plan = replace(TokenizerPlan(), steps=options.steps)
+    plan = replace(TokenizerPlan(), steps=options.steps, per_frame=options.per_frame)
     train(plan, path, Compute.best(), seed=options.seed, deadline=time.monotonic() + 60 * options.minutes)
 
 

@@ -136,7 +136,7 @@ class CausalVideoTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # di
         self,
         height: int = 64,
         width: int = 64,
-        patch_size: int = 8,
+        patch_size: int | tuple[int, int] = 8,
         hidden_size: int = 128,
         num_attention_heads: int = 4,
         num_spatial_layers: int = 3,
@@ -149,12 +149,13 @@ class CausalVideoTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # di
 
         Args:
             height, width: of the videos in pixels, multiples of `patch_size`.
+            patch_size: pixels of a code: the side of a square, or height and width.
             temporal_window: token frames that a temporal layer sees, with its own.
             levels: of the numbers of a code; their product is the number of codes.
         """
         super().__init__()
-        pixels, c = in_channels * patch_size**2, hidden_size
-        places = (height // patch_size) * (width // patch_size)
+        pixels, c = in_channels * prod(self.patch), hidden_size
+        places = prod(self.grid)
 
         def spatial() -> nn.ModuleList:
             return nn.ModuleList(SpatialLayer(c, num_attention_heads) for _ in range(num_spatial_layers))
@@ -180,10 +181,17 @@ class CausalVideoTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # di
         return self.quantizer.num_codes
 
     @property
+    def patch(self) -> tuple[int, int]:
+        """Height and width of a code in pixels."""
+        size = self.config["patch_size"]
+        high, wide = (size, size) if isinstance(size, int) else size
+        return int(high), int(wide)
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Codes of a token frame: rows and columns."""
-        patch = int(self.config["patch_size"])
-        return int(self.config["height"]) // patch, int(self.config["width"]) // patch
+        high, wide = self.patch
+        return int(self.config["height"]) // high, int(self.config["width"]) // wide
 
     @property
     def memory(self) -> int:
@@ -260,16 +268,16 @@ class CausalVideoTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # di
     def _patches(self, video: Tensor, frames: int) -> Tensor:
         """Boxes of so many frames and a square, [B, T, S, pixels]."""
         b, c, f, _, _ = video.shape
-        (h, w), p = self.grid, int(self.config["patch_size"])
-        boxes = video.reshape(b, c, f // frames, frames, h, p, w, p).permute(0, 2, 4, 6, 1, 3, 5, 7)
-        return boxes.reshape(b, f // frames, h * w, c * frames * p * p)
+        (h, w), (high, wide) = self.grid, self.patch
+        boxes = video.reshape(b, c, f // frames, frames, h, high, w, wide).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        return boxes.reshape(b, f // frames, h * w, c * frames * high * wide)
 
     def _frames(self, boxes_BTSX: Tensor, frames: int) -> Tensor:
         """The inverse of `_patches`, [B, C, F, H, W]."""
         b, t = boxes_BTSX.shape[:2]
-        (h, w), p, c = self.grid, int(self.config["patch_size"]), int(self.config["in_channels"])
-        video = boxes_BTSX.reshape(b, t, h, w, c, frames, p, p).permute(0, 4, 1, 5, 2, 6, 3, 7)
-        return video.reshape(b, c, t * frames, h * p, w * p)
+        (h, w), (high, wide), c = self.grid, self.patch, int(self.config["in_channels"])
+        video = boxes_BTSX.reshape(b, t, h, w, c, frames, high, wide).permute(0, 4, 1, 5, 2, 6, 3, 7)
+        return video.reshape(b, c, t * frames, h * high, w * wide)
 
     def _check(self, video: Tensor, *, is_first: bool) -> None:
         sizes: tuple[Any, ...] = tuple(self.config[name] for name in ("in_channels", "height", "width"))

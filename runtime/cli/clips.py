@@ -107,6 +107,8 @@ def _run(kind: Any, params: Any, video: Path, out: Path, resume: bool, quiet: bo
 def _story(params: StoryParams, out: Path, resume: bool, quiet: bool, given: Mapping[str, Any]) -> None:
     if quiet:
         silence_libraries()
+    if "preview" in given:
+        raise InputError("goes with --method cascade", name="preview", value=given["preview"], remedy="leave it out")
     setup = _setup(given)
     from fairy.runtime.generation.storyteller import Storyteller
 

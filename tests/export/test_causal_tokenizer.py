@@ -95,6 +95,16 @@ def test_what_is_forgotten_is_what_cannot_matter(tokenizer: CausalVideoTokenizer
         assert torch.equal(others[:, :, -2:], frames[:, :, -2:]) != matters
 
 
+def test_boxes_of_pixels_are_cut_and_joined_in_place() -> None:
+    """What a code stands for is its own pixels: `_frames` undoes `_patches`, also where they are no squares."""
+    oblong = CausalVideoTokenizer(height=16, width=24, patch_size=(4, 12), hidden_size=16, num_attention_heads=2)
+    whole = video(4)
+    boxes = oblong._patches(whole, 2)
+    assert boxes.shape == (1, 2, 8, 3 * 2 * 48)
+    assert torch.equal(boxes[0, 1, 3].view(3, 2, 4, 12), whole[0, :, 2:, 4:8, 12:])
+    assert torch.equal(oblong._frames(boxes, 2), whole)
+
+
 @pytest.mark.parametrize("levels", [(4, 3, 3), (8, 5, 5, 5), (2, 7)])
 def test_codes_and_levels_are_each_others_inverse(levels: tuple[int, ...]) -> None:
     quantizer = FiniteScalarQuantizer(levels)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,9 @@ def test_masked_shares_follow_the_cosine() -> None:
 def test_decibels_and_use_of_codes_are_measured() -> None:
     torch.manual_seed(0)
     figures = evaluate(build_tokenizer().eval(), stories=1, frames=3)
+    of_frames = build_tokenizer(per_frame=True).eval()
+    assert prod(of_frames.grid) == prod(build_tokenizer().grid) / 2
+    assert 0 < evaluate(of_frames, stories=1, frames=3, per_frame=True)["dB"] < 20
     assert 0 < figures["dB"] < 20
     assert 1 <= figures["perplexity"] <= figures["codes used"] <= figures["codes"] == 1000
     assert decibels(255**2 / 1000) == pytest.approx(30)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import signal
 import threading
 from dataclasses import replace
 from fractions import Fraction
@@ -21,6 +22,7 @@ from fairy.runtime.generation.phenaki_networks import PhenakiModel, PhenakiNetwo
 from fairy.runtime.generation.story_plan import plan_story
 from fairy.runtime.generation.storyteller import Storyteller
 from fairy.runtime.video import probe, read_frames
+from tests.runtime.generation.test_commands import command, until
 
 SCENES = [("a red ball", 7), ("the ball turns blue", 1.25), ("it starts to snow", 3)]
 PARAMS = StoryParams(SCENES, seed=5)
@@ -94,6 +96,26 @@ def test_a_stopped_story_goes_on_with_the_same_bytes(
     assert not list(tmp_path.glob("*.job"))
     assert (probe(out).num_frames, probe(out).frame_rate) == (20, 8)
     assert json.loads((tmp_path / "report.json").read_text())["params"]["scenes"][1] == ["the ball turns blue", 10]
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_with_the_same_bytes(
+    small_storyteller: Path, teller: Storyteller, tmp_path: Path
+) -> None:
+    scenes = [("a red ball", 100), ("the ball turns blue", 100)]
+    story, out = tmp_path / "story.yaml", tmp_path / "story.mp4"
+    story.write_text("".join(f"- {{frames: {frames}, prompt: {prompt}}}\n" for prompt, frames in scenes))
+    arguments = ["story", str(story), "-o", str(out), "--model", str(small_storyteller), "--quiet"]
+    with command(*arguments) as process:
+        until(lambda: process.poll() is not None or len(list(tmp_path.glob("story.mp4.job/0*"))) > 3)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert not out.exists()
+    assert run([*arguments, "--resume", "--report", str(tmp_path / "report.json")]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["resumed_frames"] >= 15
+    assert report["frames_sha256"] == teller.generate(StoryParams(scenes)).report.frames_sha256
+    assert probe(out).num_frames == 200
 
 
 def test_what_came_before_does_not_change_with_what_follows(teller: Storyteller, reference: ClipResult) -> None:
@@ -216,6 +238,8 @@ def test_commands(small_storyteller: Path, reference: ClipResult, tmp_path: Path
     assert probe(Path(out)).num_frames == 6
     assert run(["generate", "a red ball", "-o", out, "--method", "phenaki", "--size", "64", *model]) == 2
     assert "--size 64 goes with --method cascade" in capsys.readouterr().err
+    assert run(["generate", "a red ball", "-o", out, "--method", "phenaki", "--preview", "a.png", *model]) == 2
+    assert "--preview 'a.png' goes with --method cascade" in capsys.readouterr().err
     assert run(["generate", "a red ball", "-o", out, "--method", "magic", *model]) == 2
     assert "--method 'magic' is not known; choose one of cascade, phenaki" in capsys.readouterr().err
 
