@@ -4,7 +4,7 @@ Of held-out stories of an opening scene and two changes, read from the frames al
 of snow are taken away): the share of opening scenes whose colour, shape, motion and place are as said; of changes that
 happened, by kind; of changes after which what their words do not name (colour, shape) is as it was seen before. Half of
 the stories have a pair of colour and shape that no training clip shows. The same of the rendered stories says what the
-reading is worth. ``--drift STORIES`` makes one scene of 500 frames each instead: colour and shape in every hundred
+reading is worth, and of these through the video tokenizer what its codes can show at best. ``--drift STORIES`` makes one scene of 500 frames each instead: colour and shape in every hundred
 frames. Writes figures.json, figures.md and sheet.png (every fourth frame of some stories).
 """
 
@@ -20,6 +20,7 @@ from PIL import Image, ImageFilter
 from skimage.measure import label
 
 from fairy.runtime.generation.params import StoryParams
+from fairy.runtime.generation.phenaki_networks import PhenakiNetworks
 from fairy.runtime.generation.storyteller import Storyteller
 from training.checkpoint import save_json
 from training.composition import STANDS_OUT, Seen, look, obeyed
@@ -132,6 +133,18 @@ def teller_of(teller: Storyteller) -> Make:
     return make
 
 
+def through_codes(folder: Path) -> Make:
+    """Rendered stories as a model's video tokenizer brings them back."""
+    networks = PhenakiNetworks(folder, torch.device("cpu"), torch.float32)
+
+    def make(story: Story, _: int) -> Array:
+        frames = torch.from_numpy(render_story(story)).permute(0, 3, 1, 2)
+        made, _state = networks.decode(networks.encode(frames), None)
+        return made.permute(0, 2, 3, 1).numpy()
+
+    return make
+
+
 def table(figures: dict[str, dict[str, float]]) -> str:
     """As Markdown, in percent."""
     names = list(dict.fromkeys(name for row in figures.values() for name in row))
@@ -162,8 +175,8 @@ def main(arguments: list[str] | None = None) -> None:
             return
         stories = [random_story(FIRST_SEED + i, SCENES, unseen=i % 2 == 1) for i in range(options.stories)]
         figures, made = measure(make, stories)
-    rendered, _ = measure(lambda story, _: render_story(story), stories)
-    figures["rendered"] = rendered["all"]
+    figures["through the codes"] = measure(through_codes(options.model), stories)[0]["all"]
+    figures["rendered"] = measure(lambda story, _: render_story(story), stories)[0]["all"]
     save_json(options.out / "figures.json", figures)
     (options.out / "figures.md").write_text(table(figures), encoding="utf-8")
     write_sheet(options.out / "sheet.png", [list(frames[::4]) for frames in made[:SHOWN]])

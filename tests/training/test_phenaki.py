@@ -15,7 +15,7 @@ from training import phenaki, phenaki_tokenizer
 from training.compute import Compute
 from training.package_phenaki import write_storyteller
 from training.phenaki import PhenakiPlan, TextToCodes, draw_batch
-from training.phenaki_tokenizer import TokenizerPlan, build_tokenizer, decibels, evaluate
+from training.phenaki_tokenizer import TokenizerPlan, build_tokenizer, decibels, evaluate, loss_of
 from training.story_clips import NOTHING
 
 CPU = Compute()
@@ -60,6 +60,16 @@ def test_a_batch_hides_new_codes_alone_and_is_a_function_of_its_step() -> None:
     assert torch.equal(again.is_masked, batch.is_masked)
     assert len(starts) > 3
     assert 0.4 < np.mean(shares) < 0.85  # 2/π in the mean
+
+
+def test_errors_count_more_where_something_stands_out() -> None:
+    video = torch.zeros(1, 3, 1, 8, 8)
+    video[..., 2:4, 3:5] = 1.0
+    on_thing, beside = video.clone(), video.clone()
+    on_thing[..., 2, 3] += 0.1
+    beside[..., 6, 6] += 0.1
+    assert loss_of(on_thing, video, 4.0) == pytest.approx(4 * float(loss_of(beside, video, 4.0)))
+    assert loss_of(beside, video, 1.0) == pytest.approx(float((beside - video).square().mean()))
 
 
 def test_masked_shares_follow_the_cosine() -> None:
