@@ -4,8 +4,8 @@ Of held-out stories of an opening scene and two changes, read from the frames al
 of snow are taken away): the share of opening scenes whose colour, shape, motion and place are as said; of changes that
 happened, by kind; of changes after which what their words do not name (colour, shape) is as it was seen before. Half of
 the stories have a pair of colour and shape that no training clip shows. The same of the rendered stories says what the
-reading is worth, and of these through the video tokenizer what its codes can show at best. ``--drift STORIES`` makes one
-scene of 500 frames each instead: colour and shape in every hundred frames.
+reading is worth, and of these through the video tokenizer what its codes can show at best. ``--drift STORIES`` makes
+one scene of 500 frames each instead: colour and shape in every hundred frames.
 Writes figures.json, figures.md and sheet.png (every fourth frame of some stories).
 """
 
