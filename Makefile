@@ -6,6 +6,7 @@
 # make soak    edit a film of 20 000 frames and watch the memory; FRAMES=100000 for a longer one
 # make distill  teach a student of the embedded generator's base stage fewer steps; goes on where it was stopped
 # make reference  write the tables of options and steps in docs/ anew
+# make train-phenaki  train a storyteller (fairy story), and go on where it was stopped; many hours
 # make clean   remove what these commands made
 
 PYTHON ?= python3
@@ -15,11 +16,12 @@ STAMP := $(VENV)/.ready
 WHEELS := build/wheels
 FOLDERS := kernels export engines runtime
 FRAMES ?= 20000
+PHENAKI ?= build/phenaki
 INSTRUCTION ?= turn it into a thermal image
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: axe setup demo test test-fast nightly environments lint reference format typecheck quality distill bench soak wheels gpu-wheels gpu-rehearsal clean
+.PHONY: axe setup demo test test-fast nightly environments lint reference format typecheck quality distill bench soak wheels gpu-wheels gpu-rehearsal train-phenaki clean
 
 setup: $(STAMP)
 
@@ -103,6 +105,16 @@ gpu-wheels: setup
 
 gpu-rehearsal: gpu-wheels
 	PYTHON312=$(PYTHON312) benchmarks/gpu/rehearse.sh
+
+train-phenaki: setup
+	$(BIN)/python -m training.phenaki_tokenizer --out $(PHENAKI)
+	$(BIN)/python -m training.phenaki_tokenizer --out $(PHENAKI) --evaluate 100
+	$(BIN)/python -m training.phenaki_tokenizer --out $(PHENAKI) --per-frame
+	$(BIN)/python -m training.phenaki_tokenizer --out $(PHENAKI) --per-frame --evaluate 100
+	$(BIN)/python -m training.phenaki --out $(PHENAKI)
+	$(BIN)/python -m training.package_phenaki --from $(PHENAKI) --to $(PHENAKI)/storyteller
+	$(BIN)/python -m training.evaluate_phenaki $(PHENAKI)/storyteller --out $(PHENAKI)/quality
+	$(BIN)/python -m training.evaluate_phenaki $(PHENAKI)/storyteller --out $(PHENAKI)/quality --drift 20
 
 clean:
 	rm -rf $(VENV) .whl build demo dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from fairy.runtime.editor import Editor
     from fairy.runtime.generation.clip_report import ClipReport, ClipResult
     from fairy.runtime.generation.generator import Generator
-    from fairy.runtime.generation.params import GenerateParams, InterpolateParams, UpscaleParams
+    from fairy.runtime.generation.params import GenerateParams, InterpolateParams, StoryParams, UpscaleParams
+    from fairy.runtime.generation.storyteller import Storyteller
     from fairy.runtime.generation.video_stages import Interpolator, Upscaler
     from fairy.runtime.models import embedded_generator, embedded_model
     from fairy.runtime.plan.params import EditParams
@@ -43,6 +44,8 @@ __all__ = [
     "MachineError",
     "NumericalError",
     "Progress",
+    "StoryParams",
+    "Storyteller",
     "UpscaleParams",
     "Upscaler",
     "embedded_generator",
@@ -67,6 +70,8 @@ _HOMES = {
     "Generator": "fairy.runtime.generation.generator",
     "InterpolateParams": "fairy.runtime.generation.params",
     "Interpolator": "fairy.runtime.generation.video_stages",
+    "StoryParams": "fairy.runtime.generation.params",
+    "Storyteller": "fairy.runtime.generation.storyteller",
     "UpscaleParams": "fairy.runtime.generation.params",
     "Upscaler": "fairy.runtime.generation.video_stages",
     "embedded_generator": "fairy.runtime.models",

@@ -112,7 +112,7 @@ def random_clip(seed: int, *, fps: float, frames: int = FRAMES, unseen: bool = F
         (colour, shape)
         for colour in NAMED_COLOURS
         for shape in SHAPES
-        if ((colour, shape) in UNSEEN) == unseen and _is_distinct(colour, ground)
+        if ((colour, shape) in UNSEEN) == unseen and is_distinct(colour, ground)
     ]
     colour, shape = pairs[int(rng.integers(len(pairs)))]
     direction = str(rng.choice(list(DIRECTIONS)))
@@ -129,7 +129,7 @@ def random_clip(seed: int, *, fps: float, frames: int = FRAMES, unseen: bool = F
 
 
 @cache
-def _is_distinct(colour: str, ground: str) -> bool:
+def is_distinct(colour: str, ground: str) -> bool:
     """Whether a colour stands out from a background, wherever it is before it."""
     top, bottom = (np.asarray(c) for c in GROUNDS[ground])
     shares = np.linspace(0, 1, 9)[:, None]
@@ -162,16 +162,23 @@ def _place(
 def render_clip(clip: Clip, *, fps: float, frames: int = FRAMES, side: int = SIDE, first: float = 0.0) -> Array:
     """The frames, float32 [frames, side, side, 3] in [0, 1]; `first`: seconds at which the first one is."""
     x_F, y_F = clip.at(first + np.arange(frames) / fps)
-    plane = (np.arange(side) + 0.5) / side
-    turn = UPRIGHT[clip.shape]
-    u = (plane[None, None, :] - x_F[:, None, None]) / clip.radius
-    v = (plane[None, :, None] - y_F[:, None, None]) / clip.radius
-    c, s = np.cos(turn), np.sin(turn)
-    u, v = (c * u + s * v).astype(np.float32), (c * v - s * u).astype(np.float32)
-    distance = signed_distance(clip.shape, u, v) * clip.radius * side
-    cover = np.clip(0.5 - distance, 0, 1)[..., None]
+    cover = cover_of(clip.shape, clip.radius, x_F, y_F, side)
     colour = np.asarray(NAMED_COLOURS[clip.colour], np.float32)
     return np.asarray(cover * colour + (1 - cover) * ground(clip.ground, side), np.float32)
+
+
+def cover_of(
+    shape: str, radius: float, x_F: npt.NDArray[np.float64], y_F: npt.NDArray[np.float64], side: int = SIDE
+) -> Array:
+    """Where a thing is, 0 to 1, [frames, side, side, 1]; its radius and centres are in shares of the side."""
+    plane = (np.arange(side) + 0.5) / side
+    turn = UPRIGHT[shape]
+    u = (plane[None, None, :] - x_F[:, None, None]) / radius
+    v = (plane[None, :, None] - y_F[:, None, None]) / radius
+    c, s = np.cos(turn), np.sin(turn)
+    u, v = (c * u + s * v).astype(np.float32), (c * v - s * u).astype(np.float32)
+    distance = signed_distance(shape, u, v) * radius * side
+    return np.asarray(np.clip(0.5 - distance, 0, 1)[..., None], np.float32)
 
 
 def ground(name: str, side: int = SIDE) -> Array:

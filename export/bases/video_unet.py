@@ -136,12 +136,12 @@ class TemporalAttention(Attention):
 
 
 class FeedForward(nn.Module):
-    """norm, twice as many channels, GELU, and back, added to the tokens."""
+    """norm, so many times as many channels, GELU, and back, added to the tokens."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, expansion: int = 2) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.wide, self.narrow = nn.Linear(channels, 2 * channels), nn.Linear(2 * channels, channels)
+        self.norm, wide = nn.LayerNorm(channels), expansion * channels
+        self.wide, self.narrow = nn.Linear(channels, wide), nn.Linear(wide, channels)
 
     def forward(self, x_NSC: Tensor) -> Tensor:
         """[N, S, C] to the same."""

@@ -1,4 +1,4 @@
-"""`fairy generate`, `fairy interpolate` and `fairy upscale`: clips from text, smoother and larger videos."""
+"""`fairy generate`, `story`, `interpolate` and `upscale`: clips from text, smoother and larger videos."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fairy.kernels.errors import InputError
 from fairy.runtime.allocation import keep_freed_memory
 from fairy.runtime.cli.progress import progress_bar, telling_of_journal
 from fairy.runtime.cli.shared import Quiet, silence_libraries
@@ -16,8 +17,10 @@ from fairy.runtime.generation.params import (
     GenerateParams,
     GeneratorSetup,
     InterpolateParams,
+    StoryParams,
     UpscaleParams,
 )
+from fairy.runtime.options import options_of
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="The file to write: .mp4 .m4v .mov .mkv .webm .avi .ts")]
 Video = Annotated[Path, typer.Argument(metavar="IN", help="A video file, or a folder of images (needs --source-fps).")]
@@ -28,18 +31,29 @@ FROM_TEXT = ("preview", "keep_stage", "from_stage", "motion_adapter")  # options
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from what an interrupted job into the same file had finished.")
 ]
+MethodOption = Annotated[
+    str, typer.Option("--method", help="How: cascade (Make-A-Video's stages) or phenaki (one scene of a story).")
+]
+METHODS = ("cascade", "phenaki")
+USUAL_S = 4.0  # seconds of a clip by --method phenaki
 
 
 @with_options(GeneratorSetup, GenerateParams, ClipRequest)
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to show: "a red ball rolls to the left".')],
     out: Out,
+    method: MethodOption = "cascade",
     resume: Resume = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,
     **given: Any,
 ) -> None:
     """Make a video from a text."""
+    if method not in METHODS:
+        raise InputError("is not known", name="method", value=method, remedy=f"choose one of {', '.join(METHODS)}")
+    if method == "phenaki":
+        _story(_one_scene(GenerateParams(prompt, **chosen(GenerateParams, given))), out, resume, quiet, given)
+        return
     if quiet:
         silence_libraries()
     if dry_run:
@@ -54,6 +68,22 @@ def generate(
             out, params, **chosen(ClipRequest, given), on_progress=on_progress, resume=resume
         )
     _tell(done, out, given)
+
+
+@with_options(GeneratorSetup, StoryParams, ClipRequest, skip=(*FROM_TEXT, "backend", "store", "offload"))
+def story(
+    scenes: Annotated[
+        Path, typer.Argument(metavar="STORY", help="A YAML or JSON file: prompts, and how long each lasts.")
+    ],
+    out: Out,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    **given: Any,
+) -> None:
+    """Make a video of any length from a text that changes."""
+    from fairy.runtime.plan.story import read_scenes
+
+    _story(StoryParams(read_scenes(scenes), **chosen(StoryParams, given)), out, resume, quiet, given)
 
 
 @with_options(GeneratorSetup, InterpolateParams, ClipRequest, skip=FROM_TEXT)
@@ -107,6 +137,31 @@ def _run(kind: Any, params: Any, video: Path, out: Path, resume: bool, quiet: bo
     with kind.from_pretrained(**setup) as stages, telling_of_journal(), progress_bar(quiet) as on_progress:
         done = stages.run_file(video, out, params, **chosen(ClipRequest, given), on_progress=on_progress, resume=resume)
     _tell(done, out, given)
+
+
+def _story(params: StoryParams, out: Path, resume: bool, quiet: bool, given: Mapping[str, Any]) -> None:
+    if quiet:
+        silence_libraries()
+    for name in ("preview", "keep_stage", "from_stage"):
+        if name in given:
+            raise InputError("goes with --method cascade", name=name, value=given[name], remedy="leave it out")
+    setup = _setup(given)
+    from fairy.runtime.generation.storyteller import Storyteller
+
+    keep_freed_memory()
+    with Storyteller.from_pretrained(**setup) as teller, telling_of_journal(), progress_bar(quiet) as on_progress:
+        done = teller.generate_file(out, params, **chosen(ClipRequest, given), on_progress=on_progress, resume=resume)
+    _tell(done, out, given)
+
+
+def _one_scene(params: GenerateParams) -> StoryParams:
+    """A clip as a story of one scene. Raises InputError for what only a cascade's stages can do."""
+    for name in ("fps", "size", "sampler", "stages", "guidance_low", "guidance_high_steps"):
+        if getattr(params, name) is not None:
+            remedy = "leave it out, or use fairy interpolate and fairy upscale on the result"
+            raise InputError("goes with --method cascade", name=name, value=getattr(params, name), remedy=remedy)
+    shared = {name: getattr(params, name) for name in options_of(StoryParams) if name in options_of(GenerateParams)}
+    return StoryParams([(params.prompt, params.num_frames or USUAL_S)], **shared)
 
 
 def _setup(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from rich.console import Console
 from fairy.kernels.errors import FairyError, InputError
 from fairy.runtime.cli.bench import bench
 from fairy.runtime.cli.build import build, export
-from fairy.runtime.cli.clips import generate, interpolate, upscale
+from fairy.runtime.cli.clips import generate, interpolate, story, upscale
 from fairy.runtime.cli.edit import edit
 from fairy.runtime.cli.edit_many import edit_many
 from fairy.runtime.cli.engines import engines
@@ -116,6 +116,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 app.command(cls=GroupedCommand)(edit)
 app.command()(edit_many)
 app.command()(generate)
+app.command()(story)
 app.command()(interpolate)
 app.command()(upscale)
 app.command()(build)

@@ -18,6 +18,7 @@ from fairy.runtime.generation.params import (
     GenerateParams,
     GeneratorSetup,
     InterpolateParams,
+    StoryParams,
     UpscaleParams,
 )
 from fairy.runtime.options import Option, options_of
@@ -36,6 +37,7 @@ def tables() -> dict[str, str]:
         "FleetOptions": _options(options_of(FleetOptions)),
         "ServiceOptions": _options(options_of(ServiceOptions)),
         "GenerateParams": _options(options_of(GenerateParams)),
+        "StoryParams": _options(options_of(StoryParams)),
         "InterpolateParams": _options(options_of(InterpolateParams)),
         "UpscaleParams": _options(options_of(UpscaleParams)),
         "GeneratorSetup": _options(options_of(GeneratorSetup)),

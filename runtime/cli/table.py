@@ -14,6 +14,7 @@ from fairy.runtime.generation.params import (
     GenerateParams,
     GeneratorSetup,
     InterpolateParams,
+    StoryParams,
     UpscaleParams,
 )
 from fairy.runtime.options import Flag, Names, Number, Option, Text, Whole, options_of
@@ -28,6 +29,7 @@ TABLES = (
     FleetOptions,
     ServiceOptions,
     GenerateParams,
+    StoryParams,
     InterpolateParams,
     UpscaleParams,
     GeneratorSetup,

@@ -57,5 +57,10 @@ class PlanNoise:
 
 def sample_noise(key: str, shape: tuple[int, ...]) -> Tensor:
     """Unit normal noise of that name, float32 on the CPU."""
+    return torch.randn(shape, generator=keyed_generator(key), dtype=torch.float32)
+
+
+def keyed_generator(key: str) -> torch.Generator:
+    """A generator on the CPU whose numbers are a function of a name alone."""
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+    return torch.Generator().manual_seed(seed)

@@ -22,6 +22,8 @@ from fairy.runtime.generation.base_stage import run_base
 from fairy.runtime.generation.cascade import Cascade
 from fairy.runtime.generation.clip_plan import ClipPlan, plan_clip
 from fairy.runtime.generation.clip_report import ClipReport, ClipResult, clip_writer
+from fairy.runtime.generation.latent_base import LatentNetworks
+from fairy.runtime.generation.networks import CascadeNetworks
 from fairy.runtime.generation.params import ClipRequest, GenerateParams
 from fairy.runtime.generation.pictures import read_image, to_uint8
 from fairy.runtime.generation.runner import CascadeRunner, ClipJob, OnProgress
@@ -51,7 +53,7 @@ class _GenerateJob(ClipJob):
     latents: Tensor | None
 
 
-class Generator(CascadeRunner):
+class Generator(CascadeRunner[CascadeNetworks | LatentNetworks]):
     """Makes clips from text with one loaded cascade. One job at a time; a second call waits for the first to end.
 
     Make one with `from_pretrained`; use it as a context manager, or call `close` when done.

@@ -1,6 +1,7 @@
 """What is asked of a generator, and of the stages that serve any video: frozen, validated values."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -156,6 +157,51 @@ class UpscaleParams(VideoParams):
 
 
 @dataclass(frozen=True, slots=True)
+class StoryParams(_Told):
+    """One story, as the user asked for it. None means: what the model says.
+
+    Attributes:
+        scenes: prompts and how long each lasts, in frames (int) or seconds (float).
+
+    Raises:
+        InputError: a value is of the wrong type, unknown or impossible; the sentence names it and the remedy.
+    """
+
+    scenes: Sequence[tuple[str, int | float]]
+    _: KW_ONLY
+    negative_prompt: str = option("", Text(), "What is not to be seen")
+    seed: int = option(0, Whole(0, 2**63 - 1), "Seed of all noise; the same on any number of workers")
+    num_inference_steps: int | None = option(
+        None, Whole(1, 1000), "Steps in which a stretch of codes is filled in", usual="the model's", flag="steps"
+    )
+    guidance_scale: float | None = option(None, Number(0.0, 100.0), "Pull of the text", usual="the model's")
+    temperature: float | None = option(
+        None, Number(0.0, 1000.0), "How freely it is chosen which codes stay", usual="the model's"
+    )
+    image: str | Path | None = option(None, Name("a picture"), "The first frame: a .png or .jpg file")
+    video: str | Path | None = option(None, Name("a video file"), "A video whose continuation is made")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if isinstance(self.scenes, str) or not isinstance(self.scenes, Sequence) or not self.scenes:
+            raise InputError("The story has no scenes; give pairs of a prompt and its duration.")
+        object.__setattr__(self, "scenes", tuple(map(_scene, self.scenes)))
+        if self.image is not None and self.video is not None:
+            raise InputError("is given beside image; choose one of them", name="video", value=str(self.video))
+
+
+def _scene(pair: Any) -> tuple[str, int | float]:
+    """A prompt and its duration. Raises InputError."""
+    if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2 or not isinstance(pair[0], str):
+        raise InputError(f"The scene {pair!r} is no prompt with a duration; write both.")
+    prompt, duration = pair
+    if not prompt.strip():
+        raise InputError('A scene has an empty prompt; say what to show, for example "it starts to snow".')
+    kind: Kind = Number(0.0, LONGEST, above=True) if isinstance(duration, float) else Whole(1, LONGEST)
+    return Text().check("scenes", prompt), kind.check("duration", duration)
+
+
+@dataclass(frozen=True, slots=True)
 class GeneratorSetup:
     """What a generator, an interpolator or an upscaler is made with.
 
@@ -165,9 +211,12 @@ class GeneratorSetup:
 
     model: str | Path | None = option(
         None,
-        Name("a generator's folder, or one of diffusers' TextToVideoSD or AnimateDiff", "TEXT"),
+        Name(
+            "a generator's folder, or one of diffusers' TextToVideoSD or AnimateDiff; for a story a storyteller's",
+            "TEXT",
+        ),
         "The generator",
-        usual="the embedded one",
+        usual="the embedded one; none for a story",
     )
     motion_adapter: str | Path | None = option(
         None, Name("a folder"), "AnimateDiff's motion adapter for a Stable Diffusion 1.5 checkpoint"

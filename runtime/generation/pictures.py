@@ -36,9 +36,14 @@ def read_image(path: str | Path, height: int, width: int) -> Tensor:
             picture = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"The picture {path} cannot be read ({error}); name a .png or .jpg file.") from error
-    x_1CHW = to_float(np.array(picture))[None]
-    share = min(picture.height / height, picture.width / width)
+    return fitted(to_float(np.array(picture)), height, width)
+
+
+def fitted(picture_CHW: Tensor, height: int, width: int) -> Tensor:
+    """A picture [3, H, W] in 0 to 1, cut to a shape in its middle and scaled: float32 [3, height, width]."""
+    tall, broad = picture_CHW.shape[1:]
+    share = min(tall / height, broad / width)
     high, wide = max(1, int(height * share)), max(1, int(width * share))
-    top, left = (picture.height - high) // 2, (picture.width - wide) // 2
-    part = x_1CHW[:, :, top : top + high, left : left + wide]
+    top, left = (tall - high) // 2, (broad - wide) // 2
+    part = picture_CHW[None, :, top : top + high, left : left + wide]
     return F.interpolate(part, (height, width), mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)

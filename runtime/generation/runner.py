@@ -1,4 +1,4 @@
-"""What `Generator`, `Interpolator` and `Upscaler` share: one loaded cascade, one job at a time, journal and report."""
+"""What `Generator`, `Storyteller`, `Interpolator`, `Upscaler` share: one loaded model, one job at a time, a report."""
 
 import hashlib
 import threading
@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Protocol, Self, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fairy.engines.backends import check_backend
+from fairy.engines.engine import Usage
 from fairy.export.bases.cascade import TEXT_ENCODER
 from fairy.kernels.errors import FairyError, InputError
 from fairy.runtime.device import resolve_device, resolve_dtype, worker_devices
@@ -26,13 +27,36 @@ from fairy.runtime.generation.params import GeneratorSetup
 from fairy.runtime.generation.pictures import to_uint8
 from fairy.runtime.generation.window_pool import HereComputer, PoolComputer, WindowComputer
 from fairy.runtime.inputs.frames import Frames
-from fairy.runtime.models import EMBEDDED_GENERATOR, find_generator
+from fairy.runtime.models import EMBEDDED_GENERATOR, embedded_generator, find_generator
 from fairy.runtime.plan.identity import stamps
 from fairy.runtime.record.edit_report import installed_versions
 from fairy.runtime.record.journal import Journal, folders_of_other_containers, journal_folder
 from fairy.runtime.record.progress import Monitor, Progress
 
+
+class LoadedNetworks(Protocol):
+    """What is said of any model's networks in a report."""
+
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def backend_name(self) -> str:
+        """Which backend runs."""
+        ...
+
+    def engines(self) -> list[str]:
+        """Digests of the built engines that might run."""
+        ...
+
+    def take_usage(self) -> Usage:
+        """What ran in this process since this was last asked."""
+        ...
+
+
 OnProgress = Callable[[Progress], object]
+Networks = TypeVar("Networks", bound=LoadedNetworks)
 PART = 8  # frames that are kept, written and told together
 
 
@@ -56,24 +80,27 @@ class ClipJob:
     resumed_frames: int = 0
 
 
-class CascadeRunner:
+class CascadeRunner(Generic[Networks]):
     """See this file's head. Make one with `from_pretrained`; use it as a context manager, or call `close` when done."""
+
+    _kind = "generator"  # what its model is called
 
     def __init__(self, setup: GeneratorSetup) -> None:
         """Find the model and the devices. Raises InputError; see `from_pretrained`."""
-        folder = find_generator(setup.model)
+        folder = self._shipped() if setup.model is None else find_generator(setup.model)
         adapter = None if setup.motion_adapter is None else user_path(setup.motion_adapter)
-        for what, where in (("generator", folder), ("motion adapter", adapter)):
+        for what, where in ((self._kind, folder), ("motion adapter", adapter)):
             if where is not None and not where.is_dir():
                 raise InputError(f"The {what} {str(where)!r} is no folder; name one that holds its files.")
         device = resolve_device(setup.device)
         dtype = resolve_dtype(setup.dtype, device)
         devices = worker_devices(device, setup.gpus, setup.workers)
-        if not is_latent(folder):
+        if (folder / FILE).is_file():
             check_has_weights(folder)
             check_backend(setup.backend, device)
-        make = partial(make_networks, folder, dtype, setup, adapter)
-        self._networks, self._setup = make(device), setup
+        make = partial(self._make_networks, folder, dtype, setup, adapter)
+        self._networks: Networks = make(device)
+        self._setup = setup
         self._computer: WindowComputer = (
             HereComputer(self._networks, setup.threads)
             if len(devices) == 1
@@ -112,7 +139,19 @@ class CascadeRunner:
 
     @property
     def _name(self) -> str:
-        return model_name(self._setup)
+        return EMBEDDED_GENERATOR if self._setup.model is None else str(self._setup.model)
+
+    @staticmethod
+    def _shipped() -> Path:
+        """The folder of the model that ships."""
+        return embedded_generator()
+
+    @staticmethod
+    def _make_networks(
+        folder: Path, dtype: torch.dtype, setup: GeneratorSetup, motion_adapter: Path | None, device: torch.device
+    ) -> Networks:
+        """The networks of a folder, here or in a worker. Raises InputError where it holds none."""
+        return cast(Networks, make_networks(folder, dtype, setup, motion_adapter, device))
 
     @contextmanager
     def _one_job(self, monitor: Monitor) -> Iterator[Monitor]:

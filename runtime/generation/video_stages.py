@@ -22,6 +22,8 @@ from fairy.runtime.files import check_outputs, only_writer_of, user_path
 from fairy.runtime.generation.cascade import Stage
 from fairy.runtime.generation.clip_report import ClipReport
 from fairy.runtime.generation.clocks import finer_clock, places_at_rate
+from fairy.runtime.generation.latent_base import LatentNetworks
+from fairy.runtime.generation.networks import CascadeNetworks
 from fairy.runtime.generation.params import ClipRequest, InterpolateParams, UpscaleParams
 from fairy.runtime.generation.pictures import to_float
 from fairy.runtime.generation.runner import CascadeRunner, ClipJob, OnProgress
@@ -66,7 +68,7 @@ class VideoResult:
     clock: Clock | None
 
 
-class VideoStages(CascadeRunner, ABC, Generic[Params]):
+class VideoStages(CascadeRunner[CascadeNetworks | LatentNetworks], ABC, Generic[Params]):
     """What `Interpolator` and `Upscaler` share."""
 
     @abstractmethod

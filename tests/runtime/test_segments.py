@@ -167,7 +167,7 @@ def test_a_schedule_is_read_from_yaml_and_json(tmp_path: Path) -> None:
     [
         ("{a", "neither YAML nor JSON"),
         ("a: b", "holds no list"),
-        ("- {frame: two, prompt: x}", "entry 1, .*has no frame or time with a prompt"),
+        ("- {frame: two, prompt: x}", "entry 1, .*has no frame, time or duration with a prompt"),
         ("- {frame: 1, prompt: x, more: y}", "entry 1"),
         ("- !!python/object/apply:os.system ['true']", "entry 1|neither"),
         ("", "holds no list"),

@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from fairy.export.bases.causal_tokenizer import CausalVideoTokenizer
+from fairy.export.bases.masked_transformer import MaskedVideoTransformer
 from fairy.export.bases.video_unet import VideoUNet
 from fairy.runtime.models import embedded_generator
 from training.package_generator import SCHEDULE
@@ -79,6 +81,12 @@ def write_generator(folder: Path) -> Path:
     made = (base_network(), interpolation_network(), super_resolution_network())
     for number, (name, network) in enumerate(zip(("base", "interpolation", "super_resolution"), made, strict=True)):
         shaken(network, number).save_pretrained(folder / name, safe_serialization=True)
+    _write_text_side(folder)
+    (folder / "cascade.json").write_text(json.dumps({"name": "small", "stages": STAGES}), encoding="utf-8")
+    return folder
+
+
+def _write_text_side(folder: Path) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(embedded_generator() / "tokenizer")
     config = CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, projection_dim=16, num_hidden_layers=1,
@@ -88,8 +96,30 @@ def write_generator(folder: Path) -> Path:
     torch.manual_seed(3)
     CLIPTextModel(config).save_pretrained(folder / "text_encoder", safe_serialization=True)
     tokenizer.save_pretrained(folder / "tokenizer")
-    (folder / "cascade.json").write_text(json.dumps({"name": "small", "stages": STAGES}), encoding="utf-8")
+
+
+def write_storyteller(folder: Path) -> Path:
+    """A Phenaki's folder with small random networks: 2x2 codes a token frame, 2 new ones after 2."""
+    torch.manual_seed(4)
+    video_tokenizer = CausalVideoTokenizer(
+        height=16, width=16, hidden_size=16, num_attention_heads=2, num_spatial_layers=1, temporal_window=3,
+        levels=(4, 3, 3),
+    )  # fmt: skip
+    transformer = MaskedVideoTransformer(
+        num_codes=video_tokenizer.num_codes, height=2, width=2, max_frames=2, max_frames_before=2, hidden_size=16,
+        num_attention_heads=2, num_layers=2, cross_attention_dim=16,
+    )  # fmt: skip
+    for number, (name, network) in enumerate((("video_tokenizer", video_tokenizer), ("transformer", transformer))):
+        shaken(network, number).save_pretrained(folder / name, safe_serialization=True)
+    _write_text_side(folder)
+    told = {"fps": 8, "num_inference_steps": 3, "guidance_scale": 3.0, "temperature": 4.0}
+    (folder / "phenaki.json").write_text(json.dumps(told), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_storyteller(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_storyteller(tmp_path_factory.mktemp("storyteller"))
 
 
 @pytest.fixture(scope="session")
