@@ -1,32 +1,18 @@
-"""Pictures for GIF: each with the 256 colours that suit it best. Runs in helper processes only."""
+"""Pictures for GIF: each with 256 colours of its own, and dots of them between. Runs in helper processes only."""
 
-from fractions import Fraction
-
-from av.filter import Graph
-from av.video.format import VideoFormat
+import numpy as np
 from av.video.frame import VideoFrame
+from numpy.typing import NDArray
 
 
-class Palettes:
-    """FFmpeg's palettegen and paletteuse, picture by picture."""
+def with_palette(picture: NDArray[np.uint8]) -> VideoFrame:
+    """A picture [H, W, 3] as pal8: colours by an octree, errors diffused as Floyd and Steinberg do."""
+    from PIL import Image  # here, because nothing else that writes needs it
 
-    def __init__(self, width: int, height: int) -> None:
-        self._graph = graph = Graph()
-        source = graph.add_buffer(
-            width=width, height=height, format=VideoFormat("rgb24", width, height), time_base=Fraction(1, 1000)
-        )
-        split, made = graph.add("split"), graph.add("palettegen", "stats_mode=single")
-        used, sink = graph.add("paletteuse", "new=1:dither=sierra2_4a"), graph.add("buffersink")
-        source.link_to(split)
-        split.link_to(used, 0, 0)
-        split.link_to(made, 1, 0)
-        made.link_to(used, 0, 1)
-        used.link_to(sink)
-        graph.configure()
-
-    def __call__(self, frame: VideoFrame) -> VideoFrame:
-        """A picture rgb24 as pal8."""
-        self._graph.vpush(frame)
-        made = self._graph.vpull()
-        assert isinstance(made, VideoFrame)
-        return made
+    whole = Image.fromarray(picture)
+    found = whole.quantize(256, method=Image.Quantize.FASTOCTREE)
+    dithered = whole.quantize(palette=found, dither=Image.Dither.FLOYDSTEINBERG)
+    palette = np.zeros((256, 4), np.uint8)  # alpha, red, green, blue
+    colours = np.frombuffer(bytes(dithered.getpalette("RGB") or []), np.uint8).reshape(-1, 3)
+    palette[: len(colours), 0], palette[: len(colours), 1:] = 255, colours
+    return VideoFrame.from_ndarray((np.asarray(dithered), palette), format="pal8")  # type: ignore[arg-type]  # stubs know no palette

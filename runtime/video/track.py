@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fairy.runtime.video import codecs, formats, helper, wire
 from fairy.runtime.video.info import ColorTags
-from fairy.runtime.video.palette import Palettes
+from fairy.runtime.video.palette import with_palette
 
 ENCODER_THREADS = 2
 """A constant: x264's pictures depend on its number of threads, and the same frames shall give the same bytes."""
@@ -26,7 +26,6 @@ class VideoTrack:
         self._color = ColorTags(**request["color"])
         self._into = into
         self.stream = _add_stream(output, request, self._color, into)
-        self._palettes = Palettes(request["width"], request["height"]) if request["encoder"] == "gif" else None
         self._durations: dict[int, int] = {}  # of the pictures that are inside the encoder, by time stamp
         self._held: Packet[VideoStream] | None = None
         self._start = self._end = self._first_dts = 0
@@ -63,22 +62,20 @@ class VideoTrack:
 
     def _frame(self, picture: NDArray[np.uint8], pts: int, duration: int) -> VideoFrame:
         color, context = self._color, self.stream.codec_context
-        frame = VideoFrame.from_ndarray(picture, format="rgb24")
-        frame = (
-            self._palettes(frame)
-            if self._palettes
-            else frame.reformat(
-                format=context.pix_fmt,
-                dst_colorspace=formats.MATRICES[color.matrix],
-                dst_color_range=2 if color.full else 1,
-                interpolation=formats.TO_YUV,
-                threads=1,
-            )
-        )
+        frame = with_palette(picture) if context.pix_fmt == "pal8" else self._converted(picture, str(context.pix_fmt))
         frame.colorspace, frame.color_range = _samples(color, str(context.pix_fmt))
         frame.color_primaries, frame.color_trc = color.primaries, color.transfer
         frame.pts, frame.time_base, frame.duration = pts, context.time_base, duration
         return frame
+
+    def _converted(self, picture: NDArray[np.uint8], pixels: str) -> VideoFrame:
+        return VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+            format=pixels,
+            dst_colorspace=formats.MATRICES[self._color.matrix],
+            dst_color_range=2 if self._color.full else 1,
+            interpolation=formats.TO_YUV,
+            threads=1,
+        )
 
 
 def _add_stream(output: OutputContainer, request: wire.Message, color: ColorTags, into: formats.Output) -> VideoStream:

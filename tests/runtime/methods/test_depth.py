@@ -245,3 +245,22 @@ def test_the_command_line(depth_folder: Path, short, maps: Path, tmp_path: Path)
     words += ["--method", "pix2video", "--steps", "2", "--quiet", "--fps", "10", "--depth", str(maps)]
     assert run([*words, "--source-prompt", "a field"]) == 0
     assert out.exists()
+
+
+def test_masks_and_strengths(depth_editor: Editor, short: np.ndarray, tmp_path: Path) -> None:
+    """Outside of a mask frames are the source's; at strength 0 they are the source through the autoencoder."""
+    white = np.zeros(short.shape[1:3], np.uint8)
+    white[:, : white.shape[1] // 2] = 255
+    Image.fromarray(white).save(tmp_path / "mask.png")
+    changes = {"method": "pix2video", "num_inference_steps": 2, "source_prompt": "a field"}
+    masked = depth_editor.edit(
+        short, EditParams("snow", mask=tmp_path / "mask.png", mask_feather=0, strength=0.5, **changes)
+    )
+    assert np.array_equal(masked.frames[:, white == 0], short[:, white == 0])
+    assert not np.array_equal(masked.frames, short)
+    nothing = depth_editor.edit(short, EditParams("snow", strength=0.0, **changes)).frames
+    networks = depth_editor._networks
+    run = depth_editor._open(short, EditParams("snow", **changes), Monitor(None, None), None, None)
+    with torch.inference_mode():
+        through = networks.decode(run, networks.as_edited(networks.encode(run, list(short))))
+    assert np.array_equal(nothing, np.stack(through))
