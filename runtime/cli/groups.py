@@ -11,6 +11,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "strength",
         "guidance_scale",
         "image_guidance_scale",
+        "guidance_low",
+        "guidance_high_steps",
         "num_inference_steps",
         "sampler",
         "noise",
