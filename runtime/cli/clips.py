@@ -20,6 +20,7 @@ from fairy.runtime.generation.params import (
     StoryParams,
     UpscaleParams,
 )
+from fairy.runtime.models import IMAGEN_VIDEO
 from fairy.runtime.options import options_of
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="The file to write: .mp4 .m4v .mov .mkv .webm .avi .ts")]
@@ -32,9 +33,13 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from what an interrupted job into the same file had finished.")
 ]
 MethodOption = Annotated[
-    str, typer.Option("--method", help="How: cascade (Make-A-Video's stages) or phenaki (one scene of a story).")
+    str,
+    typer.Option(
+        "--method",
+        help="How: cascade (a generator's stages, as Make-A-Video), imagen_video (its seven) or phenaki (a story).",
+    ),
 ]
-METHODS = ("cascade", "phenaki")
+METHODS = ("cascade", "imagen_video", "phenaki")
 USUAL_S = 4.0  # seconds of a clip by --method phenaki
 
 
@@ -52,8 +57,13 @@ def generate(
     if method not in METHODS:
         raise InputError("is not known", name="method", value=method, remedy=f"choose one of {', '.join(METHODS)}")
     if method == "phenaki":
+        if dry_run:
+            remedy = "leave it out: only cascades are counted"
+            raise InputError("is not for --method phenaki", name="dry_run", value=True, remedy=remedy)
         _story(_one_scene(GenerateParams(prompt, **chosen(GenerateParams, given))), out, resume, quiet, given)
         return
+    if method == "imagen_video":
+        given = {"model": IMAGEN_VIDEO, **given}
     if quiet:
         silence_libraries()
     if dry_run:

@@ -180,7 +180,8 @@ def test_counts_are_what_the_counter_counts(folder: Path) -> None:
 def test_a_description_without_weights_is_counted_and_not_run() -> None:
     run = CliRunner()
     how = ["generate", "a video", "-o", "out.mp4", "--model", "imagen-video"]
-    told = run.invoke(app, [*how, "--dry-run", "--stages", "spatial_1"])
+    method = ["generate", "a video", "-o", "out.mp4", "--method", "imagen_video"]
+    told = run.invoke(app, [*method, "--dry-run", "--stages", "spatial_1"])
     assert told.exit_code == 0
     assert "spatial_1" in told.output
     assert "Nothing was made." in told.output
