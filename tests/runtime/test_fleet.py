@@ -79,7 +79,7 @@ def test_other_processes_find_a_setups_folders(tmp_path: Path, monkeypatch: pyte
         (("a.mp4",), "in/../in", None, "folder of the clips itself"),
         (("a.mp4", "a.mov"), "out", ".mkv", "a.mov and a.mp4 would both be written to .*a.mkv"),
         (("a.ts", "a.mts"), "out", None, "a.mts and a.ts would both"),
-        (("a.mp4",), "out", ".gif", "'.gif'"),
+        (("a.mp4",), "out", ".rm", "'.rm'"),
         (("a.mp4",), "out", "mp4", "clipmp4|no extension"),
     ],
 )
@@ -303,7 +303,7 @@ def test_the_command_takes_methods_and_shots(run, tmp_path: Path) -> None:
         (["--gpus-per-editor", "1", "--device", "cpu"], "--gpus-per-editor 1 contradicts"),
         (["--item-timeout", "0"], "--item-timeout 0 is not possible"),
         (["--start-timeout", "inf"], "--start-timeout inf is not possible"),
-        (["--ending", ".gif"], "'.gif'"),
+        (["--ending", ".rm"], "'.rm'"),
         (["--crf", "70"], "--crf 70"),
         (["--anchors", "some"], "'some' is neither"),
         (["--shots", "some"], "'some' is not known"),
