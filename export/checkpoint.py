@@ -100,6 +100,10 @@ class Checkpoint:
     # What follows is `fairy.export.model.Model`.
 
     @property
+    def frames_at_once(self) -> int | None:
+        return None
+
+    @property
     def usual_graphs(self) -> tuple[str, ...]:
         return EDIT_GRAPHS
 

@@ -55,7 +55,12 @@ class Model(Protocol):
 
     @property
     def recommended(self) -> Mapping[str, Any]:
-        """Parameters of a job that the model asks for; they say what engines are built for where nothing else does."""
+        """Parameters of an edit that the model asks for; engines are built for them where nothing else is said."""
+        ...
+
+    @property
+    def frames_at_once(self) -> int | None:
+        """The most frames of a call; None = what suits the anchors of an edit."""
         ...
 
     @property

@@ -6,11 +6,13 @@ import os
 import secrets
 import socket
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 from fairy.kernels.errors import InputError, MachineError
 
@@ -20,6 +22,29 @@ if TYPE_CHECKING:
 PICTURES = (".png", ".jpg", ".jpeg")
 _SHORT_NAME_BYTES = 100
 """Every file system has room for such a name; the longest that Linux knows has 255."""
+
+
+class WholeOrNothing(ABC):
+    """A writer as a context manager: at its end what it wrote gets its name, after an error nothing is left."""
+
+    @abstractmethod
+    def close(self) -> Path:
+        """Give what was written its name."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Remove what was written; does nothing after `close`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
 
 
 def user_path(path: str | Path) -> Path:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,33 @@ class Trainee:
         for name, value in self.module.state_dict().items():
             if value.is_floating_point():
                 self.average[name].lerp_(value, 1 - decay)
+
+    def run(
+        self,
+        path: Path,
+        loss_at: Callable[[int], torch.Tensor],
+        *,
+        steps: int,
+        peak: float,
+        deadline: float,
+        save_every: int = 500,
+        decay: float = 0.999,
+    ) -> "Trainee":
+        """Trains until so many steps are done or ``deadline`` (time.monotonic) has passed, and goes on from ``path``.
+
+        Args:
+            loss_at: the loss of a step, by its number alone.
+            peak: the learning rate before it falls; decay: of the average of the weights.
+        """
+        self.resume(path)
+        while self.step < steps and time.monotonic() < deadline:
+            loss = loss_at(self.step)
+            self.update(loss, learning_rate(peak, self.step, steps), decay)
+            self.log(float(loss.detach()), path)
+            if self.step % save_every == 0:
+                self.save(path)
+        self.save(path)
+        return self
 
     def log(self, loss: float, path: Path) -> None:
         """Keeps the mean loss of every 100 steps, prints it, and saves every 500 steps."""

@@ -11,8 +11,8 @@ import argparse
 import copy
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fairy.export.checkpoint import Checkpoint, load_checkpoint
+from fairy.export.loading import token_ids
 from fairy.runtime import Editor, EditParams
 from fairy.runtime.denoise.guidance import branch_image, branch_text, guide, make_guidance
 from fairy.runtime.denoise.sampler import make_schedule
-from training.checkpoint import Trainee, learning_rate, load_average, read_json, read_notes, save_json, save_tensors
+from training.checkpoint import Trainee, load_average, read_json, save_json, save_tensors
 from training.compute import Compute
 from training.distillation import HALVINGS, Levels, Predict, two_step_target
 from training.optimisers import adamw
@@ -42,12 +43,12 @@ class Teaching:
     """How the teacher edits, and how long a student learns.
 
     Attributes:
-        steps, guidance_scale, image_guidance_scale, long_side: of the teacher's edits.
+        teacher_steps, guidance_scale, image_guidance_scale, long_side: of the teacher's edits.
         training_steps, batch, learning_rate: of every part.
         minutes: for all parts, at most.
     """
 
-    steps: int = 20
+    teacher_steps: int = 20
     guidance_scale: float = 7.5
     image_guidance_scale: float = 1.5
     long_side: int = 512
@@ -75,8 +76,8 @@ class Network:
         return alpha.sqrt() * z - (1 - alpha).sqrt() * out if self.prediction_type == "v_prediction" else out
 
 
-def make_edits(teacher: str | Path, pictures: Path, instructions: list[str], out: Path, teaching: Teaching) -> int:
-    """Writes image latents, edited latents and text features of every picture and instruction; how many there are."""
+def make_edits(teacher: str | Path, pictures: Path, instructions: list[str], out: Path, teaching: Teaching) -> None:
+    """Writes image latents, edited latents and text features of every picture and instruction."""
     files = sorted(p for p in pictures.iterdir() if p.suffix.lower() in ENDINGS)
     if not files or not instructions:
         raise SystemExit(f"{pictures} must hold pictures ({', '.join(ENDINGS)}), and the file instructions, one a line")
@@ -91,7 +92,7 @@ def make_edits(teacher: str | Path, pictures: Path, instructions: list[str], out
                 text,
                 anchors=0,
                 seed=teaching.seed + number,
-                num_inference_steps=teaching.steps,
+                num_inference_steps=teaching.teacher_steps,
                 guidance_scale=teaching.guidance_scale,
                 image_guidance_scale=teaching.image_guidance_scale,
                 long_side=teaching.long_side,
@@ -103,7 +104,6 @@ def make_edits(teacher: str | Path, pictures: Path, instructions: list[str], out
             features = encode_text(checkpoint, text)
             tensors = {"image": image, "clean": clean * checkpoint.vae.config.scaling_factor, "text": features}
             save_tensors(path, tensors, {"instruction": text, "picture": file.name})
-    return len(files) * len(instructions)
 
 
 @torch.inference_mode()
@@ -121,9 +121,7 @@ def encode(checkpoint: Checkpoint, frames_BHWC: Any) -> Tensor:
 @torch.inference_mode()
 def encode_text(checkpoint: Checkpoint, text: str) -> Tensor:
     """Features of an instruction, [1, tokens, channels]."""
-    tokenizer = checkpoint.tokenizer
-    how = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length}
-    features: Tensor = checkpoint.text_encoder(tokenizer([text], return_tensors="pt", **how).input_ids)[0]
+    features: Tensor = checkpoint.text_encoder(token_ids(checkpoint.tokenizer, [text]))[0]
     return features
 
 
@@ -185,16 +183,15 @@ def train(
     """One part, until its steps are done or ``deadline`` (time.monotonic) has passed; resumable."""
     compute = Compute.best()
     name = "guidance" if sampling is None else f"{sampling}_steps"
-    trainee = Trainee.start(student.unet, adamw(student.unet, teaching.learning_rate))
     path = out / f"{name}.safetensors"
-    trainee.resume(path)
-    while trainee.step < teaching.training_steps and time.monotonic() < deadline:
-        batch = {key: value.to(compute.device) for key, value in batches(out, teaching, trainee.step).items()}
+
+    def loss_at(step: int) -> Tensor:
+        batch = {key: value.to(compute.device) for key, value in batches(out, teaching, step).items()}
         with compute.autocast():
-            loss = loss_of(student, predictor(batch), batch, sampling)
-        trainee.update(loss, learning_rate(teaching.learning_rate, trainee.step, teaching.training_steps))
-        trainee.log(float(loss.detach()), path)
-    trainee.save(path)
+            return loss_of(student, predictor(batch), batch, sampling)
+
+    trainee = Trainee.start(student.unet, adamw(student.unet, teaching.learning_rate))
+    trainee.run(path, loss_at, steps=teaching.training_steps, peak=teaching.learning_rate, deadline=deadline)
     record = out / "record.json"
     told = read_json(record) if record.exists() else {}
     save_json(record, told | {name: {"steps": trainee.step, "loss_every_100_steps": trainee.losses}})
@@ -256,11 +253,6 @@ def instructions_of(file: Path) -> list[str]:
     return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def edits_of(out: Path) -> Iterator[dict[str, str]]:
-    """What was asked for, edit by edit."""
-    return (read_notes(path) for path in sorted((out / "edits").glob("*.safetensors")))
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line and distils."""
     parser = argparse.ArgumentParser(prog="python -m training.distil_editor", description=__doc__)
@@ -270,13 +262,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for edits, checkpoints and record")
     parser.add_argument("--to", type=Path, help="write the student as a checkpoint there")
     parser.add_argument("--steps", type=int, choices=HALVINGS, default=HALVINGS[-1], help="that sampling then takes")
-    for name, value in Teaching().__class__.__dataclass_fields__.items():
-        if name != "steps":
-            parser.add_argument(f"--{name.replace('_', '-')}", type=type(value.default), default=value.default)
-    parser.add_argument("--teacher-steps", type=int, default=Teaching().steps, help="of the teacher's edits")
+    for each in fields(Teaching):
+        parser.add_argument(f"--{each.name.replace('_', '-')}", type=type(each.default), default=each.default)
     options = parser.parse_args(arguments)
-    names = [name for name in Teaching.__dataclass_fields__ if name != "steps"]
-    teaching = Teaching(steps=options.teacher_steps, **{name: getattr(options, name) for name in names})
+    teaching = Teaching(**{each.name: getattr(options, each.name) for each in fields(Teaching)})
     make_edits(options.model, options.pictures, instructions_of(options.instructions), options.out, teaching)
     unet = distil(options.model, options.out, teaching, options.steps)
     if options.to:

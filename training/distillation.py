@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from fairy.export.bases.video_unet import VideoUNet
-from training.checkpoint import Trainee, learning_rate, load_average, read_json, save_json
+from training.checkpoint import Trainee, load_average, read_json, save_json
 from training.compute import Compute
 from training.generator import PLANS, TRAIN_STEPS, Batch, alphas_cumprod, build_tokenizer, draw_batch
 from training.optimisers import adamw
@@ -161,20 +161,22 @@ def distil(
     student.to(compute.device).unet.to(memory_format=torch.channels_last)
     teacher.to(compute.device).eval().requires_grad_(False)
     empty = token_ids(tokenizer, [""]).to(compute.device)
-    trainee = Trainee.start(student, adamw(student, plan.learning_rate))
-    trainee.resume(path)
     drawn = replace(PLANS["captioned"], clips=plan.clips, drop=0.0)
-    while trainee.step < plan.steps and time.monotonic() < deadline:
-        batch = draw_batch(drawn, tokenizer, seed, trainee.step)
-        batch = Batch(*(getattr(batch, name).to(compute.device) for name in Batch.__slots__))
+
+    def loss_at(step: int) -> Tensor:
+        batch = draw_batch(drawn, tokenizer, seed, step).to(compute.device)
         with compute.autocast():
-            loss = loss_of(plan, student, teacher, batch, empty, levels)
-        trainee.update(loss, learning_rate(plan.learning_rate, trainee.step, plan.steps))
-        trainee.log(float(loss.detach()), path)
-        if trainee.step % plan.save_every == 0:
-            trainee.save(path)
-    trainee.save(path)
-    return trainee
+            return loss_of(plan, student, teacher, batch, empty, levels)
+
+    trainee = Trainee.start(student, adamw(student, plan.learning_rate))
+    return trainee.run(
+        path,
+        loss_at,
+        steps=plan.steps,
+        peak=plan.learning_rate,
+        deadline=deadline,
+        save_every=plan.save_every,
+    )
 
 
 def run(options: argparse.Namespace) -> VideoUNet:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fairy.export.bases.video_unet import VideoUNet
-from training.checkpoint import Trainee, learning_rate, load_average
+from training.checkpoint import Trainee, load_average
 from training.compute import Compute
 from training.generator import TRAIN_STEPS, alphas_cumprod, is_temporal
 from training.optimisers import adamw
@@ -159,19 +159,22 @@ def train(
             load_average(model, out / "super_resolution.safetensors")
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(is_temporal(name))
-    trainee = Trainee.start(model, adamw(model, plan.learning_rate))
-    trainee.resume(path)
-    while trainee.step < plan.steps and time.monotonic() < deadline:
-        rng = np.random.default_rng((STREAM, seed, trainee.step))
+
+    def loss_at(step: int) -> torch.Tensor:
+        rng = np.random.default_rng((STREAM, seed, step))
         clips = cut(pool, plan, rng)
         with compute.autocast():
-            loss = loss_of(stage, model, clips, rng)
-        trainee.update(loss, learning_rate(plan.learning_rate, trainee.step, plan.steps))
-        trainee.log(float(loss.detach()), path)
-        if trainee.step % plan.save_every == 0:
-            trainee.save(path)
-    trainee.save(path)
-    return trainee
+            return loss_of(stage, model, clips, rng)
+
+    trainee = Trainee.start(model, adamw(model, plan.learning_rate))
+    return trainee.run(
+        path,
+        loss_at,
+        steps=plan.steps,
+        peak=plan.learning_rate,
+        deadline=deadline,
+        save_every=plan.save_every,
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -33,7 +33,7 @@ from training.captioned_clips import (
     random_clip,
     render_clip,
 )
-from training.checkpoint import Trainee, learning_rate, load_average, read_json, save_json
+from training.checkpoint import Trainee, load_average, read_json, save_json
 from training.compute import Compute
 from training.optimisers import adamw
 from training.shapes import SHAPES
@@ -148,6 +148,10 @@ class Batch:
     time: torch.Tensor
     told: torch.Tensor
 
+    def to(self, device: str) -> "Batch":
+        """The same on a device."""
+        return Batch(*(getattr(self, name).to(device) for name in Batch.__slots__))
+
 
 def draw_batch(plan: GeneratorPlan, tokenizer: CLIPTokenizer, seed: int, step: int) -> Batch:
     """The batch of one step, a function of (seed, step)."""
@@ -216,20 +220,22 @@ def train(
         model.requires_grad_(False)
         for name, parameter in model.unet.named_parameters():
             parameter.requires_grad_(is_temporal(name))
-    trainee = Trainee.start(model, adamw(model, plan.learning_rate))
-    trainee.resume(path)
     alphas = alphas_cumprod().to(compute.device)
-    while trainee.step < plan.steps and time.monotonic() < deadline:
-        batch = draw_batch(plan, model.tokenizer, seed, trainee.step)
-        batch = Batch(*(getattr(batch, name).to(compute.device) for name in Batch.__slots__))
+
+    def loss_at(step: int) -> torch.Tensor:
+        batch = draw_batch(plan, model.tokenizer, seed, step).to(compute.device)
         with compute.autocast():
-            loss = loss_of(model, batch, alphas)
-        trainee.update(loss, learning_rate(plan.learning_rate, trainee.step, plan.steps))
-        trainee.log(float(loss.detach()), path)
-        if trainee.step % plan.save_every == 0:
-            trainee.save(path)
-    trainee.save(path)
-    return trainee
+            return loss_of(model, batch, alphas)
+
+    trainee = Trainee.start(model, adamw(model, plan.learning_rate))
+    return trainee.run(
+        path,
+        loss_at,
+        steps=plan.steps,
+        peak=plan.learning_rate,
+        deadline=deadline,
+        save_every=plan.save_every,
+    )
 
 
 def load_first(model: TextToVideo, start: Path) -> None:

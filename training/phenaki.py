@@ -21,7 +21,7 @@ from fairy.export.bases.causal_tokenizer import BLOCK, CausalVideoTokenizer
 from fairy.export.bases.masked_transformer import MaskedVideoTransformer
 from fairy.runtime.models import embedded_generator
 from training import phenaki_tokenizer
-from training.checkpoint import Trainee, learning_rate
+from training.checkpoint import Trainee
 from training.compute import Compute
 from training.generator import READING_WEIGHT, build_tokenizer
 from training.optimisers import adamw
@@ -147,18 +147,21 @@ def train(
     """Trains until the plan's steps are done or ``deadline`` (time.monotonic) has passed; resumable."""
     torch.manual_seed(seed)
     model, tokenizer = TextToCodes().to(compute.device), tokenizer.to(compute.device)
-    trainee = Trainee.start(model, adamw(model, plan.learning_rate))
-    trainee.resume(path)
-    while trainee.step < plan.steps and time.monotonic() < deadline:
-        batch = draw_batch(plan, tokenizer, model.tokenizer, compute, seed, trainee.step)
+
+    def loss_at(step: int) -> torch.Tensor:
+        batch = draw_batch(plan, tokenizer, model.tokenizer, compute, seed, step)
         with compute.autocast():
-            loss = model(batch)
-        trainee.update(loss, learning_rate(plan.learning_rate, trainee.step, plan.steps))
-        trainee.log(float(loss.detach()), path)
-        if trainee.step % plan.save_every == 0:
-            trainee.save(path)
-    trainee.save(path)
-    return trainee
+            return torch.as_tensor(model(batch))
+
+    trainee = Trainee.start(model, adamw(model, plan.learning_rate))
+    return trainee.run(
+        path,
+        loss_at,
+        steps=plan.steps,
+        peak=plan.learning_rate,
+        deadline=deadline,
+        save_every=plan.save_every,
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

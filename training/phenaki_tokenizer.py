@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fairy.export.bases.causal_tokenizer import CausalVideoTokenizer
-from training.checkpoint import Trainee, learning_rate, load_average, save_json
+from training.checkpoint import Trainee, load_average, save_json
 from training.compute import Compute
 from training.optimisers import muon_and_adamw
 from training.story_clips import random_story, render_story
@@ -79,20 +79,24 @@ def train(plan: TokenizerPlan, path: Path, compute: Compute, *, seed: int, deadl
     """Trains until the plan's steps are done or ``deadline`` (time.monotonic) has passed; resumable."""
     torch.manual_seed(seed)
     model = build_tokenizer(per_frame=plan.per_frame).to(compute.device)
-    trainee = Trainee.start(model, muon_and_adamw(model, plan.learning_rate))
-    trainee.resume(path)
-    while trainee.step < plan.steps and time.monotonic() < deadline:
-        video = draw_clips(plan, seed, trainee.step).to(compute.device)
+
+    def loss_at(step: int) -> torch.Tensor:
+        video = draw_clips(plan, seed, step).to(compute.device)
         video = as_pictures(video) if plan.per_frame else video
         with compute.autocast():
             made, _ = model(video)
-            loss = loss_of(made.float(), video, plan.thing_weight)
-        trainee.update(loss, learning_rate(plan.learning_rate, trainee.step, plan.steps), decay=0.998)
-        trainee.log(float(loss.detach()), path)
-        if trainee.step % plan.save_every == 0:
-            trainee.save(path)
-    trainee.save(path)
-    return trainee
+            return loss_of(made.float(), video, plan.thing_weight)
+
+    trainee = Trainee.start(model, muon_and_adamw(model, plan.learning_rate))
+    return trainee.run(
+        path,
+        loss_at,
+        steps=plan.steps,
+        peak=plan.learning_rate,
+        deadline=deadline,
+        save_every=plan.save_every,
+        decay=0.998,
+    )
 
 
 @torch.inference_mode()

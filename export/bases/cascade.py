@@ -22,7 +22,7 @@ from fairy.export.bases.stable_diffusion import TextEncoderGraph
 from fairy.export.bases.video_unet import VideoUNet
 from fairy.export.checkpoint import read_json
 from fairy.export.graphs import GraphSpec, TensorSpec, text_encoder_spec
-from fairy.export.loading import load_network, load_tokenizer
+from fairy.export.loading import load_network
 from fairy.export.model import Attend
 from fairy.kernels.anchor_attention import anchor_attention
 from fairy.kernels.errors import InputError
@@ -97,7 +97,7 @@ class CascadeModel:
         name: what the user called it.
         parts: folders of the stages' networks.
         usual_graphs: those that the stages run.
-        window: the most frames of a stage's window.
+        frames_at_once: the most frames of a stage's window.
         networks: those that were loaded, by part.
     """
 
@@ -105,7 +105,7 @@ class CascadeModel:
     folder: Path
     parts: tuple[str, ...]
     usual_graphs: tuple[str, ...]
-    window: int = 16
+    frames_at_once: int | None = None
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     networks: dict[str, nn.Module] = field(default_factory=dict)
@@ -118,16 +118,14 @@ class CascadeModel:
 
     @property
     def text_tokens(self) -> int:
-        return int(self.tokenizer.model_max_length)
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer of the captions."""
-        return load_tokenizer(self.folder / "tokenizer")
+        tokens = text_tokens_of(self.folder)
+        if tokens is None:
+            raise InputError(f"{self.folder} has no tokenizer that says how long texts are; get its files anew.")
+        return tokens
 
     @property
     def recommended(self) -> dict[str, Any]:
-        return {"micro_batch": self.window}
+        return {}
 
     @property
     def rare_graphs(self) -> tuple[str, ...]:
@@ -189,6 +187,13 @@ class CascadeModel:
         return [] if spec.name in self.usual_graphs else ["--graphs", spec.name]
 
 
+def text_tokens_of(folder: Path) -> int | None:
+    """Tokens of a caption, as the tokenizer in a generator's folder says; None where it has none that does."""
+    told = folder / "tokenizer" / "tokenizer_config.json"
+    tokens = read_json(told).get("model_max_length") if told.is_file() else None
+    return tokens if isinstance(tokens, int) else None
+
+
 def config_of(folder: Path) -> dict[str, Any]:
     """The configuration of a `VideoUNet`, with its defaults. Raises InputError where it is none."""
     told = read_json(folder / "config.json")
@@ -202,4 +207,4 @@ def config_of(folder: Path) -> dict[str, Any]:
 _DEFAULTS = {name: value.default for name, value in signature(VideoUNet.__init__).parameters.items() if name != "self"}
 
 
-__all__ = ["TEXT_ENCODER", "CascadeModel", "VideoGraph", "config_of", "graph_of", "video_specs"]
+__all__ = ["TEXT_ENCODER", "CascadeModel", "VideoGraph", "config_of", "graph_of", "text_tokens_of", "video_specs"]

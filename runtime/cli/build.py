@@ -168,7 +168,7 @@ def _shapes(
     long_side = int(usual.long_side or 0)
     recommended = usual.anchors if isinstance(usual.anchors, int) else DEFAULT_ANCHORS
     most = recommended if anchors is None else anchors
-    batch = usual.micro_batch or default_micro_batch(most)
+    batch = model.frames_at_once or default_micro_batch(most)
     sides = [
         _padded((multiple, long_side, long_side) if text is None else _parse_range(name, text), multiple)
         for name, text in (("height", height), ("width", width))

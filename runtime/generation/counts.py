@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairy.export.bases.cascade import VideoGraph, config_of, graph_of, video_specs
+from fairy.export.bases.cascade import VideoGraph, config_of, graph_of, text_tokens_of, video_specs
 from fairy.export.bases.video_unet import VideoUNet
-from fairy.export.checkpoint import read_json
 from fairy.export.graphs import GraphSpec
 from fairy.export.shapes import dtype_of, shape_of
 from fairy.runtime.generation.cascade import Cascade, ClipShape, Stage
@@ -63,7 +62,8 @@ def count_clip(folder: Path, params: GenerateParams, dtype: torch.dtype) -> tupl
     for later, taken, made in zip(plan.later, plan.shapes, plan.shapes[1:], strict=False):
         spans = [later.stage.times * (w.reads[1] - w.reads[0]) for w in later.windows]
         if later.stage.kind == "interpolation":
-            spans = [w.makes[1] - w.makes[0] + 1 for w in later.windows]
+            pairs = [w for w in later.windows if w.reads[1] - w.reads[0] == 2]  # one frame alone is held
+            spans = [2 + sum(place.denominator > 1 for place in w.places) for w in pairs]
             counts.append(_count(folder, later.stage, made, [(n, (made.height, made.width)) for n in spans], dtype))
             continue
         scale = later.stage.scale
@@ -123,8 +123,7 @@ def _call(
 
 def _graph(folder: Path, stage: Stage, config: dict[str, Any], frames: int) -> GraphSpec:
     """The graph that a window of so many frames runs."""
-    told = folder / "tokenizer" / "tokenizer_config.json"
-    tokens = int(read_json(told)["model_max_length"]) if told.is_file() else _TOKENS
+    tokens = text_tokens_of(folder) or _TOKENS
     time = stage.enable_time and frames > 1 and config["temporal"]
     specs = {spec.name: spec for spec in video_specs(stage.network, config, tokens)}
     return specs[graph_of(stage.network, time=time)]

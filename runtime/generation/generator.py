@@ -6,8 +6,8 @@ one before in windows: more frames, then more pixels. `clip_plan` decides, `base
 """
 
 import threading
+from collections.abc import Generator as Parts
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from fairy.runtime.generation.pictures import read_image, to_uint8
 from fairy.runtime.generation.runner import CascadeRunner, ClipJob, OnProgress
 from fairy.runtime.generation.stage_file import read_stage, write_stage
 from fairy.runtime.generation.streams import Chain
+from fairy.runtime.inputs.frames import Frames
 from fairy.runtime.plan.file_request import DEFAULT_CRF
 from fairy.runtime.plan.identity import stamps
 from fairy.runtime.record.edit_report import contact_sheet
@@ -138,21 +139,14 @@ class Generator(CascadeRunner[CascadeNetworks | LatentNetworks]):
         ):
             job = self._job(params, monitor, request)
             shape = job.plan.result
-            job.journal = self._journal(
+            journal = self._journal(
                 target,
                 params=job.plan.params.to_json(),
                 image=stamps(_image_path(params)),
                 from_stage=stamps(request.from_stage),
             )
-            with (
-                job.journal.kept_unless_done(),
-                clip_writer(target, job.size, shape.frames, shape.fps, request.crf) as writer,
-            ):
-                job.journal.begin(resume=resume)
-                with closing(self._parts(job, partial(self._frames_from, job))) as parts:
-                    for part in parts:
-                        writer.write(part)
-            job.notes += writer.notes
+            writer = partial(clip_writer, target, job.size, shape.frames, shape.fps, request.crf)
+            self._write(job, journal, writer, partial(self._all_parts, job), resume=resume)
             done = self._told(job)
         if request.report is not None:
             done.save(request.report)
@@ -180,6 +174,12 @@ class Generator(CascadeRunner[CascadeNetworks | LatentNetworks]):
             latents=latents,
         )
 
+    def _all_parts(self, job: _GenerateJob) -> Parts[Frames, None, None]:
+        """The result in parts; a stage that is to be kept is computed even where an interrupted job left them all."""
+        yield from self._parts(job, partial(self._frames_from, job))
+        if job.request.keep_stage is not None and job.resumed_frames == job.num_frames:
+            self._frames_from(job, 0)
+
     def _frames_from(self, job: _GenerateJob, start: int) -> Iterator[Tensor]:
         """Frames of the last stage that runs, from `start` on."""
         params, plan = job.plan.params, job.plan
@@ -192,18 +192,15 @@ class Generator(CascadeRunner[CascadeNetworks | LatentNetworks]):
             pictures = [to_uint8(frame) for frame in first]
             rows = [pictures[i : i + _ACROSS] for i in range(0, len(pictures), _ACROSS)]
             write_picture(job.request.preview, contact_sheet(rows))
-        if job.request.keep_stage is not None:
-            start = 0  # a stage is kept whole
-        chain = Chain(plan.later[done:], self._computer, job.monitor, start=start, seed=params.seed, text_2LC=text)
+        keep = job.request.keep_stage
+        begin = start if keep is None else 0  # a stage is kept whole
+        chain = Chain(plan.later[done:], self._computer, job.monitor, start=begin, seed=params.seed, text_2LC=text)
         frames = chain.frames(iter(first[chain.begin :]), one_by_one=self._setup.offload)
-        return frames if job.request.keep_stage is None else self._kept(job, frames, job.request.keep_stage)
-
-    def _kept(self, job: _GenerateJob, frames: Iterator[Tensor], path: Path) -> Iterator[Tensor]:
-        """The frames, all computed and written for later before the first is handed on."""
-        shape = job.plan.shapes[-1]
-        whole = torch.stack([frame for frame, _ in zip(frames, range(shape.frames), strict=False)])
-        write_stage(path, job.plan.stages[-1], shape, whole)
-        return iter(whole)
+        if keep is None:
+            return frames
+        whole = torch.stack(list(frames))  # all are computed and written for later before the first is handed on
+        write_stage(keep, plan.stages[-1], plan.shapes[-1], whole)
+        return iter(whole[start:])
 
     def _base(self, job: _GenerateJob, text: Tensor) -> Tensor:
         """The base stage's frames, which an interrupted job may have left."""

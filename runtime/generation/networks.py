@@ -4,8 +4,10 @@ Frames are float32 [F, 3, H, W] in 0 to 1 between stages; the networks see them 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from fairy.engines.backends import make_backend
 from fairy.engines.engine import Usage
 from fairy.engines.store.store import EngineStore
 from fairy.export.bases.cascade import TEXT_ENCODER, CascadeModel, graph_of
-from fairy.export.loading import token_ids
+from fairy.export.loading import load_tokenizer, token_ids
 from fairy.export.shapes import dtype_of
 from fairy.kernels.errors import InputError, NumericalError
 from fairy.runtime.denoise.guidance import scale_at
@@ -101,24 +103,36 @@ class CascadeNetworks:
         check_finite(made, stage.name)
         return made
 
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self.folder / "tokenizer")
+
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Features of texts, [texts, L, C]."""
-        return self.run(TEXT_ENCODER, {"input_ids": token_ids(self.model.tokenizer, texts)}).to(self.dtype)
+        return self.run(TEXT_ENCODER, {"input_ids": token_ids(self._tokenizer, texts)}).to(self.dtype)
 
     @torch.inference_mode()
     def predict_base(self, stage: Stage, index: int, x_FCHW: Tensor, fps: float, text_2LC: Tensor) -> Tensor:
         """The base network's guided output for a window at one step: float32 [F, 3, H, W] on the CPU."""
-        x = scale_model_input(schedule_of(stage), index, x_FCHW).transpose(0, 1)[None]
-        return self._guided(stage, index, x, {}, fps, text_2LC)[0].transpose(0, 1).cpu()
+        x = x_FCHW.transpose(0, 1)[None]
+        return self._guided(stage, schedule_of(stage), index, x, {}, fps, text_2LC)[0].transpose(0, 1).cpu()
 
     def _guided(
-        self, stage: Stage, index: int, x_1CFHW: Tensor, beside: dict[str, Tensor], fps: float, text_2LC: Tensor | None
+        self,
+        stage: Stage,
+        schedule: Schedule,
+        index: int,
+        x_1CFHW: Tensor,
+        beside: dict[str, Tensor],
+        fps: float,
+        text_2LC: Tensor | None,
     ) -> Tensor:
         """A network's output for one window at one step, [1, 3, F, H, W], guided by the text.
 
         That takes an output with and one without it, unless guidance was distilled into the network.
 
         Args:
+            x_1CFHW: in the sampler's scale.
             beside: further inputs of the network, for one.
             text_2LC: features without and with the caption; None = the stage's network is told of none.
         """
@@ -126,8 +140,9 @@ class CascadeNetworks:
         distilled = self._takes(stage, "guidance")
         guided = text_2LC is not None and scale != 1.0 and not distilled
         count = 2 if guided else 1
-        inputs = {name: part.expand(count, *part.shape[1:]) for name, part in ({"sample": x_1CFHW} | beside).items()}
-        inputs["timestep"] = torch.full((count,), schedule_of(stage).timesteps[index])
+        one = {"sample": scale_model_input(schedule, index, x_1CFHW)} | beside
+        inputs = {name: part.expand(count, *part.shape[1:]) for name, part in one.items()}
+        inputs["timestep"] = torch.full((count,), schedule.timesteps[index])
         if distilled:
             inputs["guidance"] = torch.full((count,), scale)
         if text_2LC is not None:
@@ -175,8 +190,8 @@ class CascadeNetworks:
         """
         frames_FCHW = frames_FCHW.repeat_interleave(stage.times, dim=0)
         height, width = frames_FCHW.shape[2:]
-        count = len(frames_FCHW) if stage.noise == "per-frame" else 1
-        numbers = [stage.times * window.reads[0] + i for i in range(count)] if count > 1 else [0]
+        first = stage.times * window.reads[0]
+        numbers = range(first, first + len(frames_FCHW)) if stage.noise == "per-frame" else [0]
         asked = SuperResolution(stage, numbers, seed, (3, height * stage.scale, width * stage.scale))
         reads_text = self._takes(stage, "text")
         if reads_text and text_2LC is None:
@@ -186,8 +201,7 @@ class CascadeNetworks:
         for rows in tiles(height):
             for columns in tiles(width):
                 self._super_resolve_tile(asked, frames_FCHW, made, rows, columns, *told)
-        first = window.makes[0] - window.reads[0] * stage.times
-        return made[first : first + window.makes[1] - window.makes[0]]
+        return made[window.makes[0] - first : window.makes[1] - first]
 
     def _super_resolve_tile(
         self, asked: "SuperResolution", frames_FCHW: Tensor, made_FCHW: Tensor,
@@ -212,7 +226,7 @@ class CascadeNetworks:
         beside["noise_level"] = torch.tensor([1 / (1 + stage.condition_snr) if stage.condition_snr else 0.0])
         x = noise(INITIAL)
         for i in range(len(schedule)):
-            out = self._guided(stage, i, scale_model_input(schedule, i, x), beside, fps, text_2LC)
+            out = self._guided(stage, schedule, i, x, beside, fps, text_2LC)
             x = step(schedule, i, x, out, noise(i) if needs_noise(schedule, i) else None)
         top, left = (scale * (tile.makes[0] - tile.reads[0]) for tile in (rows, columns))
         high, wide = (scale * (tile.makes[1] - tile.makes[0]) for tile in (rows, columns))
@@ -223,17 +237,26 @@ class CascadeNetworks:
 
 @dataclass(frozen=True, slots=True)
 class SuperResolution:
-    """A window's noise: of frames with these numbers, or one for all of them; [C, H, W] each."""
+    """A window's noise: of frames with these numbers, or one for all of them; [C, H, W] each.
+
+    `drawn`: what all tiles begin with.
+    """
 
     stage: Stage
     numbers: Sequence[int]
     seed: int
     shape: tuple[int, int, int]
+    drawn: dict[str, Tensor] = field(default_factory=dict)
 
     def noise(self, at: int, of: str) -> Tensor:
         """Unit noise of a step, [F or 1, C, H, W]; `of`: what else than the frames it is for."""
+        if at == INITIAL and of in self.drawn:
+            return self.drawn[of]
         name = f"{self.stage.name}/{of}" if of else self.stage.name
-        return torch.stack([stage_noise(self.seed, name, number, self.shape, at) for number in self.numbers])
+        made = torch.stack([stage_noise(self.seed, name, number, self.shape, at) for number in self.numbers])
+        if at == INITIAL:
+            self.drawn[of] = made
+        return made
 
 
 def cascade_model(

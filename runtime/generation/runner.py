@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from fairy.runtime.plan.identity import stamps
 from fairy.runtime.record.edit_report import installed_versions
 from fairy.runtime.record.journal import Journal, folders_of_other_containers, journal_folder
 from fairy.runtime.record.progress import Monitor, Progress
+from fairy.runtime.video import VideoWriter
 
 
 class LoadedNetworks(Protocol):
@@ -139,7 +140,7 @@ class CascadeRunner(Generic[Networks]):
 
     @property
     def _name(self) -> str:
-        return EMBEDDED_GENERATOR if self._setup.model is None else str(self._setup.model)
+        return model_name(self._setup)
 
     @staticmethod
     def _shipped() -> Path:
@@ -184,6 +185,24 @@ class CascadeRunner(Generic[Networks]):
             done += len(part)
             job.sha256.update(part.tobytes())
             yield part
+
+    def _write(
+        self,
+        job: ClipJob,
+        journal: Journal,
+        open_writer: Callable[[], VideoWriter],
+        parts: Callable[[], Generator[Frames, None, None]],
+        *,
+        resume: bool,
+    ) -> None:
+        """A job's parts into a file, which appears when it is whole; until then the journal has what is finished."""
+        job.journal = journal
+        with journal.kept_unless_done(), open_writer() as writer:
+            journal.begin(resume=resume)
+            with closing(parts()) as made:
+                for part in made:
+                    writer.write(part)
+        job.notes += writer.notes
 
     def _journal(self, out: Path, **decides: object) -> Journal:
         """The journal of a job into `out`; `decides`: what of the job decides the bytes, beside the model."""
@@ -256,8 +275,8 @@ def make_networks(
 
 
 def check_has_weights(folder: Path) -> None:
-    """Raise InputError where a folder only describes a cascade."""
-    if (folder / FILE).is_file() and not (folder / TEXT_ENCODER).is_dir():
+    """Raise InputError where a cascade's folder only describes it."""
+    if not (folder / TEXT_ENCODER).is_dir():
         raise InputError(
             f"{folder.name} describes a cascade without weights; count what it takes with `fairy generate --dry-run`, "
             "or name a generator that has some."

@@ -108,17 +108,10 @@ class Storyteller(CascadeRunner[PhenakiNetworks]):
         check_outputs({"out": target, "report": request.report}, *inputs)
         with self._one_job(Monitor(on_progress, cancel)) as monitor, only_writer_of(target, request.report):
             job = self._job(params, monitor)
-            job.journal = self._journal(target, params=job.plan.params.to_json(), inputs=[*map(stamps, inputs)])
+            journal = self._journal(target, params=job.plan.params.to_json(), inputs=[*map(stamps, inputs)])
             fps = self._networks.model.fps
-            with (
-                job.journal.kept_unless_done(),
-                clip_writer(target, job.size, job.num_frames, fps, request.crf) as writer,
-            ):
-                job.journal.begin(resume=resume)
-                with closing(self._story(job)) as parts:
-                    for part in parts:
-                        writer.write(part)
-            job.notes += writer.notes
+            writer = partial(clip_writer, target, job.size, job.num_frames, fps, request.crf)
+            self._write(job, journal, writer, partial(self._story, job), resume=resume)
             done = self._told(job)
         if request.report is not None:
             done.save(request.report)

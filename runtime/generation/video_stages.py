@@ -129,13 +129,10 @@ class VideoStages(CascadeRunner[CascadeNetworks | LatentNetworks], ABC, Generic[
         check_clock(has_clock=not source_path.is_dir(), fps=params.source_fps)
         with self._one_job(Monitor(on_progress, cancel)) as monitor, only_writer_of(target, request.report):
             job = self._plan(open_source(source_path, params, monitor), params, monitor)
-            job.journal = self._journal(target, **self._decides(job))
-            with job.journal.kept_unless_done(), self._writer(job, target, request.crf) as writer:
-                job.journal.begin(resume=resume)
-                with closing(self._parts(job, partial(self._frames_from, job))) as parts:
-                    for part in parts:
-                        writer.write(part)
-            job.notes += writer.notes
+            journal = self._journal(target, **self._decides(job))
+            writer = partial(self._writer, job, target, request.crf)
+            parts = partial(self._parts, job, partial(self._frames_from, job))
+            self._write(job, journal, writer, parts, resume=resume)
             done = self._told(job)
         if request.report is not None:
             done.save(request.report)

@@ -5,17 +5,15 @@ import secrets
 import shutil
 import threading
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fairy.kernels.errors import Cancelled, InputError, MachineError
-from fairy.runtime.files import temporary_name
+from fairy.runtime.files import WholeOrNothing, temporary_name
 
 
-class PictureFolder:
+class PictureFolder(WholeOrNothing):
     """000000.png, 000001.png, …; a context manager with the face of `VideoWriter`."""
 
     def __init__(self, path: Path, *, num_frames: int, cancel: threading.Event | None = None) -> None:
@@ -55,14 +53,3 @@ class PictureFolder:
     def abort(self) -> None:
         """Removes what was written; does nothing after `close`."""
         shutil.rmtree(self._part, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()

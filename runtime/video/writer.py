@@ -6,14 +6,12 @@ import threading
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fairy.kernels.errors import InputError, MachineError
-from fairy.runtime.files import settled, temporary_name
+from fairy.runtime.files import WholeOrNothing, settled, temporary_name
 from fairy.runtime.video import formats, output_checks
 from fairy.runtime.video.codecs import Encoding
 from fairy.runtime.video.helper_process import DEADLINE_S, Worker
@@ -23,7 +21,7 @@ from fairy.runtime.video.wire import Message
 _SLOWEST_DISK_BYTES_PER_S = 20e6
 
 
-class VideoWriter:
+class VideoWriter(WholeOrNothing):
     """Encodes frames in order into `path`; a context manager that leaves nothing behind after an exception.
 
     The clock is `clock`, else `fps`, else that of the source's frames `source_range` = (start, stop). With a
@@ -129,17 +127,6 @@ class VideoWriter:
             self._worker.kill()
             self._worker = None
             self._part.unlink(missing_ok=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
 
     def _start(self, request: Message, cancel: threading.Event | None) -> Worker:
         worker = Worker("encoder", f"writing {self.path}", cancel)

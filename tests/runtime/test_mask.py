@@ -236,5 +236,9 @@ def test_a_folder_of_pictures(editor: Editor, clip: Path, tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-def test_warming_up_needs_none(editor: Editor) -> None:
-    editor.warm_up(48, 64, params(Path("of_another_video.png"), mask_feather=2, anchor_images={9: "of_it.png"}))
+def test_warming_up_needs_none(editor: Editor, clip: Path) -> None:
+    """What is of another video is not looked for then, but by an edit."""
+    missing = params(Path("of_another_video.png"), mask_feather=2, anchor_images={0: "of_it.png"})
+    editor.warm_up(48, 64, missing)
+    with pytest.raises(InputError, match="does not exist"):
+        editor.edit(clip, missing)

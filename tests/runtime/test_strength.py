@@ -29,6 +29,20 @@ def through_the_autoencoder(editor: Editor, frames: np.ndarray = FRAMES) -> np.n
         return np.stack(networks.decode(run, networks.as_edited(networks.encode(run, list(frames)))))
 
 
+def test_guidance_that_oscillates_is_the_editors_too(editor: Editor) -> None:
+    """The low scale counts at every second step, after those that pull fully; by Pix2Video's rule as well."""
+    constant = editor.edit(FRAMES, params()).frames
+    assert np.array_equal(constant, editor.edit(FRAMES, params(guidance_low=7.5)).frames)
+    assert np.array_equal(constant, editor.edit(FRAMES, params(guidance_low=1.0, guidance_high_steps=4)).frames)
+    low = editor.edit(FRAMES, params(guidance_low=1.0)).frames
+    assert not np.array_equal(constant, low)
+    assert not np.array_equal(low, editor.edit(FRAMES, params(guidance_low=1.0, guidance_high_steps=1)).frames)
+    by_units = {"anchors": None, "method": "pix2video", "sampler": "ddim"}
+    assert not np.array_equal(
+        editor.edit(FRAMES, params(**by_units)).frames, editor.edit(FRAMES, params(**by_units, guidance_low=1.0)).frames
+    )
+
+
 @pytest.mark.parametrize("steps", [1, 4, 10, 50])
 def test_it_begins_where_diffusers_does(steps: int) -> None:
     """`get_timesteps` of its image-to-image pipeline, whose scheduler does not matter here."""

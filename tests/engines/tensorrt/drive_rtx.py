@@ -93,6 +93,29 @@ def check_unet(folder: Path) -> None:
     assert (folder / "timing.cache").exists()
 
 
+def check_stages(folder: Path) -> None:
+    """A generator's networks over time become engines: from noise and text, and two flows between frames."""
+    from fairy.export.bases.cascade import CascadeModel, video_specs
+    from fairy.export.bases.video_unet import VideoUNet
+    from fairy.export.onnx.export import export_onnx
+
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"patch_size": 2, "block_out_channels": (16, 32), "layers_per_block": 1}
+    between = {"in_channels": 0, "condition_channels": 7, "warps": True, "attention": (False, False)}
+    networks: dict[str, Any] = {
+        "base": VideoUNet(**small, cross_attention_dim=16, attention_head_dim=16).half().eval(),
+        "between": VideoUNet(**small, **between, norm_num_groups=0).half().eval(),
+    }
+    model = CascadeModel("small", folder, tuple(networks), tuple(networks), dtype=torch.float16, networks=networks)
+    shapes = Shapes(height=(32, 64, 96), width=(32, 32, 64), frames=(2, 4, 8), anchors=1, groups=2, tokens=7)
+    for name, network in networks.items():
+        spec, path = video_specs(name, dict(network.config), 7)[0], folder / f"{name}.onnx"
+        export_onnx(model, spec, path, body="portable", precision="float16")
+        options = BuildOptions(mem_pool_bytes=1 << 30, optimization_level=1)
+        request = PlanRequest(name, path, shapes.ranges(spec, 1), options, configure=for_target("SM89"))
+        assert len(bytes(build(request))) > 10_000
+
+
 def attention(path: Path, head_dim: int) -> PlanRequest:
     """ONNX's own Attention in 16 bit; a head dimension of 8 has no fused kernel."""
     half, helper = onnx.TensorProto.FLOAT16, onnx.helper

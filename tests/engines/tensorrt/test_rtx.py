@@ -14,6 +14,13 @@ def test_a_unet_is_built(tensorrt_rtx: dict[str, str], run_script: Callable[...,
     assert "passed unet" in said
 
 
+@pytest.mark.nightly
+def test_the_stages_of_a_generator_are_built(
+    tensorrt_rtx: dict[str, str], run_script: Callable[..., str], tmp_path: Path
+) -> None:
+    assert "passed stages" in run_script("drive_rtx.py", tensorrt_rtx, tmp_path, "stages", limit_s=900)
+
+
 def test_fallbacks_failures_and_stopping(
     tensorrt_rtx: dict[str, str], run_script: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -106,6 +106,19 @@ def test_what_a_stage_takes_is_noised_as_its_snr_says(folder: Path) -> None:
     torch.testing.assert_close(seen[0]["condition"][0].transpose(0, 1), wanted)
 
 
+def test_noise_of_every_frame_is_of_its_number_in_windows_of_one_too(folder: Path) -> None:
+    networks = CascadeNetworks(folder, CPU, torch.float32)
+    stage = replace(networks.cascade.stages[2], enable_time=False, condition_snr=0.0)
+    frame, seen = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)), []
+    network = networks.model.network("later")
+    network.register_forward_pre_hook(lambda _n, positional: seen.append(positional[0][:, :, 0]))
+    for number in (4, 5):
+        networks.super_resolve(stage, Window((number, number + 1), (number, number + 1), (Fraction(number),)), frame, 9)
+    firsts = [seen[0][0], seen[len(seen) // 2][0]]
+    for number, first in zip((4, 5), firsts, strict=True):
+        assert torch.equal(first, stage_noise(9, "spatial", number, (3, 32, 32)))
+
+
 def test_one_frame_is_a_picture_model(folder: Path) -> None:
     """With time switched off a window is its frames, each by itself: joint training on pictures and clips."""
     network = later_network(7).eval()
@@ -175,6 +188,12 @@ def test_counts_are_what_the_counter_counts(folder: Path) -> None:
     stages = count_clip(folder, PARAMS, torch.float32)
     counted = 1e12 * sum(stage.tflop for stage in stages)
     assert counted == pytest.approx(counter.get_total_flops() - text.get_total_flops(), rel=1e-6)
+
+
+def test_frames_between_are_counted_as_they_are_computed(small_generator: Path) -> None:
+    """Ten frames of four are three pairs of neighbours; the last frame is held."""
+    stages = count_clip(small_generator, GenerateParams("a red ball"), torch.float32)
+    assert [stage.calls for stage in stages] == [3, 3, 4, 10]
 
 
 def test_a_description_without_weights_is_counted_and_not_run() -> None:

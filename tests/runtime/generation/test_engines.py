@@ -66,6 +66,15 @@ def test_compiled_computes_what_eager_computes(small_generator: Path) -> None:
     torch.testing.assert_close(found, networks.backend.engine(spec)(inputs)["output"], rtol=1e-4, atol=1e-4)
 
 
+def test_a_package_is_built_of_a_stage(small_generator: Path, tmp_path: Path) -> None:
+    """It is compared with eager before it is stored."""
+    how = ["--backend", "compiled", "--graphs", "interpolation", "--precision", "fp32", "--quiet", "--store", tmp_path]
+    sizes = ["--height", "8", "--width", "12", "--frames", "4"]
+    done = CliRunner().invoke(app, ["build", str(small_generator), *map(str, how), *sizes])
+    assert done.exit_code == 0, done.output
+    assert "interpolation" in done.output
+
+
 def test_files_in_standard_operators_compute_the_same(small_generator: Path, tmp_path: Path) -> None:
     """What TensorRT builds from; `export_model` compares with torch on shapes that differ."""
     model = CascadeNetworks(small_generator, CPU, torch.float32).model

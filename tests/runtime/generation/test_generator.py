@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from fairy.kernels.errors import Cancelled, InputError
 from fairy.runtime.denoise.guidance import scale_at
@@ -18,7 +19,7 @@ from fairy.runtime.generation.cascade import Cascade
 from fairy.runtime.generation.generator import Generator
 from fairy.runtime.generation.networks import CascadeNetworks, schedule_of, stage_noise
 from fairy.runtime.generation.params import GenerateParams
-from fairy.runtime.video import probe, read_frames
+from fairy.runtime.video import VideoWriter, probe, read_frames
 
 PARAMS = GenerateParams("a red ball", num_frames=11, seed=5)
 
@@ -210,6 +211,33 @@ def test_an_early_look_at_a_stage_is_gone_on_from(small_generator: Path, generat
         generator.generate_file(later, PARAMS, from_stage=tmp_path / "whole.mp4")
     with pytest.raises(InputError, match="choose one of base, interpolation"):
         generator.generate(replace(PARAMS, stages="later"))
+
+
+@pytest.mark.parametrize("frames", [8, 11])
+def test_a_stage_is_kept_whole_by_a_job_that_goes_on(
+    frames: int, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after its first part, and stopped when nothing but the file was missing."""
+    whole, out, kept = tmp_path / "whole.mp4", tmp_path / "out.mp4", [tmp_path / f"{n}.safetensors" for n in (1, 2)]
+    generator.generate_file(whole, PARAMS, keep_stage=kept[0])
+    written, write = [], VideoWriter.write
+
+    def stop(self: VideoWriter, part: np.ndarray) -> None:
+        write(self, part)
+        written.append(len(part))
+        if sum(written) >= frames:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(VideoWriter, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        generator.generate_file(out, PARAMS)
+    monkeypatch.undo()
+    report = generator.generate_file(out, PARAMS, resume=True, keep_stage=kept[1])
+    assert report.resumed_frames == frames
+    assert out.read_bytes() == whole.read_bytes()
+    first, again = (load_file(file)["frames"] for file in kept)
+    assert first.shape == (13, 3, 64, 64)
+    assert torch.equal(first, again)
 
 
 def test_stochastic_samplers_are_functions_of_the_seed(generator: Generator) -> None:

@@ -240,7 +240,7 @@ def test_commands(small_storyteller: Path, reference: ClipResult, tmp_path: Path
     assert run(["generate", "a red ball", "-o", out, "--method", "phenaki", "--preview", "a.png", *model]) == 2
     assert "--preview 'a.png' goes with --method cascade" in capsys.readouterr().err
     assert run(["generate", "a red ball", "-o", out, "--method", "magic", *model]) == 2
-    assert "--method 'magic' is not known; choose one of cascade, phenaki" in capsys.readouterr().err
+    assert "--method 'magic' is not known; choose one of cascade, imagen_video, phenaki" in capsys.readouterr().err
 
 
 def test_a_folder_that_holds_none_is_refused(tmp_path: Path) -> None:
