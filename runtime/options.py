@@ -25,6 +25,9 @@ FITS = {
     "parts": "methods whose frames do not wait for each other",
     "update": "methods with a guided update",
     "depth": "models that see depth",
+    "text-picture": "models whose text is encoded with a picture",
+    "in-context": "models that see the source beside the target",
+    "transformer": "models that are transformers",
 }
 _LONGEST_NUMBER = 40  # characters
 

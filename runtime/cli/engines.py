@@ -126,14 +126,14 @@ def load_model(model: str | None, precision: "torch.dtype", decoder: str | None 
     """The editor or generator that was named, or the embedded editor, on the CPU; `decoder` as in `load_checkpoint`."""
     import torch
 
-    from fairy.export.checkpoint import load_checkpoint
+    from fairy.export.families import load_edit_model
     from fairy.runtime.generation.cascade import FILE, Cascade
     from fairy.runtime.generation.networks import cascade_model
     from fairy.runtime.models import embedded_model, find_generator
 
     folder = embedded_model() if model is None else find_generator(model)
     if not (folder / FILE).is_file():
-        return load_checkpoint(model or folder, dtype=precision, decoder=decoder)
+        return load_edit_model(model or folder, dtype=precision, decoder=decoder)
     if decoder is not None:
         raise InputError("is for editors, not for generators", name="decoder", value=decoder, remedy="leave it out")
     return cascade_model(folder, Cascade.read(folder), torch.device("cpu"), precision, model)

@@ -33,7 +33,7 @@ class Denoiser:
 
     Attributes:
         schedule, guidance: of the edit.
-        text: [branches, tokens, channels].
+        text: [branches, …, tokens, channels]; None = every frame has its own.
         engines: (name of a graph, precision) to what runs it.
         guided_steps: steps with all branches, from the first on; later ones compute the first branch alone (None: all).
         steps: of the compiled path, which the engines know.
@@ -43,7 +43,7 @@ class Denoiser:
 
     schedule: Schedule
     guidance: Guidance
-    text: Tensor
+    text: Tensor | None
     engines: Callable[[str, torch.dtype], Engine]
     guided_steps: int | None = None
     steps: Steps = NO_STEPS
@@ -61,6 +61,7 @@ class Denoiser:
         noise: Callable[[int], Tensor],
         rule: Rule | None = None,
         kept: Kept | None = None,
+        text: Tensor | None = None,
         tell: Callable[[int], None] = _nothing,
     ) -> Tensor:
         """Take frames through some steps.
@@ -74,6 +75,7 @@ class Denoiser:
             noise: step to unit noise [1 or F, c, h, w], where the sampler draws some.
             rule: for frames at steps of their own; None = guidance and the sampler's rule, all frames at one step.
             kept: what is put back after every step; None = nothing.
+            text: of these frames, [branches, F, tokens, channels]; None = the one of all.
             tell: called after every call with its number; it may raise to stop.
 
         Returns:
@@ -81,11 +83,11 @@ class Denoiser:
         """
         x, schedule = latents_Fchw, self.schedule
         guided = len(schedule) if self.guided_steps is None else self.guided_steps
-        predict, update = self._stretch(self.guidance, graph, x, beside_Fchw, context, noise, rule)
+        predict, update = self._stretch(self.guidance, graph, x, beside_Fchw, context, noise, rule, text)
         for call, ks in enumerate(calls):
             if ks[0] == guided:
                 one = unguided(self.guidance)
-                predict, update = self._stretch(one, graph, x, beside_Fchw, context, noise, rule)
+                predict, update = self._stretch(one, graph, x, beside_Fchw, context, noise, rule, text)
             outputs = predict(ks, _scaled(schedule, ks, x))
             x, originals = update(ks, x, outputs["output"])
             x = x if kept is None else kept(ks, x)
@@ -102,19 +104,23 @@ class Denoiser:
         context: TaskContext,
         noise: Callable[[int], Tensor],
         rule: Rule | None,
+        own_text: Tensor | None,
     ) -> tuple[Prediction, Rule]:
         """What predicts and what updates, for consecutive steps with the same branches."""
         precision, frames = beside.dtype, len(beside)
-        engine, text = self.engines(graph, precision), self.text[: guidance.groups]
+        engine, told = self.engines(graph, precision), self.text if own_text is None else own_text
+        assert told is not None
+        text = told[: guidance.groups]
         if rule is not None:  # every frame has a time of its own: nothing is the same for all
             at = _at_their_own(self.schedule, text.to(precision), x.device)
             return Prediction(
                 engine, at, Pictures(guidance, beside, NO_STEPS), context, guidance.groups, precision
             ), rule
         times = torch.tensor(self.schedule.timesteps, dtype=torch.float32, device=x.device)
-        conditions = self.ahead.conditions_of(engine, text, precision, times, frames)
+        ahead = self.ahead if own_text is None else Ahead()
+        conditions = ahead.conditions_of(engine, text, precision, times, frames)
         first = None
-        if guidance is self.guidance:
+        if guidance is self.guidance and own_text is None:
             alone = "unet" if graph == "unet" else "unet_anchor"
             alike = self.alike
             first = first_step(self.steps, guidance, alike, lambda: self.engines(alone, precision), self.ahead)

@@ -25,6 +25,7 @@ from fairy.runtime.inputs.beginnings import Beginnings
 from fairy.runtime.inputs.frames import Frames
 from fairy.runtime.inputs.looks import load_look
 from fairy.runtime.inputs.masks import colours, latent_mask
+from fairy.runtime.inputs.texts import SegmentTexts
 from fairy.runtime.methods.fits import runs_in_parts, update_of
 from fairy.runtime.plan.order import Unit
 from fairy.runtime.plan.segments import Segment
@@ -38,12 +39,13 @@ def _nobody(bank: StepBank, step: int) -> None:
 
 @dataclass(slots=True)
 class _Frame:
-    """A frame that has begun: latents [c, h, w] in the sampler's scale, what the network sees beside them, and what is
-    kept of its source."""
+    """A frame that has begun: latents [c, h, w] in the sampler's scale, what the network sees beside them, what is kept
+    of its source, and the features of the instruction where they are not everybody's."""
 
     latents: Tensor
     beside: Tensor
     origin: Origin | None
+    text: Tensor | None = None
 
 
 class SegmentEdit:
@@ -57,20 +59,23 @@ class SegmentEdit:
         carried: CarriedAnchor | None = None,
         *,
         text: Tensor | None = None,
+        anchor_pictures: Sequence[Frames] = (),
     ) -> None:
         """Encode the text, unless it is given.
 
         Args:
             carried: an anchor of the segment before, which the anchors and all others read as well.
+            anchor_pictures: the anchors' source frames, where the model's text sees pictures.
         """
         run.pace.precision = run.plan.precision
         self.run, self.segment, self.carried = run, segment, carried
         self.bank: Context | None = None
         self._networks = networks
+        self._texts = SegmentTexts(networks, run, segment, anchor_pictures, text)
         self._denoiser = Denoiser(
             run.plan.schedule,
             run.plan.guidance,
-            networks.encode_text(run, segment.prompt) if text is None else text,
+            self._texts.shared,
             lambda graph, precision: networks.engine(run, graph, precision),
             run.plan.guided_steps,
             networks.backend.steps,
@@ -95,6 +100,8 @@ class SegmentEdit:
             self._remember(frames, colour, encoded)
             origins = self._origins(frames, pictures, latents, encoded, anchors=anchors) if self.run.plan.keeps else ()
             self.begin_with(frames, latents, beside, origins)
+            for frame, picture in zip(frames, pictures, strict=True):
+                self._frames[frame].text = self._texts.own(frame, picture)
 
     def begin_with(
         self, frames: Sequence[int], latents: Tensor, beside: Tensor, origins: Sequence[Origin] = ()
@@ -215,6 +222,7 @@ class SegmentEdit:
         latents_Fchw = torch.stack([self._frames[f].latents for f in frames])
         beside_Fchw = torch.stack([self._frames[f].beside for f in frames])
         origins = [origin for f in frames if (origin := self._frames[f].origin) is not None]
+        texts = [text for f in frames if (text := self._frames[f].text) is not None]
         for precision in precisions(run, "The anchors" if task.role == "anchors" else what):
             context, rule = self._context(task, precision, on_bank)
             x_Fchw = self._denoiser.run(
@@ -226,6 +234,7 @@ class SegmentEdit:
                 noise=lambda k: self.noise.at(run.plan.schedule.skipped + k, frames),
                 rule=rule,
                 kept=Kept(run.plan.schedule, origins) if origins else None,
+                text=torch.cat(texts, dim=1) if texts else None,
                 tell=lambda call: self._tell_step(task, call),
             )
             if bool(torch.isfinite(x_Fchw).all()) and (not isinstance(context, UnitContext) or context.fine()):

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from fairy.export.checkpoint import Checkpoint
+from fairy.export.model import EditModel
 from fairy.runtime.files import user_path
 from fairy.runtime.plan.plan import Plan
 from fairy.runtime.record.edit_report import installed_versions
 
 
 def identity_of(
-    plan: Plan, *, checkpoint: Checkpoint, backend: str, engines: Sequence[str], device: torch.device, threads: int
+    plan: Plan, *, checkpoint: EditModel, backend: str, engines: Sequence[str], device: torch.device, threads: int
 ) -> dict[str, Any]:
     """Everything that decides the latents of an edit, for a journal; a file is known by its size and time of change.
 

@@ -26,7 +26,9 @@ DEFAULTS: dict[str, Any] = {
     "long_side": 512,
 }
 DEFAULT_FEATHER = 8
-_RECOMMENDABLE = (*DEFAULTS, "anchors")
+MODEL_OPTIONS = ("text_picture", "anchor_tokens", "anchor_positions")
+"""Options that only some families of models know; for the others they are None."""
+_RECOMMENDABLE = (*DEFAULTS, "anchors", *MODEL_OPTIONS)
 
 
 Ramp = tuple[float, float]
@@ -322,6 +324,27 @@ class EditParams:
     )
     bank_dtype: Literal["float8"] | None = option(
         None, Choice(("float8",)), "Approximate: keep the anchors' keys and values in 8 bit", fits="bank"
+    )
+    text_picture: Literal["shot", "anchor", "frame"] | None = option(
+        None,
+        Choice(("shot", "anchor", "frame")),
+        "What the instruction is encoded with: a shot's middle anchor, each frame's nearest anchor, each frame itself",
+        fits="text-picture",
+        usual="the model's",
+    )
+    anchor_tokens: Literal["target", "both"] | None = option(
+        None,
+        Choice(("target", "both")),
+        "What is read of anchors: their edited half, or their source's tokens too",
+        fits="in-context",
+        usual="the model's",
+    )
+    anchor_positions: Literal["shared", "own"] | None = option(
+        None,
+        Choice(("shared", "own")),
+        "Where a transformer reads anchors: at the frame's own places, or as pictures of their own",
+        fits="transformer",
+        usual="the model's",
     )
     guidance_end: float = option(
         1.0, Number(0.0, 1.0), "Approximate: the share of the steps, from the first on, that are guided", fits="parts"

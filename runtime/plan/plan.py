@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fairy.export.bases.stable_diffusion import graph_specs
-from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
+from fairy.export.model import EditModel
 from fairy.kernels.errors import InputError
 from fairy.runtime.denoise.guidance import Guidance, make_guidance
 from fairy.runtime.denoise.sampler import Schedule, make_schedule, without_first
@@ -23,13 +22,12 @@ from fairy.runtime.methods.method_graphs import graphs_by_name
 from fairy.runtime.plan.batches import Part
 from fairy.runtime.plan.geometry import Geometry, make_geometry
 from fairy.runtime.plan.order import UNITS_AT_ONCE, Order
-from fairy.runtime.plan.params import EditParams
+from fairy.runtime.plan.params import MODEL_OPTIONS, EditParams
 from fairy.runtime.plan.segments import Segment, first_step, frames_of_prompts, plan_segments
 from fairy.runtime.plan.shots import check_detector, find_cuts
 from fairy.runtime.record.progress import Monitor
 
-# What depth-conditioned models are made for, where neither the user nor fairy.json says otherwise.
-DEPTH_DEFAULTS: dict[str, Any] = {"num_inference_steps": 50, "sampler": "ddim", "image_guidance_scale": 1.0}
+_SOME_LATENTS = (64, 64)  # a size, where only the names are checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +44,7 @@ class Plan:
         initial: the caller's own initial noise [1 or frames, c, h, w], or None.
         precision: of the computation, as it was asked for.
         mask: which pixels of which frame are edited; None = all, and in a worker, whom masks reach with their frames.
+        text_sees: whether the model's text is encoded together with a picture.
     """
 
     params: EditParams
@@ -60,6 +59,13 @@ class Plan:
     initial: Tensor | None
     precision: torch.dtype
     mask: Mask | None = None
+    text_sees: bool = False
+
+    def text_of(self, segment: Segment) -> Literal["nothing", "shot", "anchor", "frame"]:
+        """Which picture the instruction of a segment is encoded with; see `fairy.runtime.inputs.texts`."""
+        if not self.text_sees:
+            return "nothing"
+        return (self.params.text_picture or "shot") if segment.anchors else "frame"
 
     @property
     def method(self) -> Method:
@@ -134,7 +140,7 @@ class Plan:
 
 
 def plan_edit(
-    checkpoint: Checkpoint,
+    checkpoint: EditModel,
     video: VideoInput,
     params: EditParams,
     monitor: Monitor,
@@ -161,21 +167,22 @@ def plan_edit(
         return replace(plan, mask=open_mask(params.mask, source, params.mask_feather, monitor))
 
 
-def resolved_for(checkpoint: Checkpoint, params: EditParams) -> EditParams:
+def resolved_for(checkpoint: EditModel, params: EditParams) -> EditParams:
     """The parameters with all that the model recommends, or is made for, filled in."""
-    usual = DEPTH_DEFAULTS if checkpoint.condition == "depth" else {}
-    return params.resolved({**usual, **checkpoint.recommended})
+    return params.resolved({**checkpoint.usual, **checkpoint.recommended})
 
 
-def make_schedule_of(checkpoint: Checkpoint, params: EditParams) -> Schedule:
-    """The schedule of resolved parameters."""
+def make_schedule_of(
+    checkpoint: EditModel, params: EditParams, latent_size: tuple[int, int] = _SOME_LATENTS
+) -> Schedule:
+    """The schedule of resolved parameters, for latents of a size (h, w), on which it may depend."""
     exact = INVERTIBLE if checkpoint.condition == "depth" else {}
-    config = {**checkpoint.scheduler_config, **exact}
-    return make_schedule(str(params.sampler), config, int(params.num_inference_steps or 0))
+    config, steps = {**checkpoint.scheduler_config, **exact}, int(params.num_inference_steps or 0)
+    return make_schedule(str(params.sampler), config, steps, shift=checkpoint.flow_shift(latent_size, steps))
 
 
 def plan_source(
-    checkpoint: Checkpoint,
+    checkpoint: EditModel,
     source: Source,
     params: EditParams,
     *,
@@ -196,12 +203,12 @@ def plan_source(
     sizes = {"long_side": int(params.long_side or 0), "multiple": checkpoint.size_multiple}
     even = source.video is not None and source.video.halves_colour
     geometry = make_geometry(*source.size, upscale=params.upscale, even=even, **sizes)
-    latent_shape = (checkpoint.vae.config.latent_channels, *geometry.latent(checkpoint.vae_factor))
+    latent_shape = (checkpoint.latent_channels, *geometry.latent(checkpoint.vae_factor))
     return Plan(
         params=params,
         source=source,
         geometry=geometry,
-        schedule=_from_first_step(make_schedule_of(checkpoint, params), segments),
+        schedule=_from_first_step(make_schedule_of(checkpoint, params, latent_shape[1:]), segments),
         guidance=_guidance(params),
         segments=segments,
         micro_batch=micro_batch,
@@ -209,6 +216,7 @@ def plan_source(
         latent_shape=latent_shape,
         initial=_initial_noise(latents, source.num_frames, latent_shape),
         precision=precision,
+        text_sees=checkpoint.text_sees,
     )
 
 
@@ -229,10 +237,13 @@ def _guidance(params: EditParams) -> Guidance:
     return guidance
 
 
-def _graphs(checkpoint: Checkpoint, params: EditParams, segments: tuple[Segment, ...]) -> dict[str, GraphSpec]:
+def _graphs(checkpoint: EditModel, params: EditParams, segments: tuple[Segment, ...]) -> dict[str, GraphSpec]:
     """The graphs by name."""
     layers, method = str(params.layers), find_method(params.method)
-    graphs = graph_specs(checkpoint, layers=layers)
+    how = {name: value for name in MODEL_OPTIONS if (value := getattr(params, name)) is not None}
+    if checkpoint.text_sees and not all(segment.anchors for segment in segments):
+        how["text_picture"] = "frame"
+    graphs = checkpoint.graphs(layers=layers, **how)
     if runs_in_parts(method):
         return graphs
     return graphs | graphs_by_name(graphs["unet"], method, layers, {s.stop - s.start for s in segments})
