@@ -398,7 +398,7 @@ def _masked(q_GFSC: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, mas
 
 def _halves(t_GFSC: Tensor, level: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The tokens of the left half and of the right one of what lies side by side, each [G, F, S / 2, C]."""
-    height, width = size[0] >> level, size[1] >> level
+    height, width = size[0] // 2**level, size[1] // 2**level  # ONNX has no shift of sizes
     rows = t_GFSC.unflatten(2, (height, 2 * width))
     return rows[:, :, :, :width].flatten(2, 3), rows[:, :, :, width:].flatten(2, 3)
 

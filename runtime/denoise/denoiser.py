@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fairy.engines.conditions import Preparing
 from fairy.engines.engine import Engine
 from fairy.export.steps import NO_STEPS, Steps
 from fairy.runtime.denoise.guidance import Guidance, guide, unguided
@@ -21,6 +22,9 @@ from fairy.runtime.denoise.task_context import StepsOfCall, TaskContext
 Rule = Callable[[StepsOfCall, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """Steps [F], latents [F, c, h, w] and the network's output [G, F, c, h, w] to the next latents and, where frames are at
 steps of their own, the predictions of x0 [F, c, h, w]."""
+
+_OF_ANY_NETWORK: Steps = frozenset({"one-batch", "channels-last", "static-input", "guidance-step"})
+"""Steps of a job that need nothing of the network; the others want one of the fast path."""
 
 
 def _nothing(call: int) -> None:
@@ -116,6 +120,7 @@ class Denoiser:
             return Prediction(
                 engine, at, Pictures(guidance, beside, NO_STEPS), context, guidance.groups, precision
             ), rule
+        steps = self.steps if isinstance(engine, Preparing) else self.steps & _OF_ANY_NETWORK
         times = torch.tensor(self.schedule.timesteps, dtype=torch.float32, device=x.device)
         ahead = self.ahead if own_text is None else Ahead()
         conditions = ahead.conditions_of(engine, text, precision, times, frames)
@@ -123,8 +128,8 @@ class Denoiser:
         if guidance is self.guidance and own_text is None:
             alone = "unet" if graph == "unet" else "unet_anchor"
             alike = self.alike
-            first = first_step(self.steps, guidance, alike, lambda: self.engines(alone, precision), self.ahead)
-        pictures = Pictures(guidance, beside, self.steps)
+            first = first_step(steps, guidance, alike, lambda: self.engines(alone, precision), self.ahead)
+        pictures = Pictures(guidance, beside, steps)
         predict = Prediction(
             engine, lambda ks: conditions.at(ks[0]), pictures, context, guidance.groups, precision, first
         )

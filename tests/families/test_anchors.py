@@ -37,10 +37,7 @@ def _by_bank(model: EditModel, inputs: dict[str, Tensor], **how: str) -> Tensor:
     output, *emitted = model.build(anchor)(*first)
     bank = dict(zip((t.name for t in anchor.outputs[1:]), emitted, strict=True))
     context = [
-        bank[name].flatten(1, 2).unsqueeze(1)
-        for layer in frame.layers
-        if layer.segments
-        for name in layer.emitted
+        bank[name].flatten(1, 2).unsqueeze(1) for layer in frame.layers if layer.segments for name in layer.emitted
     ]
     names = [t.name for t in frame.inputs[3:]]
     assert names == [n for layer in frame.layers if layer.segments for n in layer.context(0)]
