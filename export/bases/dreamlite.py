@@ -289,12 +289,12 @@ class DreamLiteGraph(nn.Module):
             dict(zip(self.context_names, context, strict=True)),
             mask,
         )
-        sides = [torch.full((1, 1), side * self.factor, dtype=sample.dtype) for side in (width, height)]
+        sides = [sample.new_full((1, 1), side * self.factor) for side in (width, height)]
         output = self.unet(
             torch.cat([target, source], dim=4).flatten(0, 1),
             timestep.unsqueeze(0).expand(groups, frames).reshape(-1).to(sample.dtype),
             text.flatten(0, 1),
-            added_cond_kwargs={"time_ids": torch.cat(sides, dim=1).to(sample.device)},
+            added_cond_kwargs={"time_ids": torch.cat(sides, dim=1)},
             cross_attention_kwargs={"fairy_call": call},
             return_dict=False,
         )[0][..., :width]

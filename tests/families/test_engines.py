@@ -1,19 +1,25 @@
 """What is built of the other families computes what their networks compute, and says what it is."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from fairy.benchmarks.public_models import SMALL
 from fairy.export.families import describe_edit_model
 from fairy.export.onnx.export import export_model
+from fairy.export.shapes import dtype_of, shape_of
 from fairy.kernels.errors import InputError
 from fairy.runtime import Editor, EditParams
 from fairy.runtime.cli import main as cli
 from fairy.runtime.models.local import local_models
+from tests.engines.capture import broken_rules
 
 GRAPHS = ["vae_encoder", "vae_decoder", "unet_anchor", "unet_frame"]
+META = torch.device("meta")
 FRAMES = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)
 PARAMS = EditParams("make it snow", num_inference_steps=2, long_side=48, micro_batch=2)
 
@@ -38,6 +44,18 @@ def test_onnx_files_compute_what_torch_computes(
     assert report.relative_error is not None
     assert report.relative_error < 1e-5
     assert len(report.shapes) > 1
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_graphs_can_be_recorded(family: str) -> None:
+    """By the rules of CUDA graphs, looked at without a GPU."""
+    model = SMALL[family](META, torch.float32)
+    sizes = {"groups": 1, "frames": 2, "tokens": 7, "height": 8, "width": 8, "context_0": 64, "context_2": 4}
+    for spec in model.graphs().values():
+        if spec.layers:
+            shapes = [(shape_of(t, sizes), dtype_of(t, torch.float32)) for t in spec.inputs]
+            inputs = [torch.empty(shape, dtype=dtype, device=META) for shape, dtype in shapes]
+            assert broken_rules(partial(model.build(spec), *inputs)) == []
 
 
 @pytest.mark.nightly
