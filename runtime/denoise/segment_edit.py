@@ -80,6 +80,7 @@ class SegmentEdit:
             run.plan.guided_steps,
             networks.backend.steps,
             alike=run.plan.alike,
+            source_graph="unet_source" if "unet_source" in run.plan.graphs else None,
         )
         self.noise = PlanNoise(run.plan, networks.device)
         self._beginnings = Beginnings(networks, run, self.noise)
