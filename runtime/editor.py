@@ -49,7 +49,7 @@ from fairy.runtime.overlap import Behind, ahead
 from fairy.runtime.plan.batches import default_micro_batch
 from fairy.runtime.plan.file_request import DEFAULT_CRF, FileRequest
 from fairy.runtime.plan.identity import identity_of
-from fairy.runtime.plan.memory import check_memory
+from fairy.runtime.plan.memory import check_memory, check_weights
 from fairy.runtime.plan.params import DEFAULT_FEATHER, EditParams
 from fairy.runtime.plan.plan import Plan, plan_edit, resolved_for
 from fairy.runtime.record.edit_report import (
@@ -191,6 +191,7 @@ class Editor:
             decoder=decoder,
             config=config,
             loras=loras,
+            before_loading=partial(check_weights, devices[0]),
         )
         engines = EngineStore(store)
         if len(devices) == 1:
