@@ -44,7 +44,7 @@ from fairy.runtime.inputs.frames import Frames, VideoInput
 from fairy.runtime.inputs.reads import read_frames_of
 from fairy.runtime.methods import find_method
 from fairy.runtime.methods.fits import check_processes, check_resume
-from fairy.runtime.models import embedded_model
+from fairy.runtime.models import find_editor
 from fairy.runtime.overlap import Behind, ahead
 from fairy.runtime.plan.batches import default_micro_batch
 from fairy.runtime.plan.file_request import DEFAULT_CRF, FileRequest
@@ -138,7 +138,7 @@ class Editor:
 
         Args:
             model: a folder in diffusers' format, a hub id or a .safetensors file with all of a model's weights; None =
-                the model that ships with fairy.
+                the model that ships with fairy, "embedded-dit" the transformer that does.
             config: for a model in one file a folder in diffusers' format, whose configuration, tokenizer and schedule
                 are used.
             device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
@@ -173,16 +173,17 @@ class Editor:
         more |= {"linears": linears, "lora": lora}
         setup = EditorSetup(model, variant=variant, config=config, **names, **numbers, **more)  # type: ignore[arg-type]  # it checks them all
         chosen_device = resolve_device(device)
+        found = find_editor(model)
         hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         chosen_dtype = resolve_dtype(setup.dtype, chosen_device)
-        if setup.dtype == "auto" and chosen_device.type == "cuda" and model is not None:
-            chosen_dtype = half_precision(model, revision=revision, **hub)
+        if setup.dtype == "auto" and chosen_device.type == "cuda":
+            chosen_dtype = half_precision(found, revision=revision, **hub)
         devices = worker_devices(chosen_device, gpus, workers)
         also = () if linears is None else (FP8_LINEARS,)
         check_backend(backend, chosen_device, setup.without, also)
         loras = tuple(Lora(user_path(path), scale) for path, scale in setup.loras)
         checkpoint = load_edit_model(
-            embedded_model() if model is None else model,
+            found,
             dtype=chosen_dtype,
             device=chosen_device if len(devices) == 1 else "meta",  # the weights are the workers' then
             revision=revision,

@@ -29,6 +29,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, Qwen2Tokenizer, Qwen3Conf
 from fairy.runtime.models import embedded_model
 from training.checkpoint import Trainee, load_average, save_json
 from training.compute import Compute
+from training.dit_start import set_to_copy
 from training.editor import EditorPlan, change_weights, draw_batch
 from training.editor16 import scaling_factor
 from training.latents import Pairs
@@ -179,6 +180,7 @@ def train_transformer(options: argparse.Namespace, pairs: Pairs, plan: DitPlan) 
     torch.manual_seed(options.seed)
     tokenizer, compute = build_tokenizer16(), Compute.best()
     model, norm = build_transformer(), Norm.of(pairs.target[:4000])
+    set_to_copy(model)
     texts, place = torch.unique(pairs.tokens, dim=0, return_inverse=True)
     read = _read(options.out, texts, tokenizer)
     pairs = replace(pairs, tokens=place[:, None])  # numbers of texts

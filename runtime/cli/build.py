@@ -77,12 +77,13 @@ def build(
     from fairy.engines.store.store import EngineStore
     from fairy.export.families import half_precision
     from fairy.runtime.device import resolve_device, resolve_dtype
+    from fairy.runtime.models import find_editor
 
     options = BuildOptions(_parse_memory(mem_pool), optimization_level, timing_cache, plugin)
     place = resolve_device(device)
     dtype = resolve_dtype(_PRECISIONS.get(precision, precision), place)
-    if precision == "auto" and place.type == "cuda" and model is not None:
-        dtype = half_precision(model)
+    if precision == "auto" and place.type == "cuda":
+        dtype = half_precision(find_editor(model))
     backend = backend or ("tensorrt" if place.type == "cuda" else "onnxruntime")
     request = BuildRequest(backend, place, dtype, None, options, _names(graphs), layers)
     ranges = (height, width, frames, anchors)
@@ -104,11 +105,11 @@ def export(
 ) -> None:
     """Write the graphs of a model as ONNX files, and compare them with torch."""
     from fairy.export.onnx.export import export_model
-    from fairy.runtime.models import embedded_model
+    from fairy.runtime.models import find_editor
 
     with _progress_bar(quiet or as_json, "export") as on_progress:
         report = export_model(
-            model or embedded_model(),
+            find_editor(model),
             out.expanduser().absolute(),
             graphs=_names(graphs),
             layers=layers,

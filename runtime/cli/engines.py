@@ -129,11 +129,12 @@ def load_model(model: str | None, precision: "torch.dtype", decoder: str | None 
     from fairy.export.families import load_edit_model
     from fairy.runtime.generation.cascade import FILE, Cascade
     from fairy.runtime.generation.networks import cascade_model
-    from fairy.runtime.models import embedded_model, find_generator
+    from fairy.runtime.models import find_editor, find_generator
 
-    folder = embedded_model() if model is None else find_generator(model)
-    if not (folder / FILE).is_file():
-        return load_edit_model(model or folder, dtype=precision, decoder=decoder)
+    folder = None if model is None else find_generator(model)
+    if folder is None or not (folder / FILE).is_file():
+        return load_edit_model(find_editor(model), dtype=precision, decoder=decoder)
+    assert model is not None
     if decoder is not None:
         raise InputError("is for editors, not for generators", name="decoder", value=decoder, remedy="leave it out")
     return cascade_model(folder, Cascade.read(folder), torch.device("cpu"), precision, model)
