@@ -46,6 +46,7 @@ from fairy.runtime.methods.fits import check_processes, check_resume
 from fairy.runtime.models import embedded_model
 from fairy.runtime.overlap import Behind, ahead
 from fairy.runtime.plan.batches import default_micro_batch
+from fairy.runtime.plan.controls import COMPUTED
 from fairy.runtime.plan.file_request import DEFAULT_CRF, FileRequest
 from fairy.runtime.plan.identity import identity_of
 from fairy.runtime.plan.memory import check_memory
@@ -125,6 +126,8 @@ class Editor:
         bank: str = "device",
         decoder: str | Path | None = None,
         lora: Sequence[str | tuple[str | Path, float]] = (),
+        controlnet: Sequence[str | tuple[str | Path, float]] = (),
+        depth_estimator: str | Path | None = None,
         linears: str | None = None,
         revision: str | None = None,
         variant: str | None = None,
@@ -158,6 +161,9 @@ class Editor:
             decoder: approximate; "tiny" = the model's own small decoder, or a folder or hub id of an `AutoencoderTiny`.
             lora: files of LoRA (.safetensors, as kohya's trainers, diffusers or PEFT write them), whose changes are
                 added to the weights: "style.safetensors", "style.safetensors:0.6" or ("style.safetensors", 0.6).
+            controlnet: ControlNets and T2I adapters that guide edits, in diffusers' format: "folder", "owner/name:0.6"
+                or ("folder", 0.6). What each sees is `EditParams.control`.
+            depth_estimator: a folder or hub id of a DPT for `control="depth"`; None = the model's own, if it has one.
             linears: approximate; "float8" computes the UNet's feed-forward and attention projections in 8 bit, with the
                 backends "cuda-graphs" and "compiled"; a CPU simulates it.
             revision, variant, token, cache_dir, local_files_only: as in diffusers, for models from the hub.
@@ -169,7 +175,7 @@ class Editor:
         names = {"device": str(device), "dtype": str(torch_dtype or dtype).removeprefix("torch."), "backend": backend}
         numbers = {"gpus": gpus, "workers": workers, "threads": threads, "worker_timeout_s": worker_timeout_s}
         more: dict[str, Any] = {"store": store, "without": without, "bank": bank, "decoder": decoder}
-        more |= {"linears": linears, "lora": lora}
+        more |= {"linears": linears, "lora": lora, "controlnet": controlnet, "depth_estimator": depth_estimator}
         setup = EditorSetup(model, variant=variant, config=config, **names, **numbers, **more)  # type: ignore[arg-type]  # it checks them all
         chosen_device = resolve_device(device)
         chosen_dtype = resolve_dtype(setup.dtype, chosen_device)
@@ -189,6 +195,8 @@ class Editor:
             decoder=decoder,
             config=config,
             loras=loras,
+            controls=setup.controls,
+            depth_estimator=depth_estimator,
         )
         engines = EngineStore(store)
         if len(devices) == 1:
@@ -201,7 +209,9 @@ class Editor:
             assert checkpoint.folder is not None
             folder, left_out = checkpoint.folder.absolute(), setup.without
             file = checkpoint.single_file
-            where = {"loras": loras, "config": None if file is None else folder}
+            where: dict[str, Any] = {"loras": loras, "config": None if file is None else folder}
+            where |= {"controls": tuple((c.folder.absolute(), c.scale) for c in checkpoint.controls if c.folder)}
+            where |= {"depth_estimator": checkpoint.depth_estimator_folder}
             what = (
                 folder if file is None else file.absolute(),
                 checkpoint.variant,
@@ -213,7 +223,7 @@ class Editor:
             tiny = checkpoint.tiny_decoder_folder
             wait_s = worker_timeout_s
             made = executor = WorkerPool(
-                PoolOptions(*what, threads, left_out, bank, tiny, wait_s, wait_s, also=also, **where)  # type: ignore[arg-type]
+                PoolOptions(*what, threads, left_out, bank, tiny, wait_s, wait_s, also=also, **where)
             )
         how = {"device": chosen_device, "dtype": chosen_dtype, "threads": threads, "store": engines, "bank": bank}
         return cls(checkpoint, made, executor=executor, **how)  # type: ignore[arg-type]
@@ -437,8 +447,14 @@ class Editor:
         frames = np.full((count + others, height, width, 3), 127, np.uint8)
         if find_method(asked.method).anchors == "chosen":
             asked = replace(asked, anchors=count)
-        other = {"mask": None, "mask_feather": DEFAULT_FEATHER, "anchor_images": ()}  # these are of another video
-        whole = replace(asked, start=None, end=None, prompts=None, shots="off", **other)  # type: ignore[arg-type]
+        other: dict[str, Any] = {
+            "mask": None,
+            "mask_feather": DEFAULT_FEATHER,
+            "anchor_images": (),
+        }  # these are of another video
+        if any(seen not in COMPUTED for seen in asked.seen):
+            other |= {"control": (), "controlnet_conditioning_scale": 0.0}
+        whole = replace(asked, start=None, end=None, prompts=None, shots="off", **other)
         self.edit(frames, replace(whole, num_inference_steps=1))
 
     def close(self) -> None:

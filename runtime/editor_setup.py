@@ -70,6 +70,17 @@ class Loras(Names):
 
 
 @dataclass(frozen=True, slots=True)
+class Controls(Loras):
+    """Folders or hub ids of controls, and how strongly each is used."""
+
+    metavar: str = "DIR|ID[:SCALE]"
+
+    def takes(self) -> str:
+        """How it is written."""
+        return "a folder in diffusers' format or a hub id and, after a colon, a scale"
+
+
+@dataclass(frozen=True, slots=True)
 class EditorSetup:
     """The arguments of `Editor.from_pretrained`, checked as far as that is possible without a model or a GPU.
 
@@ -107,6 +118,12 @@ class EditorSetup:
     lora: Sequence[str | tuple[str | Path, float]] = option(
         (), Loras(), "Add a LoRA to the model, 1 = as it was trained; may be repeated"
     )
+    controlnet: Sequence[str | tuple[str | Path, float]] = option(
+        (), Controls(), "A ControlNet or T2I adapter that guides edits, see --control; may be repeated"
+    )
+    depth_estimator: str | Path | None = option(
+        None, Name("a folder or a hub id of a DPT", "TEXT"), "For --control depth", usual="the model's own"
+    )
     linears: str | None = option(
         None, Choice(("float8",)), "Approximate: compute the UNet's large linear layers in 8 bit"
     )
@@ -128,12 +145,20 @@ class EditorSetup:
         model, decoder, config = (_absolute(name) for name in (self.model, self.decoder, self.config))
         store = None if self.store is None else user_path(self.store)
         lora = tuple((str(user_path(path)), scale) for path, scale in self.loras)
-        return replace(self, model=model, decoder=decoder, store=store, lora=lora, config=config)
+        controlnet = tuple((str(_absolute(name)), scale) for name, scale in self.controls)
+        estimator = _absolute(self.depth_estimator)
+        more = {"controlnet": controlnet, "depth_estimator": estimator}
+        return replace(self, model=model, decoder=decoder, store=store, lora=lora, config=config, **more)  # type: ignore[arg-type]
 
     @property
     def loras(self) -> tuple[tuple[str, float], ...]:
         """`lora` as pairs of path and scale."""
         return self.lora  # type: ignore[return-value]  # made so by its check
+
+    @property
+    def controls(self) -> tuple[tuple[str, float], ...]:
+        """`controlnet` as pairs of folder or hub id and scale."""
+        return self.controlnet  # type: ignore[return-value]  # made so by its check
 
     @property
     def model_name(self) -> str:

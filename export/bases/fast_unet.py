@@ -218,7 +218,7 @@ class FastUNet(nn.Module):
             activated = self._activated(inputs["timestep"], sample.dtype)
         call = _Call(self.attend, groups, frames, layers, inputs, activated)
         x = self.conv_in(as_channels_last(sample.flatten(0, 1), self.steps))
-        x = self._up(*self._down(x, call), call)
+        x = self._up(*_guided(*self._down(x, call), call), call)
         output = self.conv_out(self.norm_out(x)).unflatten(0, (groups, frames))
         return output, *(call.emitted[tensor.name] for tensor in spec.outputs[1:])
 
@@ -244,10 +244,13 @@ class FastUNet(nn.Module):
     def _down(self, x: Tensor, call: _Call) -> tuple[Tensor, list[Tensor]]:
         """The way down and through the middle; what the way up is given besides, in order."""
         skips = [x]
-        for level in cast(list[_Level], self.down):
+        for number, level in enumerate(cast(list[_Level], self.down)):
             for i in range(len(level.resnets)):
                 x = level.unit(i, x, call)
                 skips.append(x)
+            added = call.inputs.get(f"control.block.{number}")
+            if added is not None:
+                x = skips[-1] = call.spread(x) + added.flatten(0, 1)
             if level.down is not None:
                 x = level.down(x)
                 skips.append(x)
@@ -280,6 +283,15 @@ class FastUNetGraph(nn.Module):
         names = [tensor.name for tensor in self.spec.inputs]
         inputs = dict(zip(names, (sample, timestep, text, *context), strict=True))
         return cast(tuple[Tensor, ...], self.unet(inputs, self.spec))
+
+
+def _guided(x: Tensor, skips: list[Tensor], call: _Call) -> tuple[Tensor, list[Tensor]]:
+    """The middle and the skips with what ControlNets add to them."""
+    if "control.mid" not in call.inputs:
+        return x, skips
+    added = (call.inputs[f"control.down.{i}"].flatten(0, 1) for i in range(len(skips)))
+    skips = [call.spread(skip) + t for skip, t in zip(skips, added, strict=True)]
+    return call.spread(x) + call.inputs["control.mid"].flatten(0, 1), skips
 
 
 def _linear(layer: Any, t_NSC: Tensor) -> Tensor:

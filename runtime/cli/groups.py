@@ -6,6 +6,14 @@ from typer.core import TyperCommand
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "What": ("prompts", "negative_prompt", "seed", "method", "source_prompt", "anchor_images", "lora"),
+    "In which structure": (
+        "controlnet",
+        "control",
+        "controlnet_conditioning_scale",
+        "control_guidance_start",
+        "control_guidance_end",
+        "depth_estimator",
+    ),
     "Where and when": ("mask", "mask_feather", "start", "end", "shots", "continue_look", "anchors", "layers"),
     "How strongly": (
         "strength",

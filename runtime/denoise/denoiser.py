@@ -6,12 +6,14 @@ its own go `task_context.py`. Legend of shapes: G branches, F places of a call, 
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fairy.engines.engine import Engine
 from fairy.export.steps import NO_STEPS, Steps
+from fairy.runtime.denoise.control import Guides
 from fairy.runtime.denoise.guidance import Guidance, guide, unguided
 from fairy.runtime.denoise.kept import Kept
 from fairy.runtime.denoise.prediction import Ahead, Fused, Pictures, Prediction, first_step, fused_update
@@ -61,6 +63,7 @@ class Denoiser:
         noise: Callable[[int], Tensor],
         rule: Rule | None = None,
         kept: Kept | None = None,
+        guides: Guides | None = None,
         tell: Callable[[int], None] = _nothing,
     ) -> Tensor:
         """Take frames through some steps.
@@ -74,6 +77,7 @@ class Denoiser:
             noise: step to unit noise [1 or F, c, h, w], where the sampler draws some.
             rule: for frames at steps of their own; None = guidance and the sampler's rule, all frames at one step.
             kept: what is put back after every step; None = nothing.
+            guides: what controls add to the network; None = nothing.
             tell: called after every call with its number; it may raise to stop.
 
         Returns:
@@ -81,11 +85,11 @@ class Denoiser:
         """
         x, schedule = latents_Fchw, self.schedule
         guided = len(schedule) if self.guided_steps is None else self.guided_steps
-        predict, update = self._stretch(self.guidance, graph, x, beside_Fchw, context, noise, rule)
+        predict, update = self._stretch(self.guidance, graph, x, beside_Fchw, context, noise, rule, guides)
         for call, ks in enumerate(calls):
             if ks[0] == guided:
                 one = unguided(self.guidance)
-                predict, update = self._stretch(one, graph, x, beside_Fchw, context, noise, rule)
+                predict, update = self._stretch(one, graph, x, beside_Fchw, context, noise, rule, guides)
             outputs = predict(ks, _scaled(schedule, ks, x))
             x, originals = update(ks, x, outputs["output"])
             x = x if kept is None else kept(ks, x)
@@ -102,15 +106,16 @@ class Denoiser:
         context: TaskContext,
         noise: Callable[[int], Tensor],
         rule: Rule | None,
+        guides: Guides | None,
     ) -> tuple[Prediction, Rule]:
         """What predicts and what updates, for consecutive steps with the same branches."""
         precision, frames = beside.dtype, len(beside)
         engine, text = self.engines(graph, precision), self.text[: guidance.groups]
+        added = None if guides is None else partial(guides.inputs, guidance)
         if rule is not None:  # every frame has a time of its own: nothing is the same for all
             at = _at_their_own(self.schedule, text.to(precision), x.device)
-            return Prediction(
-                engine, at, Pictures(guidance, beside, NO_STEPS), context, guidance.groups, precision
-            ), rule
+            pictures = Pictures(guidance, beside, NO_STEPS)
+            return Prediction(engine, at, pictures, context, guidance.groups, precision, guides=added), rule
         times = torch.tensor(self.schedule.timesteps, dtype=torch.float32, device=x.device)
         conditions = self.ahead.conditions_of(engine, text, precision, times, frames)
         first = None
@@ -120,7 +125,7 @@ class Denoiser:
             first = first_step(self.steps, guidance, alike, lambda: self.engines(alone, precision), self.ahead)
         pictures = Pictures(guidance, beside, self.steps)
         predict = Prediction(
-            engine, lambda ks: conditions.at(ks[0]), pictures, context, guidance.groups, precision, first
+            engine, lambda ks: conditions.at(ks[0]), pictures, context, guidance.groups, precision, first, added
         )
         fused = fused_update(self.schedule, guidance, self.steps, x.device)
         return predict, _rule_of(self.schedule, guidance, noise, fused)

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from fairy.engines.store.key import weights_digest
 from fairy.export.checkpoint import Checkpoint
 from fairy.runtime.files import user_path
+from fairy.runtime.plan.controls import ControlUse
 from fairy.runtime.plan.plan import Plan
 from fairy.runtime.record.edit_report import installed_versions
 
@@ -34,11 +36,24 @@ def identity_of(
         "model": stamps(checkpoint.folder) + stamps(checkpoint.single_file),
         "decoder": stamps(checkpoint.tiny_decoder_folder),
         "loras": [(stamps(lora.path), lora.scale) for lora in checkpoint.loras],
+        "controls": [told_of(use, checkpoint) | {"files": _files(use)} for use in plan.controls],
+        "depth estimator": stamps(checkpoint.depth_estimator_folder),
         "backend": {"name": backend, "engines": sorted(engines)},
         "precision": str(plan.precision),
         "device": {"type": device.type, "gpu": gpu, "threads": threads},
         "version": installed_versions(),
     }
+
+
+def told_of(use: ControlUse, checkpoint: Checkpoint) -> dict[str, Any]:
+    """A control of an edit, for its journal and its report: which, by the digest of its weights, and how it is used."""
+    control = checkpoint.controls[use.number]
+    digest = weights_digest(checkpoint, f"control_{use.number}")
+    return {"name": control.name, "kind": use.kind, "digest": digest, "sees": use.sees, "scale": use.scale}
+
+
+def _files(use: ControlUse) -> list[tuple[str, int, int]]:
+    return [] if use.channel is None else stamps(user_path(use.sees))
 
 
 def stamps(path: Path | None) -> list[tuple[str, int, int]]:

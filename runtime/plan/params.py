@@ -14,6 +14,7 @@ from fairy.runtime.methods import METHODS, Method, find_method
 from fairy.runtime.methods.fits import check_fits
 from fairy.runtime.methods.pix2video import DELTA
 from fairy.runtime.options import Choice, Flag, Kind, Name, Names, Number, Text, Time, Whole, check_options, option
+from fairy.runtime.plan.controls import Scales, Sees
 from fairy.runtime.plan.order import ORDERS, Order
 from fairy.runtime.video import MAX_PIXELS
 
@@ -278,6 +279,14 @@ class EditParams:
         usual="estimated",
         fits="depth",
     )
+    control: str | Path | Sequence[str | Path] = option(
+        (), Sees(), "What a ControlNet or adapter sees: canny, depth, or a video; one for each, in their order"
+    )
+    controlnet_conditioning_scale: float | Sequence[float] | None = option(
+        None, Scales(), "How strongly they guide, one number for all or one for each", usual="as they were loaded"
+    )
+    control_guidance_start: float = option(0.0, Number(0.0, 1.0), "The share of the steps at which they begin to guide")
+    control_guidance_end: float = option(1.0, Number(0.0, 1.0), "The share of the steps at which they cease to guide")
     mask: str | Path | None = option(
         None, Name("a picture, a folder of pictures, or a video"), "Edit only what is white in it, one for all or each"
     )
@@ -338,6 +347,9 @@ class EditParams:
             raise InputError(
                 "belongs to a mask", name="mask_feather", remedy="give one (mask, --mask), or leave it out"
             )
+        if self.control_guidance_end <= self.control_guidance_start:
+            problem = f"must be more than control_guidance_start = {self.control_guidance_start:g}"
+            raise InputError(problem, name="control_guidance_end", value=self.control_guidance_end)
         if self.continue_look and self.anchors in (0, ()):
             raise InputError("continue_look hands on an anchor, but anchors = 0 asks for none; choose at least one.")
         if self.anchor_images and self.anchors in (0, ()):
@@ -374,6 +386,11 @@ class EditParams:
     def looks(self) -> Mapping[int, Path]:
         """The pictures of anchors whose edited look is given, by frame."""
         return {frame: Path(path) for frame, path in dict(self.anchor_images).items()}
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """`control` as words and paths, one for each control."""
+        return self.control  # type: ignore[return-value]  # made so by its check
 
     def to_json(self) -> dict[str, Any]:
         """Every value by name, for a report."""

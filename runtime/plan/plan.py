@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairy.export.bases.control import controlled
 from fairy.export.bases.stable_diffusion import graph_specs
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
 from fairy.kernels.errors import InputError
 from fairy.runtime.denoise.guidance import Guidance, make_guidance
 from fairy.runtime.denoise.sampler import Schedule, make_schedule, without_first
+from fairy.runtime.inputs.companions import Companion, open_companion
 from fairy.runtime.inputs.frames import Source, VideoInput, open_source
 from fairy.runtime.inputs.inversion import INVERTIBLE
 from fairy.runtime.inputs.looks import check_looks
@@ -21,6 +23,7 @@ from fairy.runtime.methods import Method, find_method
 from fairy.runtime.methods.fits import check_model, runs_in_parts
 from fairy.runtime.methods.method_graphs import graphs_by_name
 from fairy.runtime.plan.batches import Part
+from fairy.runtime.plan.controls import ControlUse, control_uses, kinds_of
 from fairy.runtime.plan.geometry import Geometry, make_geometry
 from fairy.runtime.plan.order import UNITS_AT_ONCE, Order
 from fairy.runtime.plan.params import EditParams
@@ -46,6 +49,8 @@ class Plan:
         initial: the caller's own initial noise [1 or frames, c, h, w], or None.
         precision: of the computation, as it was asked for.
         mask: which pixels of which frame are edited; None = all, and in a worker, whom masks reach with their frames.
+        controls: ControlNets and adapters that add something.
+        given: what of that they see the user brings, in their order; in a worker none, as of masks.
     """
 
     params: EditParams
@@ -60,6 +65,8 @@ class Plan:
     initial: Tensor | None
     precision: torch.dtype
     mask: Mask | None = None
+    controls: tuple[ControlUse, ...] = ()
+    given: tuple[Companion, ...] = ()
 
     @property
     def method(self) -> Method:
@@ -105,8 +112,9 @@ class Plan:
 
     @property
     def channels(self) -> int:
-        """Of a frame as it is handed on: its colours and, where there is one, its mask."""
-        return 3 if self.params.mask is None else 4
+        """Of a frame as it is handed on: its colours and, where there is one, its mask, then what controls see."""
+        given = sum(1 for use in self.controls if use.channel is not None)
+        return (3 if self.params.mask is None else 4) + 3 * given
 
     @property
     def guided_steps(self) -> int:
@@ -125,7 +133,7 @@ class Plan:
         """Whether all frames begin with the same noise and nothing else."""
         one_noise = self.params.noise == "shared" and (self.initial is None or len(self.initial) == 1)
         whole = all(min(segment.strengths) == 1.0 for segment in self.segments)
-        return one_noise and whole and not self.params.anchor_images
+        return one_noise and whole and not self.params.anchor_images and not self.controls
 
     def begins_at(self, strength: float) -> int:
         """The step of the schedule at which frames are edited first; the number of steps = never."""
@@ -145,6 +153,7 @@ def plan_edit(
 ) -> Plan:
     """Look at the input and decide everything that follows. Raises InputError for whatever is impossible."""
     check_model(checkpoint, params)
+    control_uses(checkpoint, params)
     make_schedule_of(checkpoint, resolved_for(checkpoint, params))  # a wrong sampler is told before decoding
     if params.shots == "auto":
         check_detector()
@@ -155,9 +164,11 @@ def plan_edit(
         params = replace(params, shots=find_cuts(source, monitor))
     plan = plan_source(checkpoint, source, params, latents=latents, precision=precision, usual_batch=usual_batch)
     check_looks(params, source.size)
-    if params.mask is None:
-        return plan
     with monitor.timed("probe"):
+        given = [use.sees for use in plan.controls if use.channel is not None]
+        plan = replace(plan, given=tuple(open_companion("control", path, source, monitor) for path in given))
+        if params.mask is None:
+            return plan
         return replace(plan, mask=open_mask(params.mask, source, params.mask_feather, monitor))
 
 
@@ -196,6 +207,7 @@ def plan_source(
     sizes = {"long_side": int(params.long_side or 0), "multiple": checkpoint.size_multiple}
     even = source.video is not None and source.video.halves_colour
     geometry = make_geometry(*source.size, upscale=params.upscale, even=even, **sizes)
+    controls = control_uses(checkpoint, params)
     latent_shape = (checkpoint.vae.config.latent_channels, *geometry.latent(checkpoint.vae_factor))
     return Plan(
         params=params,
@@ -205,10 +217,11 @@ def plan_source(
         guidance=_guidance(params),
         segments=segments,
         micro_batch=micro_batch,
-        graphs=_graphs(checkpoint, params, segments),
+        graphs=_graphs(checkpoint, params, segments, controls),
         latent_shape=latent_shape,
         initial=_initial_noise(latents, source.num_frames, latent_shape),
         precision=precision,
+        controls=controls,
     )
 
 
@@ -229,8 +242,15 @@ def _guidance(params: EditParams) -> Guidance:
     return guidance
 
 
-def _graphs(checkpoint: Checkpoint, params: EditParams, segments: tuple[Segment, ...]) -> dict[str, GraphSpec]:
-    """The graphs by name."""
+def _graphs(
+    checkpoint: Checkpoint, params: EditParams, segments: tuple[Segment, ...], controls: tuple[ControlUse, ...]
+) -> dict[str, GraphSpec]:
+    """The graphs by name; the UNet's take what controls add, where there are some."""
+    graphs, kinds = _plain_graphs(checkpoint, params, segments), kinds_of(controls)
+    return {n: controlled(g, checkpoint.unet, kinds) if g.layers else g for n, g in graphs.items()} if kinds else graphs
+
+
+def _plain_graphs(checkpoint: Checkpoint, params: EditParams, segments: tuple[Segment, ...]) -> dict[str, GraphSpec]:
     layers, method = str(params.layers), find_method(params.method)
     graphs = graph_specs(checkpoint, layers=layers)
     if runs_in_parts(method):

@@ -77,6 +77,7 @@ class EditReport:
         steps: names of the steps of the compiled path that ran; none with other backends.
         frames_sha256: of the edited frames' bytes, in order.
         versions: of fairy and the libraries that decide the result.
+        controls: ControlNets and adapters that guided: name, kind, digest of the weights, what it saw, scale.
     """
 
     source: dict[str, Any]
@@ -104,6 +105,7 @@ class EditReport:
     steps: tuple[str, ...]
     frames_sha256: str
     versions: dict[str, str]
+    controls: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
