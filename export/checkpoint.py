@@ -26,6 +26,7 @@ from fairy.export.control import (
     with_control,
 )
 from fairy.export.graphs import GraphSpec
+from fairy.export.ip_adapter import IpAdapter, load_ip_adapter
 from fairy.export.lora import Lora, fuse, joined_name
 from fairy.export.model import Attend
 from fairy.export.single_file import config_folder, load_from_file, single_file
@@ -62,6 +63,7 @@ class Checkpoint:
         loras: files whose changes are in the weights of the UNet and the text encoder.
         single_file: where the weights were read from, if that is one file; `folder` then has the configuration.
         controls: ControlNets and T2I adapters, in the order in which they were named.
+        ip_adapter: what makes a picture a prompt; its keys and values are in the UNet.
         depth_estimator_folder: where the DPT was read from, where that is not the model's own folder.
     """
 
@@ -82,6 +84,7 @@ class Checkpoint:
     single_file: Path | None = None
     controls: tuple[Control, ...] = ()
     depth_estimator_folder: Path | None = None
+    ip_adapter: IpAdapter | None = None
 
     @property
     def decoder(self) -> Any:
@@ -119,7 +122,7 @@ class Checkpoint:
 
     @property
     def usual_graphs(self) -> tuple[str, ...]:
-        return usual_graphs(EDIT_GRAPHS, self.controls)
+        return usual_graphs(EDIT_GRAPHS, self.controls, styled=self.ip_adapter is not None)
 
     @property
     def rare_graphs(self) -> tuple[str, ...]:
@@ -172,8 +175,9 @@ class Checkpoint:
         return sorted(found or (folder / part).glob("*.safetensors"))
 
     def additions(self, part: str) -> list[tuple[Path, float]]:
-        """The LoRA files that were added to a part's network, and how strongly."""
-        return [(lora.path, lora.scale) for lora in self.loras] if part in ("unet", "text_encoder") else []
+        """The files that were added to a part's network, and how strongly."""
+        found = [(lora.path, lora.scale) for lora in self.loras] if part in ("unet", "text_encoder") else []
+        return found + ([(self.ip_adapter.file, 1.0)] if part == "unet" and self.ip_adapter is not None else [])
 
     def build_words(self, spec: GraphSpec) -> list[str]:
         """Options of `fairy build` that this very graph needs."""
@@ -181,6 +185,7 @@ class Checkpoint:
         words += [] if self.tiny_decoder_folder is None else ["--decoder", str(self.tiny_decoder_folder)]
         words += [] if self.single_file is None else ["--config", str(self.folder)]
         words += [word for lora in self.loras for word in ("--lora", f"{lora.path}:{lora.scale:g}")]
+        words += [] if self.ip_adapter is None else ["--ip-adapter", str(self.ip_adapter.file)]
         words += [word for control in self.controls for word in ("--controlnet", control.name)]
         some = len({bool(layer.segments) or layer.emits for layer in spec.layers}) == 2
         return words + (["--layers", "decoder"] if some else [])
@@ -201,6 +206,7 @@ def load_checkpoint(
     loras: Sequence[Lora] = (),
     controls: Sequence[tuple[str | Path, float]] = (),
     depth_estimator: str | Path | None = None,
+    ip_adapter: str | Path | None = None,
 ) -> Checkpoint:
     """Load an InstructPix2Pix-type or depth-conditioned model: a folder in diffusers' format, a hub id, or one file.
 
@@ -213,6 +219,7 @@ def load_checkpoint(
         loras: files whose changes are added to the weights.
         controls: folders or hub ids of ControlNets and T2I adapters, and how strongly each is used.
         depth_estimator: a folder or hub id of a DPT that estimates depth; None = the model's own, where it has one.
+        ip_adapter: a file of an IP-Adapter's weights, or its folder, with the folder image_encoder beside them.
 
     Raises:
         InputError: the model is missing, of another kind, or holds no safetensors files.
@@ -234,6 +241,8 @@ def load_checkpoint(
             parts["tiny_decoder_folder"] = where = _decoder_folder(folder, decoder, hub)
             parts[_TINY] = _load_tiny_decoder(where, parts["vae"], dtype)
         fuse(parts, loras)
+        if ip_adapter is not None:
+            parts["ip_adapter"] = load_ip_adapter(ip_adapter, parts["unet"], device)
     for name in {"unet", "vae", "text_encoder", _TINY} & parts.keys():
         parts[name] = parts[name].eval().requires_grad_(False).to(device=device)
     parts |= _load_depth(folder, device)

@@ -178,10 +178,11 @@ def with_control(controls: tuple[Control, ...], number: int, network: nn.Module)
     return tuple(replace(c, network=network) if i == number else c for i, c in enumerate(controls))
 
 
-def usual_graphs(edit_graphs: Sequence[str], controls: Sequence[Control]) -> tuple[str, ...]:
-    """The graphs that an edit uses with all of these controls."""
+def usual_graphs(edit_graphs: Sequence[str], controls: Sequence[Control], *, styled: bool) -> tuple[str, ...]:
+    """The graphs that an edit uses with all of these controls; `styled`: and with a picture as a prompt."""
     kinds = {control.kind for control in controls}
     ends = "".join(suffix for kind, suffix in SUFFIXES.items() if kind in kinds)
+    ends += "_styled" * styled
     own = [name + ends if name in CONTROLLED else name for name in edit_graphs]
     for number, control in enumerate(controls):
         own += [f"adapter_{number}"] if control.kind == "adapter" else [f"condition_{number}", f"controlnet_{number}"]

@@ -127,6 +127,7 @@ class Editor:
         decoder: str | Path | None = None,
         lora: Sequence[str | tuple[str | Path, float]] = (),
         controlnet: Sequence[str | tuple[str | Path, float]] = (),
+        ip_adapter: str | Path | None = None,
         depth_estimator: str | Path | None = None,
         linears: str | None = None,
         revision: str | None = None,
@@ -163,6 +164,8 @@ class Editor:
                 added to the weights: "style.safetensors", "style.safetensors:0.6" or ("style.safetensors", 0.6).
             controlnet: ControlNets and T2I adapters that guide edits, in diffusers' format: "folder", "owner/name:0.6"
                 or ("folder", 0.6). What each sees is `EditParams.control`.
+            ip_adapter: a file of an IP-Adapter's weights, or its folder, with the folder image_encoder beside them, for
+                `EditParams.style`.
             depth_estimator: a folder or hub id of a DPT for `control="depth"`; None = the model's own, if it has one.
             linears: approximate; "float8" computes the UNet's feed-forward and attention projections in 8 bit, with the
                 backends "cuda-graphs" and "compiled"; a CPU simulates it.
@@ -176,6 +179,7 @@ class Editor:
         numbers = {"gpus": gpus, "workers": workers, "threads": threads, "worker_timeout_s": worker_timeout_s}
         more: dict[str, Any] = {"store": store, "without": without, "bank": bank, "decoder": decoder}
         more |= {"linears": linears, "lora": lora, "controlnet": controlnet, "depth_estimator": depth_estimator}
+        more |= {"ip_adapter": ip_adapter}
         setup = EditorSetup(model, variant=variant, config=config, **names, **numbers, **more)  # type: ignore[arg-type]  # it checks them all
         chosen_device = resolve_device(device)
         chosen_dtype = resolve_dtype(setup.dtype, chosen_device)
@@ -197,6 +201,7 @@ class Editor:
             loras=loras,
             controls=setup.controls,
             depth_estimator=depth_estimator,
+            ip_adapter=None if ip_adapter is None else user_path(ip_adapter),
         )
         engines = EngineStore(store)
         if len(devices) == 1:
@@ -211,7 +216,9 @@ class Editor:
             file = checkpoint.single_file
             where: dict[str, Any] = {"loras": loras, "config": None if file is None else folder}
             where |= {"controls": tuple((c.folder.absolute(), c.scale) for c in checkpoint.controls if c.folder)}
+            adapter = checkpoint.ip_adapter
             where |= {"depth_estimator": checkpoint.depth_estimator_folder}
+            where |= {"ip_adapter": None if adapter is None else adapter.file.absolute()}
             what = (
                 folder if file is None else file.absolute(),
                 checkpoint.variant,

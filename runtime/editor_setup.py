@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from fairy.engines.backend_names import BACKENDS
 from fairy.kernels.errors import InputError
 from fairy.runtime.files import user_path
-from fairy.runtime.options import Choice, Kind, Name, Names, Number, Text, Whole, check_options, option
+from fairy.runtime.options import Choice, Kind, Name, Names, Number, Scaled, Text, Whole, check_options, option
 
 if TYPE_CHECKING:
     from fairy.runtime.editor import Editor
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 MAX_WORKERS = 64
-_NUMBER = re.compile(r"-?\d+(\.\d*)?|-?\.\d+")
 _DEVICE = re.compile(r"auto|(cpu|cuda)(:[0-9]{1,3})?")
 
 
@@ -53,20 +52,11 @@ class Loras(Names):
         given = (value,) if isinstance(value, str | Path) else value
         if not isinstance(given, list | tuple):
             raise InputError("is not possible", name=name, value=value, remedy=f"give {self.takes()}")
-        return tuple(self._pair(name, each) for each in given)
+        return tuple(Scaled(self.takes()).check(name, each) for each in given)
 
     def parse(self, name: str, text: str) -> Any:
         """One of them."""
-        return self._pair(name, text)
-
-    def _pair(self, name: str, value: Any) -> tuple[str, float]:
-        path, scale = value if isinstance(value, list | tuple) and len(value) == 2 else (value, 1.0)
-        if isinstance(value, str):
-            file, _, tail = value.rpartition(":")
-            path, scale = (file, float(tail)) if file and _NUMBER.fullmatch(tail) else (value, 1.0)
-        if not isinstance(path, str | Path) or not str(path):
-            raise InputError("is not possible", name=name, value=value, remedy=f"give {self.takes()}")
-        return str(path), Number(-100.0, 100.0).check(name, scale)
+        return Scaled(self.takes()).check(name, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +111,11 @@ class EditorSetup:
     controlnet: Sequence[str | tuple[str | Path, float]] = option(
         (), Controls(), "A ControlNet or T2I adapter that guides edits, see --control; may be repeated"
     )
+    ip_adapter: str | Path | None = option(
+        None,
+        Name("a .safetensors file, or its folder", "PATH"),
+        "An IP-Adapter, for --style; its image_encoder lies beside it",
+    )
     depth_estimator: str | Path | None = option(
         None, Name("a folder or a hub id of a DPT", "TEXT"), "For --control depth", usual="the model's own"
     )
@@ -147,7 +142,7 @@ class EditorSetup:
         lora = tuple((str(user_path(path)), scale) for path, scale in self.loras)
         controlnet = tuple((str(_absolute(name)), scale) for name, scale in self.controls)
         estimator = _absolute(self.depth_estimator)
-        more = {"controlnet": controlnet, "depth_estimator": estimator}
+        more = {"controlnet": controlnet, "depth_estimator": estimator, "ip_adapter": _absolute(self.ip_adapter)}
         return replace(self, model=model, decoder=decoder, store=store, lora=lora, config=config, **more)  # type: ignore[arg-type]
 
     @property

@@ -4,9 +4,10 @@ Legend of shape suffixes: G groups (guidance branches), F frames, S tokens, C ch
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairy.export.graphs import SelfAttention
 from fairy.export.model import Attend
@@ -22,6 +23,7 @@ class Call:
     layers: dict[str, SelfAttention]
     context: dict[str, Tensor]
     emitted: dict[str, Tensor] = field(default_factory=dict)
+    style: tuple[Tensor, Tensor] | None = None  # a picture's tokens and their scale, see `export/ip_adapter.py`
 
 
 class _AttentionProcessor:
@@ -48,6 +50,8 @@ class _AttentionProcessor:
             k_G1SC = attn.to_k(encoder_hidden_states).unsqueeze(1)
             v_G1SC = attn.to_v(encoder_hidden_states).unsqueeze(1)
             out = fairy_call.attend(q_GFSC, None, None, [k_G1SC], [v_G1SC], heads=attn.heads)
+            if fairy_call.style is not None:
+                out = add_style(attn, out, *fairy_call.style, partial(fairy_call.attend, heads=attn.heads), q_GFSC)
         projected: Tensor = attn.to_out[0](out.flatten(0, 1))
         return projected
 
@@ -76,6 +80,19 @@ def hook_attention(network: Any) -> None:
 def plain_call(attend: Attend, groups: int, frames: int) -> Call:
     """A call in which every frame attends to itself alone."""
     return Call(attend, groups, frames, {}, {})
+
+
+def add_style(attention: nn.Module, out: Tensor, style: Tensor, scale: Tensor, attend: Any, q: Tensor) -> Tensor:
+    """What a cross-attention layer read of the text, and of a picture's tokens.
+
+    Args:
+        out, q: [groups, frames, tokens, heads·dim].
+        style: [groups, tokens, channels]; scale: [groups].
+        attend: computes attention to keys and values [groups, 1, tokens, heads·dim].
+    """
+    k, v = attention.to_k_ip(style).unsqueeze(1), attention.to_v_ip(style).unsqueeze(1)  # type: ignore[operator]
+    read: Tensor = attend(q, None, None, [k], [v])
+    return out + scale.to(out.dtype)[:, None, None, None] * read
 
 
 def _frames(t: Tensor, call: Call) -> Tensor:

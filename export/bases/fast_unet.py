@@ -15,12 +15,14 @@ Legend of shape suffixes: N samples, G groups, F frames, S tokens, C channels, H
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairy.export.bases.attention_hook import add_style
 from fairy.export.bases.fast_blocks import (
     Downsample,
     FeedForward,
@@ -108,6 +110,7 @@ class _CrossAttention(_Attention):
     def __init__(self, name: str, attention: Any, steps: Steps) -> None:
         super().__init__(name, attention, steps)
         self.to_q, self.to_k, self.to_v = linear(attention.to_q, steps), attention.to_k, attention.to_v
+        self.to_k_ip, self.to_v_ip = getattr(attention, "to_k_ip", None), getattr(attention, "to_v_ip", None)
 
     def forward(self, x_NSC: Tensor, call: _Call) -> Tensor:
         q = self.to_q(x_NSC).unflatten(0, (call.groups, call.frames))
@@ -117,6 +120,9 @@ class _CrossAttention(_Attention):
         else:
             k, v = self.keys_and_values(text)
         out = call.attend(q, None, None, [k], [v], heads=self.heads)
+        if "style" in call.inputs:
+            style, attend = (call.inputs["style"], call.inputs["style_scale"]), partial(call.attend, heads=self.heads)
+            out = add_style(self, out, *style, attend, q)
         return cast(Tensor, self.out(out.flatten(0, 1)))
 
     @property

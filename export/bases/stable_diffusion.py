@@ -26,6 +26,7 @@ from fairy.export.graphs import (
     vae_decoder_spec,
     vae_encoder_spec,
 )
+from fairy.export.ip_adapter import styled_graphs
 from fairy.export.model import Attend
 from fairy.kernels.anchor_attention import anchor_attention
 from fairy.kernels.errors import InputError
@@ -43,7 +44,8 @@ class UNetGraph(nn.Module):
     Inputs and outputs, in the order of `spec`:
         sample [groups, frames, in_channels, h, w], timestep [frames] float32, text [groups, tokens, channels],
         then, for an SDXL-class UNet, text_embeds [groups, channels] and time_ids [groups, 6] float32,
-        then what ControlNets and adapters add, where the graph takes it (`bases/control.py`),
+        then what ControlNets and adapters add, where the graph takes it (`bases/control.py`), and a picture's tokens
+        with their scale, where it reads them (`ip_adapter.py`),
         then keys and values of every context segment [groups, frames or 1, length, heads·dim];
         output [groups, frames, out_channels, h, w], then emitted keys and values [groups, frames, h·w/4^L, heads·dim].
 
@@ -57,14 +59,15 @@ class UNetGraph(nn.Module):
         self.attend = attend
         self.condition_names = [tensor.name for tensor in added_conditions(unet)]
         others = [tensor.name for tensor in spec.inputs[3 + len(self.condition_names) :]]
-        self.control_names = [name for name in others if name.startswith("control.")]
-        self.context_names = others[len(self.control_names) :]
+        self.added_names = [name for name in others if not name.startswith("context.")]
+        self.context_names = others[len(self.added_names) :]
         hook_attention(unet)
 
     def forward(self, sample: Tensor, timestep: Tensor, text: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """One call of the graph; tensors as in the class's description and in the order of `spec`."""
         groups, frames = sample.shape[:2]
-        control, context = others[len(self.condition_names) :], others[len(self.condition_names + self.control_names) :]
+        after = others[len(self.condition_names) :]
+        added, context = dict(zip(self.added_names, after, strict=False)), after[len(self.added_names) :]
         conditions = {
             name: t_GC.unsqueeze(1).expand(-1, frames, -1).flatten(0, 1)
             for name, t_GC in zip(self.condition_names, others, strict=False)
@@ -75,6 +78,7 @@ class UNetGraph(nn.Module):
             frames,
             {layer.name: layer for layer in self.spec.layers},
             dict(zip(self.context_names, context, strict=True)),
+            style=(added["style"], added["style_scale"]) if "style" in added else None,
         )
         output = self.unet(
             sample.flatten(0, 1),
@@ -83,7 +87,7 @@ class UNetGraph(nn.Module):
             added_cond_kwargs=conditions or None,
             cross_attention_kwargs={"fairy_call": call},
             return_dict=False,
-            **added_inputs(dict(zip(self.control_names, control, strict=False))),
+            **added_inputs(added),
         )[0]
         emitted = (call.emitted[tensor.name] for tensor in self.spec.outputs[1:])
         return output.unflatten(0, (groups, frames)), *emitted
@@ -154,7 +158,8 @@ def graph_specs(checkpoint: Any, *, layers: str = "all") -> dict[str, GraphSpec]
         unet_spec("unet_no_sources", source_layers(plain, layers, 0, own=False), **channels),
         unet_spec("unet_2_sources", source_layers(plain, layers, 2, own=False), **channels),
     )
-    return {spec.name: spec for spec in (*specs, *control_graphs(checkpoint, specs))}
+    graphs = [*specs, *control_graphs(checkpoint, specs)]
+    return {spec.name: spec for spec in (*graphs, *styled_graphs(checkpoint, graphs))}
 
 
 def build_graph(checkpoint: Any, spec: GraphSpec, attend: Attend = anchor_attention) -> nn.Module:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from fairy.kernels.errors import InputError
 from fairy.runtime.cli.engines import (
+    Adapter,
     Config,
     Controls,
     Decoder,
@@ -65,6 +66,7 @@ def build(
     lora: Loras = None,
     config: Config = None,
     controlnet: Controls = None,
+    ip_adapter: Adapter = None,
     graphs: Graphs = None,
     layers: Layers = "all",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, build nothing.")] = False,
@@ -99,7 +101,7 @@ def build(
     backend = backend or ("tensorrt" if place.type == "cuda" else "onnxruntime")
     request = BuildRequest(backend, place, dtype, None, options, _names(graphs), layers)
     ranges = (height, width, frames, anchors)
-    setup = model_setup(model, decoder, lora, config, controlnet)
+    setup = model_setup(model, decoder, lora, config, controlnet, ip_adapter)
     _build(setup, request, ranges, EngineStore(store), dry_run=dry_run, as_json=as_json, quiet=quiet)
 
 
@@ -109,6 +111,7 @@ def export(
     lora: Loras = None,
     config: Config = None,
     controlnet: Controls = None,
+    ip_adapter: Adapter = None,
     precision: ExportPrecision = "fp32",
     body: Annotated[
         str, typer.Option(help="How attention is written: onnxruntime, or portable (standard operators).")
@@ -127,8 +130,8 @@ def export(
 
     named = _PRECISIONS.get(precision, precision)
     loaded: str | Path | models.Model = model or embedded_model()
-    if (lora or config or controlnet) and named in PRECISIONS:  # another one is refused below
-        loaded = load_model(model_setup(model, None, lora, config, controlnet), getattr(torch, named))
+    if (lora or config or controlnet or ip_adapter) and named in PRECISIONS:  # another one is refused below
+        loaded = load_model(model_setup(model, None, lora, config, controlnet, ip_adapter), getattr(torch, named))
     with _progress_bar(quiet or as_json, "export") as on_progress:
         report = export_model(
             loaded,

@@ -65,7 +65,7 @@ def edit(
 
 def _given(params: EditParams) -> list[str]:
     """The files that the user brings for controls to see."""
-    return [seen for seen in params.seen if seen not in COMPUTED]
+    return [seen for seen in params.seen if seen not in COMPUTED] + ([params.style[0]] if params.style else [])  # type: ignore[index,list-item]
 
 
 def _tell(done: Any, out: Path, given: Mapping[str, Any]) -> None:

@@ -31,6 +31,7 @@ Controls = Annotated[
     list[str] | None,
     typer.Option("--controlnet", metavar="DIR|ID", help="With a ControlNet or T2I adapter; may be repeated."),
 ]
+Adapter = Annotated[str | None, typer.Option("--ip-adapter", metavar="PATH", help="With an IP-Adapter.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Digest = Annotated[str, typer.Argument(help="An engine's digest, or how it begins.")]
 
@@ -88,6 +89,7 @@ def verify(
     lora: Loras = None,
     config: Config = None,
     controlnet: Controls = None,
+    ip_adapter: Adapter = None,
     as_json: Json = False,
 ) -> None:
     """Check an engine's files, run it beside eager on random inputs, and print how far they are apart."""
@@ -95,7 +97,7 @@ def verify(
     from fairy.export.lora import base_name
 
     entry = EngineStore(store).verify(digest)
-    setup = model_setup(model or base_name(entry.manifest.made.model), decoder, lora, config, controlnet)
+    setup = model_setup(model or base_name(entry.manifest.made.model), decoder, lora, config, controlnet, ip_adapter)
     comparisons, allowed = _verified(entry, setup)
     if as_json:
         typer.echo(json.dumps({"digest": entry.digest, "allowed": allowed, "outputs": comparisons}, indent=2))
@@ -145,9 +147,12 @@ def model_setup(
     lora: list[str] | None,
     config: str | None,
     controlnet: list[str] | None,
+    ip_adapter: str | None,
 ) -> EditorSetup:
     """The model that was named, with what is added to it."""
-    return EditorSetup(model, decoder=decoder, lora=lora or (), config=config, controlnet=controlnet or ())
+    return EditorSetup(
+        model, decoder=decoder, lora=lora or (), config=config, controlnet=controlnet or (), ip_adapter=ip_adapter
+    )
 
 
 def load_model(setup: EditorSetup, precision: "torch.dtype") -> "Model":
@@ -165,8 +170,9 @@ def load_model(setup: EditorSetup, precision: "torch.dtype") -> "Model":
     if not (folder / FILE).is_file():
         loras = [Lora(user_path(path), scale) for path, scale in setup.loras]
         more: dict[str, Any] = {"decoder": setup.decoder, "config": setup.config, "loras": loras}
-        return load_checkpoint(model or folder, dtype=precision, controls=setup.controls, **more)
-    for name in ("decoder", "lora", "config", "controlnet"):
+        more |= {"controls": setup.controls, "ip_adapter": setup.ip_adapter and user_path(setup.ip_adapter)}
+        return load_checkpoint(model or folder, dtype=precision, **more)
+    for name in ("decoder", "lora", "config", "controlnet", "ip_adapter"):
         if getattr(setup, name):
             raise InputError("is for editors, not for generators", name=name, remedy="leave it out")
     return cascade_model(folder, Cascade.read(folder), torch.device("cpu"), precision, model)
@@ -187,7 +193,8 @@ def _verified(entry: "StoredEngine", setup: EditorSetup) -> tuple[list[dict[str,
     if graph is None or weights_digest(checkpoint, checkpoint.network_of(graph)) != key["weights"]:
         raise InputError(
             f"The engine {entry.digest[:12]} was not built from {checkpoint.name} as it is now; name its model with "
-            "--model and what is added to it with --decoder, --lora, --config or --controlnet, or build it again."
+            "--model and what is added to it with --decoder, --lora, --config, --controlnet or --ip-adapter, or build "
+            "it again."
         )
     device = torch.device(key["device"])
     engine = make_builder(key["backend"]).load(

@@ -5,7 +5,7 @@ from typing import Any
 from typer.core import TyperCommand
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "What": ("prompts", "negative_prompt", "seed", "method", "source_prompt", "anchor_images", "lora"),
+    "What": ("prompts", "negative_prompt", "seed", "method", "source_prompt", "anchor_images", "style", "lora"),
     "In which structure": (
         "controlnet",
         "control",
@@ -29,7 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "update_steps",
         "guidance_end",
     ),
-    "Model": ("model", "config", "variant", "decoder", "linears", "bank_dtype", "depth"),
+    "Model": ("model", "config", "variant", "decoder", "linears", "bank_dtype", "depth", "ip_adapter"),
     "Input": ("fps", "deinterlace", "hdr", "strict", "max_pixels"),
     "Output": (
         "out",

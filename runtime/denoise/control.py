@@ -1,4 +1,4 @@
-"""What ControlNets and T2I adapters add to the UNet, step by step, for the frames of one task.
+"""What ControlNets, T2I adapters and a picture as a prompt add to the UNet, step by step, for the frames of one task.
 
 Adapters' features are made once a frame, ControlNets are asked at every step and for every branch whose text, or
 picture, is another. As in diffusers, several are summed up, and each may be used in a part of the steps alone.
@@ -32,6 +32,7 @@ class Guides:
         engines: (name of a graph, precision) to what runs it.
         text: [branches, tokens, channels].
         times: of the schedule's steps.
+        style: a picture's tokens of every branch [branches, tokens, channels], and their scale.
         first, last: the shares of the steps between which controls are used.
     """
 
@@ -40,6 +41,7 @@ class Guides:
     engines: Callable[[str, torch.dtype], Engine]
     text: Tensor
     times: Sequence[float]
+    style: tuple[Tensor, float] | None = None
     first: float = 0.0
     last: float = 1.0
 
@@ -62,7 +64,14 @@ class Guides:
             for name, t in found.items():
                 weighted = t * weight
                 total[name] = weighted if name not in total else total[name] + weighted
-        return total
+        return total | self._style(guidance.groups, sample)
+
+    def _style(self, groups: int, sample: Tensor) -> dict[str, Tensor]:
+        if self.style is None:
+            return {}
+        tokens, scale = self.style
+        scales = torch.full((groups,), scale, dtype=torch.float32, device=sample.device)
+        return {"style": tokens[:groups].to(sample), "style_scale": scales}
 
     def _ask(
         self,

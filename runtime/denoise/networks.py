@@ -28,6 +28,7 @@ from fairy.runtime.inputs.masks import colours, composite, scaled_weights
 from fairy.runtime.plan.controls import ControlUse
 from fairy.runtime.plan.geometry import pad_by_reflection, scale_frames
 from fairy.runtime.record.run import Run
+from fairy.runtime.video.images import load_picture
 
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "Failed to allocate memory")  # torch, CUDA, ONNX Runtime
 
@@ -61,6 +62,18 @@ class Networks:
         texts = {"instruction": prompt, "negative prompt": run.plan.params.negative_prompt}
         wanted, unwanted = self.text_features(run, texts)
         return branch_text(run.plan.guidance, wanted, unwanted)
+
+    def style(self, run: Run) -> tuple[Tensor, float] | None:
+        """A picture's tokens for every guidance branch [branches, tokens, channels], and their scale; none = None.
+
+        As in diffusers, it is shown where the instruction is, and none in the two null branches.
+        """
+        adapter, style = self.checkpoint.ip_adapter, run.plan.style
+        if adapter is None or style is None:
+            return None
+        with run.monitor.timed("text"):
+            shown, none = adapter.features(load_picture(style[0], run.plan.params.max_pixels))
+            return branch_text(run.plan.guidance, shown, none), style[1]
 
     def text_features(self, run: Run, texts: Mapping[str, str]) -> Tensor:
         """Features of texts, by what the report calls them: [texts, tokens, channels]."""

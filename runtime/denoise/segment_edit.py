@@ -78,6 +78,7 @@ class SegmentEdit:
             networks.backend.steps,
             alike=run.plan.alike,
         )
+        self._style = networks.style(run)
         self.noise = PlanNoise(run.plan, networks.device)
         self._beginnings = Beginnings(networks, run, self.noise)
         self._frames: dict[int, _Frame] = {}
@@ -245,9 +246,9 @@ class SegmentEdit:
             del context, rule  # a bank that failed is of no use and may be large
 
     def _guides(self, frames: Sequence[int]) -> Guides | None:
-        """What controls add to these frames; None where there are none."""
+        """What controls, and a picture as a prompt, add to these frames; None where there are none."""
         run, uses = self.run, self.run.plan.controls
-        if not uses:
+        if not uses and self._style is None:
             return None
         each = [self._frames[frame].conditions for frame in frames]
         stacked = tuple(
@@ -255,7 +256,8 @@ class SegmentEdit:
         )
         start, end = run.plan.params.control_guidance_start, run.plan.params.control_guidance_end
         engines, text = self._denoiser.engines, self._denoiser.text
-        return Guides(uses, stacked, engines, text, run.plan.schedule.timesteps, start, end)
+        times = run.plan.schedule.timesteps
+        return Guides(uses, stacked, engines, text, times, self._style, start, end)
 
     def _context(self, task: Task, precision: torch.dtype, on_bank: OnBank) -> tuple[TaskContext, Rule | None]:
         """What a task reads and writes, and the rule of frames at steps of their own."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fairy.export.graphs import ControlKind
 from fairy.kernels.errors import InputError, MachineError
+from fairy.runtime.files import user_path
 from fairy.runtime.options import Names, Number
 
 if TYPE_CHECKING:
@@ -111,6 +112,23 @@ def control_uses(checkpoint: "Checkpoint", params: Any) -> tuple[ControlUse, ...
     return tuple(uses)
 
 
+def style_of(checkpoint: "Checkpoint", params: Any) -> tuple[Path, float] | None:
+    """The picture of an edit that is a prompt, and how much of it; None where it adds nothing. Raises InputError."""
+    path, scale = params.style or ("", 0.0)
+    if not path:
+        return None
+    if checkpoint.ip_adapter is None:
+        remedy = "load one (ip_adapter, --ip-adapter), or leave it out"
+        raise InputError("belongs to an IP-Adapter", name="style", value=path, remedy=remedy)
+    if checkpoint.condition != "image":
+        problem = f"does not fit {checkpoint.name}, which sees depth instead of the picture"
+        raise InputError(problem, name="ip_adapter", remedy="leave it out")
+    file = user_path(path)
+    if not file.is_file():
+        raise InputError("does not exist", name="style", value=path, remedy="check the path")
+    return (file, scale) if scale else None
+
+
 def kinds_of(uses: Sequence[ControlUse]) -> tuple[ControlKind, ...]:
     """The kinds of control that an edit uses, each once."""
     return tuple(dict.fromkeys(use.kind for use in uses))
@@ -133,4 +151,4 @@ def _check_computed(seen: str, checkpoint: "Checkpoint") -> None:
         raise InputError("needs a depth estimator", name="control", value="depth", remedy=remedy)
 
 
-__all__ = ["COMPUTED", "ControlUse", "Scales", "Sees", "control_uses", "kinds_of"]
+__all__ = ["COMPUTED", "ControlUse", "Scales", "Sees", "control_uses", "kinds_of", "style_of"]

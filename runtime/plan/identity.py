@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fairy.engines.store.key import weights_digest
+from fairy.engines.store.key import canonical_digest, file_digest, weights_digest
 from fairy.export.checkpoint import Checkpoint
 from fairy.runtime.files import user_path
 from fairy.runtime.plan.controls import ControlUse
@@ -37,6 +37,7 @@ def identity_of(
         "decoder": stamps(checkpoint.tiny_decoder_folder),
         "loras": [(stamps(lora.path), lora.scale) for lora in checkpoint.loras],
         "controls": [told_of(use, checkpoint) | {"files": _files(use)} for use in plan.controls],
+        "style": [(told, stamps(user_path(told["sees"]))) for told in told_of_style(plan, checkpoint)],
         "depth estimator": stamps(checkpoint.depth_estimator_folder),
         "backend": {"name": backend, "engines": sorted(engines)},
         "precision": str(plan.precision),
@@ -50,6 +51,16 @@ def told_of(use: ControlUse, checkpoint: Checkpoint) -> dict[str, Any]:
     control = checkpoint.controls[use.number]
     digest = weights_digest(checkpoint, f"control_{use.number}")
     return {"name": control.name, "kind": use.kind, "digest": digest, "sees": use.sees, "scale": use.scale}
+
+
+def told_of_style(plan: Plan, checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """The same of a picture that is a prompt; empty without one."""
+    adapter, style = checkpoint.ip_adapter, plan.style
+    if adapter is None or style is None:
+        return []
+    digests = [file_digest(path) for path in (adapter.file, *sorted(adapter.folder.glob("*.safetensors")))]
+    told = {"name": str(adapter.file), "kind": "ip_adapter", "digest": canonical_digest(digests)}
+    return [told | {"sees": str(style[0]), "scale": style[1]}]
 
 
 def _files(use: ControlUse) -> list[tuple[str, int, int]]:

@@ -13,7 +13,20 @@ from fairy.runtime.denoise.schedulers import SAMPLERS
 from fairy.runtime.methods import METHODS, Method, find_method
 from fairy.runtime.methods.fits import check_fits
 from fairy.runtime.methods.pix2video import DELTA
-from fairy.runtime.options import Choice, Flag, Kind, Name, Names, Number, Text, Time, Whole, check_options, option
+from fairy.runtime.options import (
+    Choice,
+    Flag,
+    Kind,
+    Name,
+    Names,
+    Number,
+    Scaled,
+    Text,
+    Time,
+    Whole,
+    check_options,
+    option,
+)
 from fairy.runtime.plan.controls import Scales, Sees
 from fairy.runtime.plan.order import ORDERS, Order
 from fairy.runtime.video import MAX_PIXELS
@@ -227,6 +240,9 @@ class EditParams:
         "How an anchor looks when it is edited",
         flag="anchor-image",
         fits="bank",
+    )
+    style: str | Path | tuple[str | Path, float] | None = option(
+        None, Scaled("a picture and, after a colon, a scale"), "A picture that says how the result looks (IP-Adapter)"
     )
     num_inference_steps: int | None = option(
         None, Whole(1, 1000), "Denoising steps", usual="the model's, else 10; 50 if it sees depth", flag="steps"

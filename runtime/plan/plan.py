@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from fairy.export.bases.control import controlled
 from fairy.export.bases.stable_diffusion import graph_specs
 from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
+from fairy.export.ip_adapter import styled
 from fairy.kernels.errors import InputError
 from fairy.runtime.denoise.guidance import Guidance, make_guidance
 from fairy.runtime.denoise.sampler import Schedule, make_schedule, without_first
@@ -23,7 +25,7 @@ from fairy.runtime.methods import Method, find_method
 from fairy.runtime.methods.fits import check_model, runs_in_parts
 from fairy.runtime.methods.method_graphs import graphs_by_name
 from fairy.runtime.plan.batches import Part
-from fairy.runtime.plan.controls import ControlUse, control_uses, kinds_of
+from fairy.runtime.plan.controls import ControlUse, control_uses, kinds_of, style_of
 from fairy.runtime.plan.geometry import Geometry, make_geometry
 from fairy.runtime.plan.order import UNITS_AT_ONCE, Order
 from fairy.runtime.plan.params import EditParams
@@ -50,6 +52,7 @@ class Plan:
         precision: of the computation, as it was asked for.
         mask: which pixels of which frame are edited; None = all, and in a worker, whom masks reach with their frames.
         controls: ControlNets and adapters that add something.
+        style: a picture that is a prompt, and how much of it.
         given: what of that they see the user brings, in their order; in a worker none, as of masks.
     """
 
@@ -67,6 +70,7 @@ class Plan:
     mask: Mask | None = None
     controls: tuple[ControlUse, ...] = ()
     given: tuple[Companion, ...] = ()
+    style: tuple[Path, float] | None = None
 
     @property
     def method(self) -> Method:
@@ -154,6 +158,7 @@ def plan_edit(
     """Look at the input and decide everything that follows. Raises InputError for whatever is impossible."""
     check_model(checkpoint, params)
     control_uses(checkpoint, params)
+    style_of(checkpoint, params)
     make_schedule_of(checkpoint, resolved_for(checkpoint, params))  # a wrong sampler is told before decoding
     if params.shots == "auto":
         check_detector()
@@ -207,7 +212,7 @@ def plan_source(
     sizes = {"long_side": int(params.long_side or 0), "multiple": checkpoint.size_multiple}
     even = source.video is not None and source.video.halves_colour
     geometry = make_geometry(*source.size, upscale=params.upscale, even=even, **sizes)
-    controls = control_uses(checkpoint, params)
+    controls, style = control_uses(checkpoint, params), style_of(checkpoint, params)
     latent_shape = (checkpoint.vae.config.latent_channels, *geometry.latent(checkpoint.vae_factor))
     return Plan(
         params=params,
@@ -217,11 +222,12 @@ def plan_source(
         guidance=_guidance(params),
         segments=segments,
         micro_batch=micro_batch,
-        graphs=_graphs(checkpoint, params, segments, controls),
+        graphs=_graphs(checkpoint, params, segments, controls, styles=style is not None),
         latent_shape=latent_shape,
         initial=_initial_noise(latents, source.num_frames, latent_shape),
         precision=precision,
         controls=controls,
+        style=style,
     )
 
 
@@ -243,11 +249,24 @@ def _guidance(params: EditParams) -> Guidance:
 
 
 def _graphs(
-    checkpoint: Checkpoint, params: EditParams, segments: tuple[Segment, ...], controls: tuple[ControlUse, ...]
+    checkpoint: Checkpoint,
+    params: EditParams,
+    segments: tuple[Segment, ...],
+    controls: tuple[ControlUse, ...],
+    *,
+    styles: bool,
 ) -> dict[str, GraphSpec]:
-    """The graphs by name; the UNet's take what controls add, where there are some."""
+    """The graphs by name; the UNet's take what controls add and a picture's tokens, where there are some."""
     graphs, kinds = _plain_graphs(checkpoint, params, segments), kinds_of(controls)
-    return {n: controlled(g, checkpoint.unet, kinds) if g.layers else g for n, g in graphs.items()} if kinds else graphs
+
+    def fitted(graph: GraphSpec) -> GraphSpec:
+        if not graph.layers:
+            return graph
+        guided = controlled(graph, checkpoint.unet, kinds)
+        adapter = checkpoint.ip_adapter if styles else None
+        return guided if adapter is None else styled(guided, checkpoint.text_channels, adapter.tokens)
+
+    return {name: fitted(graph) for name, graph in graphs.items()}
 
 
 def _plain_graphs(checkpoint: Checkpoint, params: EditParams, segments: tuple[Segment, ...]) -> dict[str, GraphSpec]:

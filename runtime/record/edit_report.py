@@ -77,7 +77,8 @@ class EditReport:
         steps: names of the steps of the compiled path that ran; none with other backends.
         frames_sha256: of the edited frames' bytes, in order.
         versions: of fairy and the libraries that decide the result.
-        controls: ControlNets and adapters that guided: name, kind, digest of the weights, what it saw, scale.
+        controls: ControlNets, adapters and an IP-Adapter that guided: name, kind, digest of the weights, what it saw,
+            scale.
     """
 
     source: dict[str, Any]

@@ -319,7 +319,7 @@ def _frames_in(payload: bytearray, plan: Plan) -> list[Frames]:
 def read_checkpoint(load: wire.Message) -> Checkpoint:
     """The model that a message "load" names, on its device. Raises InputError."""
     loras = [Lora(Path(path), scale) for path, scale in load.get("loras", ())]
-    names = ("variant", "decoder", "config", "depth_estimator")
+    names = ("variant", "decoder", "config", "depth_estimator", "ip_adapter")
     files: dict[str, Any] = {name: load.get(name) for name in names} | {"loras": loras}
     files["controls"] = [(Path(folder), scale) for folder, scale in load.get("controls", ())]
     return load_checkpoint(load["model"], dtype=DTYPES[load["dtype"]], device=torch.device(load["device"]), **files)
