@@ -343,6 +343,9 @@ def _folder(what: str, model: str | Path, patterns: list[str], hub: dict[str, An
     return _download(what, str(model), patterns, hub)
 
 
+find_folder = _folder  # others than a checkpoint's own parts lie in folders or on the hub too
+
+
 def _download(what: str, model: str, patterns: list[str], hub: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
 

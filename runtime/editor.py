@@ -41,6 +41,7 @@ from fairy.runtime.files import check_names, check_outputs, only_writer_of, user
 from fairy.runtime.inputs.encoded import EncodedPictures
 from fairy.runtime.inputs.frames import Frames, VideoInput
 from fairy.runtime.inputs.reads import read_frames_of
+from fairy.runtime.inputs.segmenter import Segmenter, load_segmenter
 from fairy.runtime.methods import find_method
 from fairy.runtime.methods.fits import check_processes, check_resume
 from fairy.runtime.models import embedded_model
@@ -95,12 +96,14 @@ class Editor:
         executor: Executor | None = None,
         store: EngineStore | None = None,
         bank: str = "device",
+        segmenter: Segmenter | None = None,
     ) -> None:
         """`executor`: what computes; None = the backend's engines in this process. `store`: where they come from.
-        `bank`: as in `from_pretrained`."""
+        `bank`: as in `from_pretrained`. `segmenter`: what finds what is named in words."""
         self._networks = Networks(checkpoint, backend, device, bank_on_host=bank == "host")
         self._executor = executor or InProcess(self._networks, threads)
         self._store = store
+        self._segmenter = segmenter
         self._dtype = dtype
         self._threads = threads
         self._lock = threading.Lock()
@@ -127,6 +130,7 @@ class Editor:
         decoder: str | Path | None = None,
         lora: Sequence[str | tuple[str | Path, float]] = (),
         controlnet: Sequence[str | tuple[str | Path, float]] = (),
+        segmenter: str | Path | None = None,
         ip_adapter: str | Path | None = None,
         depth_estimator: str | Path | None = None,
         linears: str | None = None,
@@ -164,6 +168,7 @@ class Editor:
                 added to the weights: "style.safetensors", "style.safetensors:0.6" or ("style.safetensors", 0.6).
             controlnet: ControlNets and T2I adapters that guide edits, in diffusers' format: "folder", "owner/name:0.6"
                 or ("folder", 0.6). What each sees is `EditParams.control`.
+            segmenter: a folder or hub id of a CLIPSeg, for `EditParams.mask_from`.
             ip_adapter: a file of an IP-Adapter's weights, or its folder, with the folder image_encoder beside them, for
                 `EditParams.style`.
             depth_estimator: a folder or hub id of a DPT for `control="depth"`; None = the model's own, if it has one.
@@ -179,7 +184,7 @@ class Editor:
         numbers = {"gpus": gpus, "workers": workers, "threads": threads, "worker_timeout_s": worker_timeout_s}
         more: dict[str, Any] = {"store": store, "without": without, "bank": bank, "decoder": decoder}
         more |= {"linears": linears, "lora": lora, "controlnet": controlnet, "depth_estimator": depth_estimator}
-        more |= {"ip_adapter": ip_adapter}
+        more |= {"ip_adapter": ip_adapter, "segmenter": segmenter}
         setup = EditorSetup(model, variant=variant, config=config, **names, **numbers, **more)  # type: ignore[arg-type]  # it checks them all
         chosen_device = resolve_device(device)
         chosen_dtype = resolve_dtype(setup.dtype, chosen_device)
@@ -203,6 +208,10 @@ class Editor:
             depth_estimator=depth_estimator,
             ip_adapter=None if ip_adapter is None else user_path(ip_adapter),
         )
+        found = None
+        if segmenter is not None:
+            hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+            found = load_segmenter(segmenter, devices[0], hub)
         engines = EngineStore(store)
         if len(devices) == 1:
             with cpu_threads(threads):  # some engines take the number of threads when they are loaded
@@ -233,7 +242,7 @@ class Editor:
                 PoolOptions(*what, threads, left_out, bank, tiny, wait_s, wait_s, also=also, **where)
             )
         how = {"device": chosen_device, "dtype": chosen_dtype, "threads": threads, "store": engines, "bank": bank}
-        return cls(checkpoint, made, executor=executor, **how)  # type: ignore[arg-type]
+        return cls(checkpoint, made, executor=executor, segmenter=found, **how)  # type: ignore[arg-type]
 
     def edit(
         self,
@@ -369,8 +378,10 @@ class Editor:
         networks, name = self._networks, self._networks.backend.name
         engines = [] if self._store is None or name == "eager" else [e.digest for e in self._store.engines()]
         engines += networks.backend.steps
-        told = {"backend": name, "engines": engines, "device": networks.device, "threads": self._threads}
-        return identity_of(plan, checkpoint=networks.checkpoint, **told)  # type: ignore[arg-type]
+        segmenter = None if self._segmenter is None or plan.params.mask_from is None else self._segmenter.digest
+        told: dict[str, Any] = {"segmenter": segmenter, "backend": name, "engines": engines}
+        told |= {"device": networks.device, "threads": self._threads}
+        return identity_of(plan, checkpoint=networks.checkpoint, **told)
 
     def _write(self, run: Run, request: FileRequest, *, resume: bool) -> None:
         """Edit into files. They get their names when all is done, the edited video first."""
@@ -456,6 +467,7 @@ class Editor:
             asked = replace(asked, anchors=count)
         other: dict[str, Any] = {
             "mask": None,
+            "mask_from": None,
             "mask_feather": DEFAULT_FEATHER,
             "anchor_images": (),
         }  # these are of another video
@@ -500,7 +512,14 @@ class Editor:
         networks, workers = self._networks, self._executor.workers
         batch = measured_micro_batch(networks.device)
         plan = plan_edit(
-            networks.checkpoint, video, params, monitor, latents=latents, precision=self._dtype, usual_batch=batch
+            networks.checkpoint,
+            video,
+            params,
+            monitor,
+            latents=latents,
+            precision=self._dtype,
+            usual_batch=batch,
+            segmenter=self._segmenter,
         )
         check_memory(networks.checkpoint, plan, networks.device, bank_on_host=networks.bank_on_host, workers=workers)
         return Run.of(plan, monitor)

@@ -111,6 +111,9 @@ class EditorSetup:
     controlnet: Sequence[str | tuple[str | Path, float]] = option(
         (), Controls(), "A ControlNet or T2I adapter that guides edits, see --control; may be repeated"
     )
+    segmenter: str | Path | None = option(
+        None, Name("a folder or a hub id of a CLIPSeg", "TEXT"), "For --mask-from, which finds what is named"
+    )
     ip_adapter: str | Path | None = option(
         None,
         Name("a .safetensors file, or its folder", "PATH"),
@@ -143,6 +146,7 @@ class EditorSetup:
         controlnet = tuple((str(_absolute(name)), scale) for name, scale in self.controls)
         estimator = _absolute(self.depth_estimator)
         more = {"controlnet": controlnet, "depth_estimator": estimator, "ip_adapter": _absolute(self.ip_adapter)}
+        more |= {"segmenter": _absolute(self.segmenter)}
         return replace(self, model=model, decoder=decoder, store=store, lora=lora, config=config, **more)  # type: ignore[arg-type]
 
     @property

@@ -136,7 +136,7 @@ class SegmentEdit:
                 look = networks.encode(self.run, [load_look(plan.params, frame)])
                 source, start = networks.as_edited(look)[0], len(plan.schedule)
             mask = None
-            if plan.params.mask is not None:
+            if plan.params.masked:
                 mask = latent_mask(picture[..., 3], plan.geometry, networks.checkpoint.vae_factor).to(networks.device)
             origins.append(Origin(source, fresh, start, mask))
         return origins

@@ -102,7 +102,7 @@ def control_uses(checkpoint: "Checkpoint", params: Any) -> tuple[ControlUse, ...
     if len(sees) != len(controls):
         problem = f"names {len(sees)} of what {len(controls)} ControlNets or adapters see"
         raise InputError(problem, name="control", remedy="say for each: canny, depth, or a video, in their order")
-    uses, channel = [], 3 if params.mask is None else 4
+    uses, channel = [], 4 if params.masked else 3
     for number, (control, seen, scale) in enumerate(zip(controls, sees, scales, strict=True)):
         if scale:
             given = None if seen in COMPUTED else channel

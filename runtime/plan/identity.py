@@ -16,12 +16,20 @@ from fairy.runtime.record.edit_report import installed_versions
 
 
 def identity_of(
-    plan: Plan, *, checkpoint: Checkpoint, backend: str, engines: Sequence[str], device: torch.device, threads: int
+    plan: Plan,
+    *,
+    checkpoint: Checkpoint,
+    backend: str,
+    engines: Sequence[str],
+    device: torch.device,
+    threads: int,
+    segmenter: str | None = None,
 ) -> dict[str, Any]:
     """Everything that decides the latents of an edit, for a journal; a file is known by its size and time of change.
 
     Args:
         engines: digests of the built engines that might run, and the compiled path's steps.
+        segmenter: digest of what made the mask.
     """
     video = plan.source.video
     path = video.path if video is not None else getattr(plan.source, "path", None)
@@ -32,6 +40,7 @@ def identity_of(
         "params": plan.params.to_json() | {"anchors": plan.anchors, "micro_batch": plan.micro_batch},
         "initial noise": noise,
         "looks": [stamps(user_path(look)) for look in plan.params.looks.values()],
+        "segmenter": segmenter,
         "mask": stamps(None if plan.params.mask is None else user_path(plan.params.mask)),
         "model": stamps(checkpoint.folder) + stamps(checkpoint.single_file),
         "decoder": stamps(checkpoint.tiny_decoder_folder),

@@ -306,6 +306,9 @@ class EditParams:
     mask: str | Path | None = option(
         None, Name("a picture, a folder of pictures, or a video"), "Edit only what is white in it, one for all or each"
     )
+    mask_from: str | None = option(
+        None, Text(), 'Edit only what is named here, such as "the red car"; needs a segmenter'
+    )
     mask_feather: int = option(
         DEFAULT_FEATHER, Whole(0, 1024), "Pixels around the mask's white over which the edit fades out"
     )
@@ -359,7 +362,13 @@ class EditParams:
         check_options(self)
         if self.start is not None and self.end is not None and self.end <= self.start:
             raise InputError(f"s must be later than start = {self.start:g} s", name="end", value=self.end)
-        if self.mask_feather != DEFAULT_FEATHER and self.mask is None:
+        if self.mask is not None and self.mask_from is not None:
+            raise InputError(
+                "goes without a mask", name="mask_from", value=self.mask_from, remedy="leave out one of them"
+            )
+        if self.mask_from is not None and not self.mask_from.strip():
+            raise InputError("names nothing", name="mask_from", value=self.mask_from, remedy="say what is edited")
+        if self.mask_feather != DEFAULT_FEATHER and not self.masked:
             raise InputError(
                 "belongs to a mask", name="mask_feather", remedy="give one (mask, --mask), or leave it out"
             )
@@ -397,6 +406,11 @@ class EditParams:
     def schedule(self) -> tuple[Scheduled, ...]:
         """`prompts` as pairs, or three with a strength; empty where there are none."""
         return self.prompts or ()  # type: ignore[return-value]  # made so in __post_init__
+
+    @property
+    def masked(self) -> bool:
+        """Whether not all of every frame is edited."""
+        return self.mask is not None or self.mask_from is not None
 
     @property
     def looks(self) -> Mapping[int, Path]:

@@ -1,5 +1,6 @@
 """One edit's plan: everything that is decided before anything is computed."""
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from fairy.runtime.inputs.frames import Source, VideoInput, open_source
 from fairy.runtime.inputs.inversion import INVERTIBLE
 from fairy.runtime.inputs.looks import check_looks
 from fairy.runtime.inputs.masks import Mask, open_mask
+from fairy.runtime.inputs.segmenter import Segmenter, masks_of, pictures_in
 from fairy.runtime.methods import Method, find_method
 from fairy.runtime.methods.fits import check_model, runs_in_parts
 from fairy.runtime.methods.method_graphs import graphs_by_name
@@ -118,7 +120,7 @@ class Plan:
     def channels(self) -> int:
         """Of a frame as it is handed on: its colours and, where there is one, its mask, then what controls see."""
         given = sum(1 for use in self.controls if use.channel is not None)
-        return (3 if self.params.mask is None else 4) + 3 * given
+        return (4 if self.params.masked else 3) + 3 * given
 
     @property
     def guided_steps(self) -> int:
@@ -130,7 +132,7 @@ class Plan:
     def keeps(self) -> bool:
         """Whether something of the frames is kept: not every pixel is edited in every step."""
         weaker = any(min(segment.strengths) < 1.0 for segment in self.segments)
-        return self.params.mask is not None or bool(self.params.anchor_images) or weaker
+        return self.params.masked or bool(self.params.anchor_images) or weaker
 
     @property
     def alike(self) -> bool:
@@ -154,11 +156,15 @@ def plan_edit(
     latents: Tensor | None,
     precision: torch.dtype,
     usual_batch: int | None = None,
+    segmenter: Segmenter | None = None,
 ) -> Plan:
     """Look at the input and decide everything that follows. Raises InputError for whatever is impossible."""
     check_model(checkpoint, params)
     control_uses(checkpoint, params)
     style_of(checkpoint, params)
+    if params.mask_from is not None and segmenter is None:
+        remedy = "name a CLIPSeg (segmenter, --segmenter), such as CIDAS/clipseg-rd64-refined, or give a mask"
+        raise InputError("needs a segmenter", name="mask_from", value=params.mask_from, remedy=remedy)
     make_schedule_of(checkpoint, resolved_for(checkpoint, params))  # a wrong sampler is told before decoding
     if params.shots == "auto":
         check_detector()
@@ -172,9 +178,22 @@ def plan_edit(
     with monitor.timed("probe"):
         given = [use.sees for use in plan.controls if use.channel is not None]
         plan = replace(plan, given=tuple(open_companion("control", path, source, monitor) for path in given))
-        if params.mask is None:
-            return plan
-        return replace(plan, mask=open_mask(params.mask, source, params.mask_feather, monitor))
+    mask = _mask(params, source, monitor, segmenter)
+    return plan if mask is None else replace(plan, mask=mask)
+
+
+def _mask(params: EditParams, source: Source, monitor: Monitor, segmenter: Segmenter | None) -> Mask | None:
+    """The mask of a source that was looked at: the user's, or of what is named."""
+    if params.mask_from is not None:
+        assert segmenter is not None
+        made = masks_of(params.mask_from, source, segmenter, monitor)
+        mask = open_mask(pictures_in(made), source, params.mask_feather, monitor)
+        weakref.finalize(mask.pictures.moving, made.close)  # they are there for as long as they may be read
+        return mask
+    if params.mask is None:
+        return None
+    with monitor.timed("probe"):
+        return open_mask(params.mask, source, params.mask_feather, monitor)
 
 
 def resolved_for(checkpoint: Checkpoint, params: EditParams) -> EditParams:

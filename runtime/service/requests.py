@@ -21,8 +21,8 @@ from fairy.runtime.plan.params import EditParams, Prompts
 from fairy.runtime.service.options import ServiceOptions
 from fairy.runtime.service.problems import Problem, of_input_error, of_pydantic
 
-LEFT_OUT = ("anchor_images", "control", "depth", "mask", "mask_feather", "style")
-LEFT_OUT += ("max_pixels", "micro_batch", "order", "size")
+_PATHS = ("anchor_images", "control", "depth", "mask", "mask_feather", "mask_from", "style")
+LEFT_OUT = (*_PATHS, "max_pixels", "micro_batch", "order", "size")
 """Paths, what the service limits itself, and `size`, which is a picture's size here."""
 LONGEST_PROMPT = 4000
 MOST_ANCHORS = 16
