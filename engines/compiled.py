@@ -259,7 +259,9 @@ class CompiledBackend(EagerBackend):
                 self._unets = {own: unet for own, unet in self._unets.items() if own == self._dtype}
             # What is computed again because values overflowed is computed as exactly as it can be.
             steps = self.steps if dtype == self._dtype else self.steps & EXACT_STEPS
-            self._unets[dtype] = FastUNet(self._weights(spec.graph, dtype).network("unet"), steps, attention(steps))
+            model = self._weights(spec.graph, dtype)
+            network = model.network(model.network_of(spec.graph))
+            self._unets[dtype] = FastUNet(network, steps, attention(steps))
         unet, graph = self._unets[dtype], spec.graph
 
         def call(inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

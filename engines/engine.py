@@ -97,7 +97,8 @@ class Shapes:
             frames = anchors
         shared = not any("frame" in layer.segments for layer in graph.layers)  # else a segment is one frame's tokens
         levels = max((layer.level for layer in graph.layers), default=0)
-        length = (anchors if shared else 1) * height * width
+        places = (anchors if shared else 1) * height * width
+        each = max((layer.per_place for layer in graph.layers), default=1)
         return {
             "batch": 2 if end else 1,  # the instruction and the negative prompt
             "groups": self.groups if end else 1,
@@ -107,7 +108,7 @@ class Shapes:
             "width": width,
             "image_height": self.height[end],
             "image_width": self.width[end],
-            **{f"context_{level}": length >> 2 * level for level in range(levels + 1)},
+            **{f"context_{level}": (places >> 2 * level) * each for level in range(levels + 1)},
         }
 
 

@@ -6,15 +6,16 @@ Only classes named here are ever made, only safetensors files are read, and no c
 import errno
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fairy.export.bases.control import controlled
 from fairy.export.bases.stable_diffusion import EDIT_GRAPHS, RARE_GRAPHS, build_graph, graph_specs
 from fairy.export.control import FILES as CONTROL_FILES
 from fairy.export.control import (
@@ -25,10 +26,11 @@ from fairy.export.control import (
     usual_graphs,
     with_control,
 )
-from fairy.export.graphs import GraphSpec
+from fairy.export.graphs import ControlKind, GraphSpec
 from fairy.export.ip_adapter import IpAdapter, load_ip_adapter
+from fairy.export.ip_adapter import styled as as_styled
 from fairy.export.lora import Lora, fuse, joined_name
-from fairy.export.model import Attend
+from fairy.export.model import Attend, Picture
 from fairy.export.single_file import config_folder, load_from_file, single_file
 from fairy.export.weight_files import STEMS, check_is_whole, choose_variant, variants_of
 from fairy.kernels.anchor_attention import anchor_attention
@@ -40,6 +42,7 @@ _COMPONENTS = {
     "text_encoder": "CLIPTextModel",
     "tokenizer": "CLIPTokenizer",
 }
+OTHER_FAMILIES = "DreamLitePipeline, DreamLiteMobilePipeline, Flux2KleinPipeline or Flux2KleinKVPipeline"
 _TINY = "tiny_decoder"
 _TINY_FILES = ["config.json", "diffusion_pytorch_model.safetensors"]
 _DEPTH_FILES = ["config.json", "model.safetensors", "preprocessor_config.json"]
@@ -105,6 +108,59 @@ class Checkpoint:
     def condition(self) -> Literal["image", "depth"]:
         """What the UNet sees beside the noisy latents: image latents, or one channel of depth."""
         return "depth" if self.unet.config.in_channels == self.vae.config.latent_channels + 1 else "image"
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def usual(self) -> Mapping[str, Any]:
+        """What depth-conditioned models are made for."""
+        deep = {"num_inference_steps": 50, "sampler": "ddim", "image_guidance_scale": 1.0}
+        return deep if self.condition == "depth" else {}
+
+    @property
+    def branches(self) -> int:
+        return 3
+
+    @property
+    def text_sees(self) -> bool:
+        return False
+
+    @property
+    def takes_controls(self) -> bool:
+        return True
+
+    def guided(self, spec: GraphSpec, kinds: Sequence[ControlKind], *, styled: bool) -> GraphSpec:
+        """See `fairy.export.model.EditModel`."""
+        fitted = controlled(spec, self.unet, kinds)
+        adapter = self.ip_adapter if styled else None
+        return fitted if adapter is None else as_styled(fitted, self.text_channels, adapter.tokens)
+
+    def text_ids(self, texts: Sequence[str]) -> tuple[Tensor, list[bool]]:
+        """Ids filled up or cut to the tokenizer's length; see `fairy.export.model.EditModel`."""
+        length = self.tokenizer.model_max_length
+        cut = [len(self.tokenizer(text, verbose=False).input_ids) > length for text in texts]
+        how = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+        return self.tokenizer(list(texts), **how).input_ids, cut
+
+    def encode_text(self, texts: Sequence[str], picture: Picture | None, device: Any) -> tuple[Tensor, list[bool]]:
+        """Without a graph: where no engine is asked."""
+        ids, cut = self.text_ids(texts)
+        return self.text_encoder(ids.to(device))[0], cut
+
+    def as_edited(self, image_latents: Tensor) -> Tensor:
+        """See `fairy.export.model.EditModel`."""
+        return scaled_latents(self.vae, image_latents)
+
+    def flow_shift(self, latent_size: tuple[int, int], num_inference_steps: int) -> float | None:
+        """None: no network of this class was trained by flow matching."""
+        return None
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """See `fairy.export.model.EditModel`."""
+        networks = [self.unet, self.vae, self.text_encoder, self.tiny_decoder, *(c.network for c in self.controls)]
+        return (parameter for network in networks if network is not None for parameter in network.parameters())
 
     @property
     def text_channels(self) -> int:
@@ -210,6 +266,8 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load an InstructPix2Pix-type or depth-conditioned model: a folder in diffusers' format, a hub id, or one file.
 
+    Other families are loaded by `fairy.export.families.load_edit_model`.
+
     Args:
         variant: which weights, as in `diffusion_pytorch_model.fp16.safetensors`; None = those without a variant, else
             what there is.
@@ -231,9 +289,9 @@ def load_checkpoint(
     else:
         if config is not None:
             raise InputError("is for a model in one file", name="config", value=str(config), remedy="leave it out")
-        folder = _folder("model", model, hub_patterns(variant), {**hub, "revision": revision})
+        folder = model_folder("model", model, hub_patterns(variant), {**hub, "revision": revision})
     if file is None and variant is None and not Path(model).expanduser().is_dir() and not _has_weights(folder):
-        folder = _folder("model", model, hub_patterns("fp16"), {**hub, "revision": revision})
+        folder = model_folder("model", model, hub_patterns("fp16"), {**hub, "revision": revision})
     _check_index(folder)
     with quiet_loading():
         parts: dict[str, Any] = {name: _load(folder / name, name, dtype, variant, file) for name in _COMPONENTS}
@@ -247,7 +305,7 @@ def load_checkpoint(
         parts[name] = parts[name].eval().requires_grad_(False).to(device=device)
     parts |= _load_depth(folder, device)
     if depth_estimator is not None:
-        parts |= _load_given_depth(_folder("depth_estimator", depth_estimator, _DEPTH_FILES, hub), device)
+        parts |= _load_given_depth(model_folder("depth_estimator", depth_estimator, _DEPTH_FILES, hub), device)
     checkpoint = Checkpoint(
         name=joined_name(str(model), loras),
         scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
@@ -260,6 +318,12 @@ def load_checkpoint(
     )
     check_is_editor(checkpoint)
     return replace(checkpoint, controls=_load_controls(checkpoint, controls, hub, dtype, device))
+
+
+def scaled_latents(vae: Any, latents: Tensor) -> Tensor:
+    """Latents as an autoencoder encodes them, in the scale in which they are edited, in float32."""
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    return (latents.float() - shift) * float(vae.config.scaling_factor)
 
 
 def check_is_editor(checkpoint: Checkpoint) -> None:
@@ -331,7 +395,7 @@ def quiet_loading() -> Iterator[None]:
             of_transformers.enable_progress_bar()
 
 
-def _folder(what: str, model: str | Path, patterns: list[str], hub: dict[str, Any]) -> Path:
+def model_folder(what: str, model: str | Path, patterns: list[str], hub: dict[str, Any]) -> Path:
     """Where a model or a decoder lies; what is not a folder is fetched, the files of `patterns` alone."""
     path = Path(model).expanduser()
     if path.is_dir():
@@ -341,9 +405,6 @@ def _folder(what: str, model: str | Path, patterns: list[str], hub: dict[str, An
             f"The {what} {str(model)!r} is neither a folder in diffusers' format nor a hub id such as owner/name."
         )
     return _download(what, str(model), patterns, hub)
-
-
-find_folder = _folder  # others than a checkpoint's own parts lie in folders or on the hub too
 
 
 def _download(what: str, model: str, patterns: list[str], hub: dict[str, Any]) -> Path:
@@ -385,7 +446,9 @@ def _check_index(folder: Path) -> None:
         entry = index.get(name)
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
         if found != expected and not (name == "tokenizer" and found in _TOKENIZERS):
-            raise InputError(f"{folder} has the {name} {found}, but only {expected} can be run.")
+            raise InputError(
+                f"{folder} has the {name} {found}, but only {expected} can be run, or a model of {OTHER_FAMILIES}."
+            )
     if not (folder / "scheduler" / "scheduler_config.json").is_file():
         raise InputError(f"{folder} has no scheduler/scheduler_config.json, which says how the model was trained.")
 
@@ -449,7 +512,7 @@ def _load_network(where: Path, name: str, dtype: torch.dtype, variant: str | Non
 def _decoder_folder(folder: Path, decoder: str | Path, hub: dict[str, Any]) -> Path:
     """Where the small decoder lies that was asked for: in the model's own folder, or where the user says."""
     if decoder != "tiny":
-        return _folder("decoder", decoder, _TINY_FILES, hub)
+        return model_folder("decoder", decoder, _TINY_FILES, hub)
     if not (folder / _TINY).is_dir():
         raise InputError(
             f"{folder} has no small decoder of its own (the folder {_TINY}); give a folder or hub id of an "
@@ -484,7 +547,7 @@ def _load_controls(
     """The controls that were asked for, on the device."""
     made = []
     for name, scale in controls:
-        folder = _folder("controlnet", name, CONTROL_FILES, hub)
+        folder = model_folder("controlnet", name, CONTROL_FILES, hub)
         with quiet_loading():
             control = load_control(folder, str(name), scale, read_json(folder / "config.json"), checkpoint, dtype)
         made.append(replace(control, network=control.network.eval().requires_grad_(False).to(device=device)))

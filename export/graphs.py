@@ -11,6 +11,7 @@ Symbolic dimensions
     height_L, width_L   height and width / 2^L
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ ControlKind = Literal["controlnet", "adapter"]
 LAYER_CHOICES = ("all", "decoder")
 # diffusers copies batches of 64 and more before it upsamples; a trace sees fewer, and its file serves any number.
 _FEW = (1, 63)
+_DECODERS = ("up_blocks.", "single_transformer_blocks.")  # the second half of a network, where it has halves
 _TIME_IDS = 6  # SDXL's micro-conditioning: height and width of the original, of the crop's corner, of the target
 
 
@@ -48,6 +50,7 @@ class SelfAttention:
             (joint attention), or none.
         segments: the context segments it is handed, "shared" by all frames of a group or one per "frame".
         emits: whether the graph hands out its keys and values.
+        per_place: how many tokens a frame hands out for every place of the level: 2 = the source's beside the target's.
     """
 
     name: str
@@ -57,6 +60,7 @@ class SelfAttention:
     own: OwnTokens = "frame"
     segments: tuple[ContextSegment, ...] = ()
     emits: bool = False
+    per_place: int = 1
 
     def __post_init__(self) -> None:
         served = MAX_SEGMENTS - (self.own == "batch")  # the batch's own tokens are read as a segment too
@@ -64,6 +68,10 @@ class SelfAttention:
             raise InputError(f"{self.name} has {len(self.segments)} context segments; at most {served} are served.")
         if self.own == "none" and not self.segments:
             raise InputError(f"{self.name} would attend to nothing: switch its own tokens on or give it a segment.")
+
+    def tokens(self, latent_size: tuple[int, int]) -> int:
+        """How many tokens a frame with latents of that size (h, w) hands out."""
+        return (latent_size[0] >> self.level) * (latent_size[1] >> self.level) * self.per_place
 
     @property
     def emitted(self) -> tuple[str, str]:
@@ -83,6 +91,7 @@ class GraphSpec:
         layers: self-attention layers; of UNets with anchors only.
         multiple: what height and width must be a multiple of.
         frames: the fewest and the most that a call may hold; an exporter may rely on it.
+        options: what else a family's module is told, by name.
     """
 
     name: str
@@ -91,6 +100,7 @@ class GraphSpec:
     layers: tuple[SelfAttention, ...] = ()
     multiple: int = 1
     frames: tuple[int, int] = (1, 1 << 24)
+    options: tuple[tuple[str, str], ...] = ()
 
 
 def text_encoder_spec(tokens: int, channels: int) -> GraphSpec:
@@ -157,6 +167,13 @@ def unet_spec(
     )
 
 
+def with_layers(spec: GraphSpec, name: str, layers: tuple[SelfAttention, ...]) -> GraphSpec:
+    """The denoising network's graph without context (`spec`), with its self-attention layers run as `layers` says."""
+    context = [t for layer in layers for s in range(len(layer.segments)) for t in _context_tensors(layer, s)]
+    emitted = [t for layer in layers if layer.emits for t in _emitted_tensors(layer)]
+    return replace(spec, name=name, inputs=(*spec.inputs, *context), outputs=(*spec.outputs, *emitted), layers=layers)
+
+
 def added_conditions(unet: Any) -> tuple[TensorSpec, ...]:
     """What a diffusers UNet takes besides text: pooled text and sizes where it is of the SDXL class, else nothing.
 
@@ -208,8 +225,12 @@ def source_layers(
     )
 
 
-def self_attention_layers(unet: Any) -> tuple[SelfAttention, ...]:
+def self_attention_layers(unet: Any, check: Callable[[str, Any], None] | None = None) -> tuple[SelfAttention, ...]:
     """The self-attention layers of a diffusers `UNet2DConditionModel`, in the order they run.
+
+    Args:
+        check: told every attention layer's name and module; it raises for what cannot be served. None = norms and
+            residuals of its own are not.
 
     Raises:
         InputError: the UNet has attention that this runtime cannot hand an anchor bank to.
@@ -222,7 +243,7 @@ def self_attention_layers(unet: Any) -> tuple[SelfAttention, ...]:
         )
     modules = {name: unet.get_submodule(name) for name in names}
     for name, module in modules.items():
-        _check_attention(name, module)
+        (check or _check_attention)(name, module)
     selfish = [name for name, module in modules.items() if name.endswith(".attn1") and not module.is_cross_attention]
     levels = len(unet.config.block_out_channels)
     layers = (
@@ -237,7 +258,7 @@ def _chosen(layer: SelfAttention, choice: str) -> bool:
         raise InputError(
             "is not known", name="layers", value=choice, remedy=f"choose one of {', '.join(LAYER_CHOICES)}"
         )
-    return choice == "all" or layer.name.startswith("up_blocks.")
+    return choice == "all" or layer.name.startswith(_DECODERS)
 
 
 def _context_tensors(layer: SelfAttention, segment: int) -> tuple[TensorSpec, TensorSpec]:

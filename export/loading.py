@@ -16,7 +16,7 @@ def load_network(cls: Any, where: Path, dtype: torch.dtype) -> Any:
     """A network of diffusers' or transformers' kind, ready to be used. Raises InputError."""
     precision = "dtype" if cls.__module__.startswith("transformers.") else "torch_dtype"
     how = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, precision: dtype}
-    with _one_sentence(where):
+    with one_sentence(where):
         network, info = cls.from_pretrained(where, **how)
     if info["missing_keys"]:  # they would be left at random values
         first = sorted(info["missing_keys"])[0]
@@ -28,7 +28,7 @@ def load_tokenizer(where: Path) -> Any:
     """The CLIP tokenizer of a folder. Raises InputError."""
     from transformers import CLIPTokenizer
 
-    with _one_sentence(where):
+    with one_sentence(where):
         return CLIPTokenizer.from_pretrained(where, local_files_only=True)
 
 
@@ -46,7 +46,7 @@ def token_ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:
 
 
 @contextmanager
-def _one_sentence(where: Path) -> Iterator[None]:
+def one_sentence(where: Path) -> Iterator[None]:
     """What the libraries raise for a broken file is not theirs to promise."""
     try:
         with quiet_loading():

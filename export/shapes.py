@@ -89,5 +89,4 @@ def _derived(spec: GraphSpec, sizes: Mapping[str, int], vae_factor: int) -> dict
         return {side: sizes[f"image_{side}"] // vae_factor for side in ("height", "width")}
     if spec.name == "vae_decoder":
         return {f"image_{side}": sizes[side] * vae_factor for side in ("height", "width")}
-    levels = {layer.level for layer in spec.layers}
-    return {f"own_{level}": (sizes["height"] >> level) * (sizes["width"] >> level) for level in levels}
+    return {f"own_{layer.level}": layer.tokens((sizes["height"], sizes["width"])) for layer in spec.layers}

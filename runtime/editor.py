@@ -23,8 +23,9 @@ from torch import Tensor
 from fairy.engines.backends import check_backend, make_backend
 from fairy.engines.engine import Backend
 from fairy.engines.store.store import EngineStore
-from fairy.export.checkpoint import Checkpoint, load_checkpoint
+from fairy.export.families import load_edit_model
 from fairy.export.lora import Lora
+from fairy.export.model import EditModel
 from fairy.export.steps import FP8_LINEARS
 from fairy.kernels.errors import FairyError, InputError
 from fairy.runtime.denoise.networks import Networks
@@ -87,7 +88,7 @@ class Editor:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: EditModel,
         backend: Backend,
         *,
         device: torch.device,
@@ -192,7 +193,7 @@ class Editor:
         also = () if linears is None else (FP8_LINEARS,)
         check_backend(backend, chosen_device, setup.without, also)
         loras = tuple(Lora(user_path(path), scale) for path, scale in setup.loras)
-        checkpoint = load_checkpoint(
+        checkpoint = load_edit_model(
             embedded_model() if model is None else model,
             dtype=chosen_dtype,
             device=chosen_device if len(devices) == 1 else "meta",  # the weights are the workers' then

@@ -65,8 +65,8 @@ class InProcess:
         carried: CarriedAnchor | None = None
         number = 0
         for index, segment in enumerate(run.plan.segments):
-            edit = self._begin(run, segment, carried)
             anchor_pictures = next(reads)
+            edit = self._begin(run, segment, carried, anchor_pictures)
             bank = partial(fill_bank, edit, anchor_pictures)
             with cpu_threads(self._threads):
                 begin_anchors(edit, index, anchor_pictures)
@@ -100,9 +100,11 @@ class InProcess:
                 carried = None if edit.bank is None else edit.bank.last_anchor()
             del edit, bank  # its keys and values, before the next ones are made
 
-    def _begin(self, run: Run, segment: Segment, carried: CarriedAnchor | None) -> SegmentEdit:
+    def _begin(
+        self, run: Run, segment: Segment, carried: CarriedAnchor | None, anchor_pictures: list[Frames]
+    ) -> SegmentEdit:
         with cpu_threads(self._threads):
-            return SegmentEdit(self._networks, run, segment, carried)
+            return SegmentEdit(self._networks, run, segment, carried, anchor_pictures=anchor_pictures)
 
     def take_usage(self) -> Usage:
         """What the backend ran."""

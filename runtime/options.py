@@ -26,6 +26,10 @@ FITS = {
     "parts": "methods whose frames do not wait for each other",
     "update": "methods with a guided update",
     "depth": "models that see depth",
+    "text-picture": "models whose text is encoded with a picture",
+    "in-context": "models that see the source beside the target",
+    "transformer": "models that are transformers",
+    "controls": "models of Stable Diffusion's class",
 }
 _DECIMAL = re.compile(r"-?\d+(\.\d*)?|-?\.\d+")
 _LONGEST_NUMBER = 40  # characters

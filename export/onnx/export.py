@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fairy.export.checkpoint import load_checkpoint
+from fairy.export.families import load_edit_model
 from fairy.export.graphs import GraphSpec
 from fairy.export.model import Model
 from fairy.export.onnx.attention import BODIES, DOMAIN, OPSET, Body, attention_functions, attention_node, replaced_sdpa
@@ -128,7 +128,7 @@ def export_model(
         raise InputError(
             "bfloat16 cannot be checked on this machine's CPU; export it without the check, or in float16."
         )
-    loaded: Model = load_checkpoint(model, dtype=getattr(torch, precision)) if isinstance(model, str | Path) else model
+    loaded: Model = load_edit_model(model, dtype=getattr(torch, precision)) if isinstance(model, str | Path) else model
     specs = _chosen(loaded, layers, graphs)
     reports = []
     for i, spec in enumerate(specs):

@@ -104,9 +104,7 @@ class AnchorBank:
         layers = tuple(layer for layer in graph.layers if layer.emits)
         slots = num_anchors + (carried is not None)
 
-        sizes = {
-            layer.name: (branches, slots * tokens_at(layer.level, latent_size), layer.channels) for layer in layers
-        }
+        sizes = {layer.name: (branches, slots * layer.tokens(latent_size), layer.channels) for layer in layers}
         unit = _ALIGNED_BYTES // dtype.itemsize
         lengths = {name: -(-math.prod(size) // unit) * unit for name, size in sizes.items()}
         step_length = 2 * sum(lengths.values())
@@ -193,8 +191,3 @@ class AnchorBank:
     def num_bytes(self) -> int:
         """Bytes of all keys and values."""
         return sum(t.nbytes for bank in (self.keys, self.values) for step in bank for t in step.values())
-
-
-def tokens_at(level: int, latent_size: tuple[int, int]) -> int:
-    """Tokens of a frame at a resolution level."""
-    return (latent_size[0] >> level) * (latent_size[1] >> level)

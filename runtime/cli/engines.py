@@ -159,7 +159,7 @@ def load_model(setup: EditorSetup, precision: "torch.dtype") -> "Model":
     """The editor or generator that a setup names, or the embedded editor, on the CPU."""
     import torch
 
-    from fairy.export.checkpoint import load_checkpoint
+    from fairy.export.families import load_edit_model
     from fairy.export.lora import Lora
     from fairy.runtime.generation.cascade import FILE, Cascade
     from fairy.runtime.generation.networks import cascade_model
@@ -171,7 +171,7 @@ def load_model(setup: EditorSetup, precision: "torch.dtype") -> "Model":
         loras = [Lora(user_path(path), scale) for path, scale in setup.loras]
         more: dict[str, Any] = {"decoder": setup.decoder, "config": setup.config, "loras": loras}
         more |= {"controls": setup.controls, "ip_adapter": setup.ip_adapter and user_path(setup.ip_adapter)}
-        return load_checkpoint(model or folder, dtype=precision, **more)
+        return load_edit_model(model or folder, dtype=precision, **more)
     for name in ("decoder", "lora", "config", "controlnet", "ip_adapter"):
         if getattr(setup, name):
             raise InputError("is for editors, not for generators", name=name, remedy="leave it out")

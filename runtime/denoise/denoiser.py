@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fairy.engines.conditions import Preparing
 from fairy.engines.engine import Engine
 from fairy.export.steps import NO_STEPS, Steps
 from fairy.runtime.denoise.control import Guides
@@ -24,6 +25,9 @@ Rule = Callable[[StepsOfCall, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """Steps [F], latents [F, c, h, w] and the network's output [G, F, c, h, w] to the next latents and, where frames are at
 steps of their own, the predictions of x0 [F, c, h, w]."""
 
+_OF_ANY_NETWORK: Steps = frozenset({"one-batch", "channels-last", "static-input", "guidance-step"})
+"""Steps of a job that need nothing of the network; the others want one of the fast path."""
+
 
 def _nothing(call: int) -> None:
     """Nobody is told."""
@@ -35,7 +39,7 @@ class Denoiser:
 
     Attributes:
         schedule, guidance: of the edit.
-        text: [branches, tokens, channels].
+        text: [branches, …, tokens, channels]; None = every frame has its own.
         engines: (name of a graph, precision) to what runs it.
         guided_steps: steps with all branches, from the first on; later ones compute the first branch alone (None: all).
         steps: of the compiled path, which the engines know.
@@ -45,7 +49,7 @@ class Denoiser:
 
     schedule: Schedule
     guidance: Guidance
-    text: Tensor
+    text: Tensor | None
     engines: Callable[[str, torch.dtype], Engine]
     guided_steps: int | None = None
     steps: Steps = NO_STEPS
@@ -64,6 +68,7 @@ class Denoiser:
         rule: Rule | None = None,
         kept: Kept | None = None,
         guides: Guides | None = None,
+        text: Tensor | None = None,
         tell: Callable[[int], None] = _nothing,
     ) -> Tensor:
         """Take frames through some steps.
@@ -78,6 +83,7 @@ class Denoiser:
             rule: for frames at steps of their own; None = guidance and the sampler's rule, all frames at one step.
             kept: what is put back after every step; None = nothing.
             guides: what controls add to the network; None = nothing.
+            text: of these frames, [branches, F, tokens, channels]; None = the one of all.
             tell: called after every call with its number; it may raise to stop.
 
         Returns:
@@ -85,11 +91,12 @@ class Denoiser:
         """
         x, schedule = latents_Fchw, self.schedule
         guided = len(schedule) if self.guided_steps is None else self.guided_steps
-        predict, update = self._stretch(self.guidance, graph, x, beside_Fchw, context, noise, rule, guides)
+        stretch = partial(self._stretch, graph=graph, x=x, beside=beside_Fchw, context=context, noise=noise)
+        stretch = partial(stretch, rule=rule, guides=guides, own_text=text)
+        predict, update = stretch(self.guidance)
         for call, ks in enumerate(calls):
             if ks[0] == guided:
-                one = unguided(self.guidance)
-                predict, update = self._stretch(one, graph, x, beside_Fchw, context, noise, rule, guides)
+                predict, update = stretch(unguided(self.guidance))
             outputs = predict(ks, _scaled(schedule, ks, x))
             x, originals = update(ks, x, outputs["output"])
             x = x if kept is None else kept(ks, x)
@@ -107,23 +114,28 @@ class Denoiser:
         noise: Callable[[int], Tensor],
         rule: Rule | None,
         guides: Guides | None,
+        own_text: Tensor | None,
     ) -> tuple[Prediction, Rule]:
         """What predicts and what updates, for consecutive steps with the same branches."""
         precision, frames = beside.dtype, len(beside)
-        engine, text = self.engines(graph, precision), self.text[: guidance.groups]
+        engine, told = self.engines(graph, precision), self.text if own_text is None else own_text
+        assert told is not None
+        text = told[: guidance.groups]
         added = None if guides is None else partial(guides.inputs, guidance)
         if rule is not None:  # every frame has a time of its own: nothing is the same for all
             at = _at_their_own(self.schedule, text.to(precision), x.device)
             pictures = Pictures(guidance, beside, NO_STEPS)
             return Prediction(engine, at, pictures, context, guidance.groups, precision, guides=added), rule
+        steps = self.steps if isinstance(engine, Preparing) else self.steps & _OF_ANY_NETWORK
         times = torch.tensor(self.schedule.timesteps, dtype=torch.float32, device=x.device)
-        conditions = self.ahead.conditions_of(engine, text, precision, times, frames)
+        ahead = self.ahead if own_text is None else Ahead()
+        conditions = ahead.conditions_of(engine, text, precision, times, frames)
         first = None
-        if guidance is self.guidance:
+        if guidance is self.guidance and own_text is None:
             alone = "unet" if graph == "unet" else "unet_anchor"
             alike = self.alike
-            first = first_step(self.steps, guidance, alike, lambda: self.engines(alone, precision), self.ahead)
-        pictures = Pictures(guidance, beside, self.steps)
+            first = first_step(steps, guidance, alike, lambda: self.engines(alone, precision), self.ahead)
+        pictures = Pictures(guidance, beside, steps)
         predict = Prediction(
             engine, lambda ks: conditions.at(ks[0]), pictures, context, guidance.groups, precision, first, added
         )

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairy.engines.engine import Backend, Engine
-from fairy.export.checkpoint import Checkpoint
+from fairy.export.model import EditModel
 from fairy.kernels.errors import NumericalError
 from fairy.runtime.bank.anchor_bank import AnchorBank, CarriedAnchor, StepBank
 from fairy.runtime.bank.float8 import Float8Bank
@@ -49,7 +49,7 @@ class Networks:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, backend: Backend, device: torch.device, *, bank_on_host: bool = False
+        self, checkpoint: EditModel, backend: Backend, device: torch.device, *, bank_on_host: bool = False
     ) -> None:
         self.checkpoint = checkpoint
         self.backend = backend
@@ -57,11 +57,16 @@ class Networks:
         self.bank_on_host = bank_on_host
         self.encoded: EncodedPictures | None = None
 
-    def encode_text(self, run: Run, prompt: str) -> Tensor:
-        """Text features of every guidance branch for an instruction: [branches, tokens, channels]."""
+    def encode_text(self, run: Run, prompt: str, picture: Frames | None = None) -> Tensor:
+        """Text features of every guidance branch for an instruction: [branches, …, tokens, channels].
+
+        `picture`: what the text is encoded with, where the model's text sees one.
+        """
         texts = {"instruction": prompt, "negative prompt": run.plan.params.negative_prompt}
-        wanted, unwanted = self.text_features(run, texts)
-        return branch_text(run.plan.guidance, wanted, unwanted)
+        if "text_encoder" not in run.plan.graphs and run.plan.guidance.branches == (0,):
+            del texts["negative prompt"]  # nobody reads it
+        wanted, *unwanted = self.text_features(run, texts, picture)
+        return branch_text(run.plan.guidance, wanted, unwanted[0] if unwanted else wanted)
 
     def style(self, run: Run) -> tuple[Tensor, float] | None:
         """A picture's tokens for every guidance branch [branches, tokens, channels], and their scale; none = None.
@@ -75,26 +80,31 @@ class Networks:
             shown, none = adapter.features(load_picture(style[0], run.plan.params.max_pixels))
             return branch_text(run.plan.guidance, shown, none), style[1]
 
-    def text_features(self, run: Run, texts: Mapping[str, str]) -> Tensor:
-        """Features of texts, by what the report calls them: [texts, tokens, channels]."""
-        tokenizer = self.checkpoint.tokenizer
-        length = tokenizer.model_max_length
-        for name, text in texts.items():
-            if len(tokenizer(text, verbose=False).input_ids) > length:
-                run.tally.notes.append(f"The {name} is longer than the model's {length} tokens; its end was not used.")
-        ids = tokenizer(
-            list(texts.values()),
-            padding="max_length",
-            max_length=length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
+    def text_features(self, run: Run, texts: Mapping[str, str], picture: Frames | None = None) -> Tensor:
+        """Features of texts, by what the report calls them: [texts, …, tokens, channels]."""
+        words, model, ids = list(texts.values()), self.checkpoint, None
+        if "text_encoder" in run.plan.graphs:
+            ids, cut = model.text_ids(words)
+            self._note_cut(run, texts, cut)
 
         def attempt(precision: torch.dtype) -> Tensor:
-            return self.engine(run, "text_encoder", precision)({"input_ids": ids.to(self.device)})["text"]
+            if ids is not None:
+                return self.engine(run, "text_encoder", precision)({"input_ids": ids.to(self.device)})["text"]
+            features, cut = model.encode_text(words, picture, self.device)
+            self._note_cut(run, texts, cut)
+            return features.to(precision)
 
         with run.monitor.timed("text"):
             return finite(run, attempt, "The text features")
+
+    def _note_cut(self, run: Run, texts: Mapping[str, str], cut: Sequence[bool]) -> None:
+        """Tell of texts whose end was not used."""
+        length = self.checkpoint.text_tokens
+        run.tally.notes += [
+            f"The {name} is longer than the model's {length} tokens; its end was not used."
+            for name, is_cut in zip(texts, cut, strict=True)
+            if is_cut
+        ]
 
     def encode(self, run: Run, pictures: Sequence[Frames]) -> Tensor:
         """Frames [H, W, 3] to image latents [n, c, h, w]; one at a time, so that a batch's shape never varies."""
@@ -172,9 +182,7 @@ class Networks:
 
     def as_edited(self, image_latents: Tensor) -> Tensor:
         """The encoder's latents in the scale in which edited ones are, in float32."""
-        config = self.checkpoint.vae.config
-        shift = getattr(config, "shift_factor", None) or 0.0
-        return (image_latents.float() - shift) * float(config.scaling_factor)
+        return self.checkpoint.as_edited(image_latents)
 
     def source_like_result(self, run: Run, pictures: Sequence[Frames]) -> Frames:
         """Source frames at the size of the result: uint8 [n, height, width, 3]."""

@@ -7,7 +7,8 @@ pure: everything random comes in as an argument. x, output and noise are float32
 Sources: Euler and Euler ancestral, Karras et al. (arXiv 2206.00364) as in k-diffusion; DDIM, Song et al. (arXiv
 2010.02502), η = 0; DDPM, Ho et al. (arXiv 2006.11239), its variance between the two bounds by γ as in Imagen Video
 (arXiv 2210.02303); DDIM's stochastic sampler for distilled networks, Meng et al. (arXiv 2210.03142); LCM, Luo et al.
-(arXiv 2310.04378); dynamic thresholding, Saharia et al. (arXiv 2205.11487).
+(arXiv 2310.04378); dynamic thresholding, Saharia et al. (arXiv 2205.11487); flow matching, Esser et al. (arXiv
+2403.03206), whose networks predict the velocity from pictures to noise.
 """
 
 import math
@@ -15,12 +16,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fairy.kernels.errors import InputError
 from fairy.runtime.denoise.log_snr import TIME_SCALE, alphas_of, is_continuous, times_of
-from fairy.runtime.denoise.schedulers import SAMPLERS, SCHEDULERS
+from fairy.runtime.denoise.schedulers import FLOW, SAMPLERS, SCHEDULERS
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -36,6 +38,8 @@ class Schedule:
         init_noise_sigma: what unit noise is multiplied with to become the first latents.
         clip: the bound x0 is clamped to, where the configuration asks for it (all but Euler).
         boundary: LCM's (c_skip, c_out) of every step.
+        flow: share of noise t of every step and of the end, x = (1 − t)·x0 + t·ε (flow matching; steps + 1 values).
+        stochastic: of flow matching, whether every step goes to x0 and draws fresh noise.
         threshold: (share, most) of dynamic thresholding, where the configuration asks for it: x0 is clamped to that
             quantile of its magnitudes, from 1 to `most`, and divided by it.
         gamma: of DDPM's variance, 0 (that of the posterior) to 1 (that of the noise added in training).
@@ -53,13 +57,20 @@ class Schedule:
     threshold: tuple[float, float] | None = None
     gamma: float = 0.0
     skipped: int = 0
+    flow: tuple[float, ...] = ()
+    stochastic: bool = False
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
 
-def make_schedule(sampler: str, scheduler_config: Mapping[str, Any], num_inference_steps: int) -> Schedule:
+def make_schedule(
+    sampler: str, scheduler_config: Mapping[str, Any], num_inference_steps: int, *, shift: float | None = None
+) -> Schedule:
     """The schedule that diffusers' scheduler named by `sampler`, built from this configuration, would follow.
+
+    Args:
+        shift: of flow matching whose configuration shifts dynamically, diffusers' `mu`.
 
     Raises:
         InputError: unknown sampler, prediction type or number of steps, or an option that changes the step rule
@@ -67,6 +78,13 @@ def make_schedule(sampler: str, scheduler_config: Mapping[str, Any], num_inferen
     """
     if sampler not in SCHEDULERS:
         raise InputError(f"Sampler {sampler!r} is not known; choose one of {', '.join(SAMPLERS)}.")
+    if (sampler == FLOW) != is_flow(scheduler_config):
+        trained = "by flow matching" if is_flow(scheduler_config) else "otherwise"
+        remedy = f"choose {FLOW}" if is_flow(scheduler_config) else f"choose any but {FLOW}"
+        problem = f"cannot sample this checkpoint, which was trained {trained}"
+        raise InputError(problem, name="sampler", value=sampler, remedy=remedy)
+    if sampler == FLOW:
+        return _flow(scheduler_config, num_inference_steps, shift)
     if is_continuous(scheduler_config):
         return _continuous(sampler, scheduler_config, num_inference_steps)
     scheduler = _scheduler(sampler, scheduler_config)
@@ -100,6 +118,23 @@ def make_schedule(sampler: str, scheduler_config: Mapping[str, Any], num_inferen
         boundary=boundary,
         **_bounds(sampler, {**scheduler_config, **scheduler.config}),
     )
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler's configuration is of a network trained by flow matching."""
+    return config.get("_class_name") == SCHEDULERS[FLOW]
+
+
+def _flow(config: Mapping[str, Any], steps: int, shift: float | None) -> Schedule:
+    """Equal steps from noise to 1 / steps, then shifted as the configuration says; the last one goes to 0."""
+    scheduler = _scheduler(FLOW, config)
+    dynamic = bool(scheduler.config.get("use_dynamic_shifting", False))
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift if dynamic else None)
+    times, flow = scheduler.timesteps.float().tolist(), scheduler.sigmas.tolist()
+    if len(times) != steps:
+        raise InputError(f"{steps} steps are not possible with {FLOW} and this checkpoint's schedule.")
+    stochastic = bool(scheduler.config.get("stochastic_sampling", False))
+    return Schedule(FLOW, "flow_prediction", tuple(times), 1.0, flow=tuple(flow), stochastic=stochastic)
 
 
 def _continuous(sampler: str, config: Mapping[str, Any], steps: int) -> Schedule:
@@ -137,7 +172,7 @@ def _gamma(config: Mapping[str, Any]) -> float:
 def without_first(schedule: Schedule, steps: int) -> Schedule:
     """The schedule without so many of its first steps; the others keep their numbers in all noise."""
     rest: dict[str, Any] = {
-        name: getattr(schedule, name)[steps:] for name in ("timesteps", "sigmas", "alphas", "boundary")
+        name: getattr(schedule, name)[steps:] for name in ("timesteps", "sigmas", "alphas", "boundary", "flow")
     }
     return replace(schedule, **rest, skipped=schedule.skipped + steps)
 
@@ -146,6 +181,8 @@ def noised(schedule: Schedule, i: int, original: Tensor, noise: Tensor) -> Tenso
     """x0 with the noise that latents have before step i, in the sampler's scale; after the last step there is none."""
     if i == len(schedule):
         return original
+    if schedule.flow:
+        return _blend(schedule.flow[i], original, noise)
     return original + noise * schedule.sigmas[i] if schedule.sigmas else _mix(schedule.alphas[i][0], original, noise)
 
 
@@ -153,6 +190,8 @@ def noise_in(schedule: Schedule, i: int, x: Tensor, original: Tensor) -> Tensor:
     """The unit noise that `noised` would have made of x0 the latents x before step i."""
     if schedule.sigmas:
         return (x - original) / schedule.sigmas[i]
+    if schedule.flow:
+        return (x - original * (1 - schedule.flow[i])) / schedule.flow[i]
     alpha = schedule.alphas[i][0]
     noise: Tensor = (x - original * alpha**0.5) / (1 - alpha) ** 0.5
     return noise
@@ -167,11 +206,15 @@ def predicted_original(schedule: Schedule, i: int, x: Tensor, output: Tensor) ->
     """x0 as the network's output at step i says it, clamped where the schedule clamps it."""
     if schedule.sigmas:
         return _original_from_sigma(schedule, i, x, output)
+    if schedule.flow:
+        return x - output * schedule.flow[i]
     return _clipped(schedule, _original_from_alpha(schedule, i, x, output)[0])
 
 
 def scale_after(schedule: Schedule, i: int) -> float:
-    """What latents of unit variance are multiplied by to be the sampler's after step i; 1 but for Euler samplers."""
+    """What latents of unit variance are multiplied by to be the sampler's after step i; 1 where those are."""
+    if schedule.flow:
+        return math.hypot(1 - schedule.flow[i + 1], schedule.flow[i + 1])
     return math.hypot(schedule.sigmas[i + 1], 1.0) if schedule.sigmas else 1.0
 
 
@@ -179,6 +222,8 @@ def needs_noise(schedule: Schedule, i: int) -> bool:
     """Whether step i draws fresh noise."""
     if schedule.sampler == "euler_ancestral":
         return schedule.sigmas[i + 1] > 0
+    if schedule.flow:
+        return schedule.stochastic and i < len(schedule) - 1
     return schedule.sampler in ("lcm", "ddpm", "ddim_stochastic") and i < len(schedule) - 1
 
 
@@ -244,6 +289,14 @@ def lcm_step(schedule: Schedule, i: int, x: Tensor, output: Tensor, noise: Tenso
     return denoised if noise is None else _mix(alpha_next, denoised, noise)
 
 
+def flow_match_euler_step(schedule: Schedule, i: int, x: Tensor, output: Tensor, noise: Tensor | None) -> Tensor:
+    """One Euler step along the predicted velocity, or to the predicted x0 and back up with fresh noise."""
+    t, following = schedule.flow[i], schedule.flow[i + 1]
+    if noise is None:
+        return x + output * (following - t)
+    return _blend(following, x - output * t, noise)
+
+
 _STEPS: dict[str, Callable[[Schedule, int, Tensor, Tensor, Tensor | None], Tensor]] = {
     "euler_ancestral": euler_ancestral_step,
     "euler": euler_step,
@@ -251,6 +304,7 @@ _STEPS: dict[str, Callable[[Schedule, int, Tensor, Tensor, Tensor | None], Tenso
     "ddpm": ddpm_step,
     "ddim_stochastic": ddim_stochastic_step,
     "lcm": lcm_step,
+    "flow_match_euler": flow_match_euler_step,
 }
 
 
@@ -270,6 +324,11 @@ def _mix(alpha: float, original: Tensor, noise: Tensor) -> Tensor:
     """√ᾱ·x0 + √(1 − ᾱ)·ε."""
     mixed: Tensor = original * alpha**0.5 + noise * (1 - alpha) ** 0.5
     return mixed
+
+
+def _blend(t: float, original: Tensor, noise: Tensor) -> Tensor:
+    """(1 − t)·x0 + t·ε."""
+    return original * (1 - t) + noise * t
 
 
 def _clipped(schedule: Schedule, original: Tensor) -> Tensor:
@@ -308,7 +367,7 @@ def _scheduler(sampler: str, config: Mapping[str, Any]) -> Any:
     import diffusers
 
     trained = str(config.get("_class_name", ""))
-    if "Flow" in trained or config.get("timestep_type", "discrete") != "discrete":
+    if ("Flow" in trained and sampler != FLOW) or config.get("timestep_type", "discrete") != "discrete":
         raise InputError(
             f"The checkpoint was trained for {trained or 'continuous time steps'}, which {sampler} cannot sample; "
             "choose a checkpoint with a discrete noise schedule."

@@ -7,5 +7,9 @@ SCHEDULERS = {
     "ddpm": "DDPMScheduler",
     "ddim_stochastic": "DDIMScheduler",
     "lcm": "LCMScheduler",
+    "flow_match_euler": "FlowMatchEulerDiscreteScheduler",
 }
 SAMPLERS = tuple(SCHEDULERS)
+
+FLOW = "flow_match_euler"
+"""The one that models trained by flow matching are sampled with, and no others."""

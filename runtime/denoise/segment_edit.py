@@ -26,6 +26,7 @@ from fairy.runtime.inputs.beginnings import Beginnings
 from fairy.runtime.inputs.frames import Frames
 from fairy.runtime.inputs.looks import load_look
 from fairy.runtime.inputs.masks import colours, latent_mask
+from fairy.runtime.inputs.texts import SegmentTexts
 from fairy.runtime.methods.fits import runs_in_parts, update_of
 from fairy.runtime.plan.order import Unit
 from fairy.runtime.plan.segments import Segment
@@ -39,13 +40,14 @@ def _nobody(bank: StepBank, step: int) -> None:
 
 @dataclass(slots=True)
 class _Frame:
-    """A frame that has begun: latents [c, h, w] in the sampler's scale, what the network sees beside them, what is
-    kept of its source, and what each control sees of it."""
+    """A frame that has begun: latents [c, h, w] in the sampler's scale, what the network sees beside them, what is kept
+    of its source, what each control sees of it, and the features of the instruction where they are not everybody's."""
 
     latents: Tensor
     beside: Tensor
     origin: Origin | None
     conditions: tuple[Condition, ...]
+    text: Tensor | None = None
 
 
 class SegmentEdit:
@@ -59,20 +61,23 @@ class SegmentEdit:
         carried: CarriedAnchor | None = None,
         *,
         text: Tensor | None = None,
+        anchor_pictures: Sequence[Frames] = (),
     ) -> None:
         """Encode the text, unless it is given.
 
         Args:
             carried: an anchor of the segment before, which the anchors and all others read as well.
+            anchor_pictures: the anchors' source frames, where the model's text sees pictures.
         """
         run.pace.precision = run.plan.precision
         self.run, self.segment, self.carried = run, segment, carried
         self.bank: Context | None = None
         self._networks = networks
+        self._texts = SegmentTexts(networks, run, segment, anchor_pictures, text)
         self._denoiser = Denoiser(
             run.plan.schedule,
             run.plan.guidance,
-            networks.encode_text(run, segment.prompt) if text is None else text,
+            self._texts.shared,
             lambda graph, precision: networks.engine(run, graph, precision),
             run.plan.guided_steps,
             networks.backend.steps,
@@ -99,6 +104,8 @@ class SegmentEdit:
             origins = self._origins(frames, pictures, latents, encoded, anchors=anchors) if self.run.plan.keeps else ()
             conditions = [self._networks.conditions(self.run, picture) for picture in pictures]
             self.begin_with(frames, latents, beside, origins, conditions)
+            for frame, picture in zip(frames, pictures, strict=True):
+                self._frames[frame].text = self._texts.own(frame, picture)
 
     def begin_with(
         self,
@@ -226,6 +233,7 @@ class SegmentEdit:
         beside_Fchw = torch.stack([self._frames[f].beside for f in frames])
         origins = [origin for f in frames if (origin := self._frames[f].origin) is not None]
         guides = self._guides(frames)
+        texts = [text for f in frames if (text := self._frames[f].text) is not None]
         for precision in precisions(run, "The anchors" if task.role == "anchors" else what):
             context, rule = self._context(task, precision, on_bank)
             x_Fchw = self._denoiser.run(
@@ -238,6 +246,7 @@ class SegmentEdit:
                 rule=rule,
                 kept=Kept(run.plan.schedule, origins) if origins else None,
                 guides=guides,
+                text=torch.cat(texts, dim=1) if texts else None,
                 tell=lambda call: self._tell_step(task, call),
             )
             if bool(torch.isfinite(x_Fchw).all()) and (not isinstance(context, UnitContext) or context.fine()):
@@ -256,6 +265,7 @@ class SegmentEdit:
         )
         start, end = run.plan.params.control_guidance_start, run.plan.params.control_guidance_end
         engines, text = self._denoiser.engines, self._denoiser.text
+        assert text is not None  # networks that take controls are told the same for every frame
         times = run.plan.schedule.timesteps
         return Guides(uses, stacked, engines, text, times, self._style, start, end)
 

@@ -61,7 +61,7 @@ class Beginnings:
         """The noise that the unguided network would denoise into these frames: [n, c, h, w], float32."""
         networks, run = self._networks, self._run
         text = self._source_features(first)
-        scaled = image_latents.float() * networks.checkpoint.vae.config.scaling_factor
+        scaled = networks.as_edited(image_latents)
 
         schedule = inverted(run.plan.schedule)
         denoiser = Denoiser(schedule, make_guidance(1.0, 1.0), text, lambda g, p: networks.engine(run, g, p))

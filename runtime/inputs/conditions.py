@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairy.export.checkpoint import Checkpoint
+from fairy.export.model import EditModel
 from fairy.runtime.inputs.depth import estimated
 from fairy.runtime.inputs.frames import Frames
 from fairy.runtime.plan.controls import ControlUse
@@ -19,7 +19,7 @@ _THRESHOLDS = (100, 200)  # of the gradient, in levels of 0 to 255
 
 
 def condition_of(
-    checkpoint: Checkpoint, use: ControlUse, picture: Frames, geometry: Geometry, device: torch.device
+    checkpoint: EditModel, use: ControlUse, picture: Frames, geometry: Geometry, device: torch.device
 ) -> Tensor:
     """What a control sees of a frame.
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairy.export.checkpoint import Checkpoint
+from fairy.export.model import EditModel
 from fairy.kernels.errors import InputError
 from fairy.runtime.files import user_path
 from fairy.runtime.plan.geometry import Geometry, pad_by_reflection
@@ -66,13 +66,13 @@ def from_map(depth: Tensor, geometry: Geometry, latent_size: tuple[int, int]) ->
     return normalised(F.interpolate(padded, latent_size, mode="bicubic", antialias=True, align_corners=False))
 
 
-def estimated(checkpoint: Checkpoint, picture: Tensor, latent_size: tuple[int, int]) -> Tensor:
+def estimated(checkpoint: EditModel, picture: Tensor, latent_size: tuple[int, int]) -> Tensor:
     """The depth of a padded picture, float [1, 3, H, W] in 0…255, by the model's DPT: [1, 1, h, w].
 
     Raises:
         InputError: the model has no depth estimator.
     """
-    estimator, processor = checkpoint.depth_estimator, checkpoint.depth_processor
+    estimator, processor = (getattr(checkpoint, f"depth_{part}") for part in ("estimator", "processor"))
     if estimator is None or processor is None:
         raise InputError(
             f"{checkpoint.name} has no depth_estimator; give the frames' depth maps with --depth FOLDER (depth=...)."

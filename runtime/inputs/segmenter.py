@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from fairy.engines.store.key import canonical_digest, file_digest
-from fairy.export.checkpoint import find_folder, quiet_loading, read_json
+from fairy.export.checkpoint import model_folder, quiet_loading, read_json
 from fairy.kernels.errors import InputError
 from fairy.runtime.device import cpu_threads
 from fairy.runtime.files import user_path
@@ -68,7 +68,7 @@ def load_segmenter(name: str | Path, device: torch.device, hub: dict[str, Any]) 
     Raises:
         InputError: it is not there, of another kind, or not whole.
     """
-    folder = find_folder("segmenter", user_path(name) if user_path(name).is_dir() else name, _FILES, hub)
+    folder = model_folder("segmenter", user_path(name) if user_path(name).is_dir() else name, _FILES, hub)
     kind = read_json(folder / "config.json").get("model_type")
     if kind != "clipseg":
         problem, remedy = f"is of the kind {kind}, not clipseg", "choose a CLIPSeg, such as CIDAS/clipseg-rd64-refined"

@@ -7,10 +7,10 @@ from fairy.kernels.errors import InputError
 from fairy.runtime.methods import METHODS, find_method
 from fairy.runtime.methods.method import Method, Update
 from fairy.runtime.methods.pix2video import update_weight
-from fairy.runtime.options import Option, options_of
+from fairy.runtime.options import FITS, Option, options_of
 
 if TYPE_CHECKING:
-    from fairy.export.checkpoint import Checkpoint
+    from fairy.export.model import EditModel
 
 _LEAVE_OUT = "leave it out"
 _FITS: dict[str, tuple[Callable[[Method], bool], str]] = {
@@ -19,6 +19,7 @@ _FITS: dict[str, tuple[Callable[[Method], bool], str]] = {
     "update": (lambda method: method.after_step is not None, "which has no guided update"),
 }
 """What `Option.fits` says of methods: which know the option, and why another does not."""
+_OF_FAMILIES = ("text-picture", "in-context", "transformer")
 
 
 def check_fits(params: Any) -> None:
@@ -46,9 +47,10 @@ def _is_asked_for(option: Option, value: Any) -> bool:
     return value != option.default and not (option.default is None and value == 0)
 
 
-def check_model(checkpoint: "Checkpoint", params: Any) -> None:
+def check_model(checkpoint: "EditModel", params: Any) -> None:
     """Refuse options that a model knows nothing of, and a method that it cannot serve. Raises InputError."""
     method = find_method(params.method)
+    _check_family(checkpoint, params)
     if checkpoint.condition == "image":
         for name, option in options_of(type(params)).items():
             if option.fits == "depth" and getattr(params, name) is not None:
@@ -68,6 +70,22 @@ def check_model(checkpoint: "Checkpoint", params: Any) -> None:
     if params.sampler not in (None, "ddim"):
         problem = f"does not fit {checkpoint.name}, which inverts frames by ddim"
         raise InputError(problem, name="sampler", value=params.sampler, remedy=_LEAVE_OUT)
+
+
+def _check_family(checkpoint: "EditModel", params: Any) -> None:
+    """Refuse options that only other families of models know. Raises InputError naming both."""
+    for name, option in options_of(type(params)).items():
+        value = getattr(params, name)
+        unknown = option.fits in _OF_FAMILIES and value is not None and name not in checkpoint.usual
+        if unknown or (option.fits == "controls" and value != option.default and not checkpoint.takes_controls):
+            problem = f"is for {FITS[option.fits or '']}, which {checkpoint.name} is not"
+            raise InputError(problem, name=name, value=value, remedy=_LEAVE_OUT)
+    pulls = {1: ("guidance_scale", "image_guidance_scale"), 2: ("image_guidance_scale",)}
+    for name in pulls.get(checkpoint.branches, ()):
+        value = getattr(params, name)
+        if value not in (None, 1.0):
+            why = "whose guidance was distilled away" if checkpoint.branches == 1 else "which always sees the picture"
+            raise InputError(f"does not fit {checkpoint.name}, {why}", name=name, value=value, remedy=_LEAVE_OUT)
 
 
 def check_processes(params: Any, processes: int) -> None:

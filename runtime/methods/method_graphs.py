@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from fairy.export.graphs import GraphSpec, source_layers, unet_spec
+from fairy.export.graphs import GraphSpec, source_layers, with_layers
 from fairy.runtime.methods.method import Method
 from fairy.runtime.plan.order import check_causal
 
@@ -17,23 +17,15 @@ def method_graphs(unet: GraphSpec, method: Method, layers: str, widths: Iterable
     """A graph for every number of frames that a frame reads.
 
     Args:
-        unet: the model's UNet without context.
+        unet: the model's denoising network without context.
         layers: "all" or "decoder".
         widths: those numbers; 0 = none, such a frame attends to itself.
 
     Returns:
         graphs that take the keys and values of each frame's sources, one segment a source, and give its own.
     """
-    sample, _, text, *conditions = unet.inputs
     return {
-        width: unet_spec(
-            graph_name(method, width),
-            source_layers(unet.layers, layers, width, own=method.own),
-            in_channels=int(sample.dims[2]),
-            out_channels=int(unet.outputs[0].dims[2]),
-            text_channels=int(text.dims[2]),
-            conditions=tuple(conditions),
-        )
+        width: with_layers(unet, graph_name(method, width), source_layers(unet.layers, layers, width, own=method.own))
         for width in sorted(set(widths))
     }
 

@@ -12,7 +12,7 @@ from fairy.runtime.files import user_path
 from fairy.runtime.options import Names, Number
 
 if TYPE_CHECKING:
-    from fairy.export.checkpoint import Checkpoint
+    from fairy.export.model import EditModel
 
 COMPUTED = ("canny", "depth")
 """What is computed of every frame; anything else is a picture, a folder or a video."""
@@ -79,7 +79,7 @@ class Scales(Names):
         return _SCALE.parse(name, text)
 
 
-def control_uses(checkpoint: "Checkpoint", params: Any) -> tuple[ControlUse, ...]:
+def control_uses(checkpoint: "EditModel", params: Any) -> tuple[ControlUse, ...]:
     """The controls of an edit that add something, in the model's order.
 
     Raises:
@@ -112,7 +112,7 @@ def control_uses(checkpoint: "Checkpoint", params: Any) -> tuple[ControlUse, ...
     return tuple(uses)
 
 
-def style_of(checkpoint: "Checkpoint", params: Any) -> tuple[Path, float] | None:
+def style_of(checkpoint: "EditModel", params: Any) -> tuple[Path, float] | None:
     """The picture of an edit that is a prompt, and how much of it; None where it adds nothing. Raises InputError."""
     path, scale = params.style or ("", 0.0)
     if not path:
@@ -143,7 +143,7 @@ def _scales(usual: list[float], asked: Sequence[float] | None) -> list[float]:
     return list(asked) * (len(usual) if len(asked) == 1 else 1)
 
 
-def _check_computed(seen: str, checkpoint: "Checkpoint") -> None:
+def _check_computed(seen: str, checkpoint: "EditModel") -> None:
     if seen == "canny" and find_spec("cv2") is None:
         raise MachineError("control = canny needs OpenCV; run: pip install 'fairy-runtime[controls]'")
     if seen == "depth" and checkpoint.depth_estimator is None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fairy.engines.store.key import canonical_digest, file_digest, weights_digest
-from fairy.export.checkpoint import Checkpoint
+from fairy.export.model import EditModel
 from fairy.runtime.files import user_path
 from fairy.runtime.plan.controls import ControlUse
 from fairy.runtime.plan.plan import Plan
@@ -18,7 +18,7 @@ from fairy.runtime.record.edit_report import installed_versions
 def identity_of(
     plan: Plan,
     *,
-    checkpoint: Checkpoint,
+    checkpoint: EditModel,
     backend: str,
     engines: Sequence[str],
     device: torch.device,
@@ -55,14 +55,14 @@ def identity_of(
     }
 
 
-def told_of(use: ControlUse, checkpoint: Checkpoint) -> dict[str, Any]:
+def told_of(use: ControlUse, checkpoint: EditModel) -> dict[str, Any]:
     """A control of an edit, for its journal and its report: which, by the digest of its weights, and how it is used."""
     control = checkpoint.controls[use.number]
     digest = weights_digest(checkpoint, f"control_{use.number}")
     return {"name": control.name, "kind": use.kind, "digest": digest, "sees": use.sees, "scale": use.scale}
 
 
-def told_of_style(plan: Plan, checkpoint: Checkpoint) -> list[dict[str, Any]]:
+def told_of_style(plan: Plan, checkpoint: EditModel) -> list[dict[str, Any]]:
     """The same of a picture that is a prompt; empty without one."""
     adapter, style = checkpoint.ip_adapter, plan.style
     if adapter is None or style is None:

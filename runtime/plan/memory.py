@@ -5,10 +5,9 @@ from pathlib import Path
 
 import torch
 
-from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
+from fairy.export.model import EditModel
 from fairy.kernels.errors import InputError
-from fairy.runtime.bank.anchor_bank import tokens_at
 from fairy.runtime.bank.host import HOST_BANK_STEPS
 from fairy.runtime.methods.fits import runs_in_parts
 from fairy.runtime.plan.plan import Plan
@@ -17,7 +16,7 @@ from fairy.runtime.plan.unit_memory import check_bank, most_units, unit_bytes
 
 
 def check_memory(
-    checkpoint: Checkpoint, plan: Plan, device: torch.device, *, bank_on_host: bool = False, workers: int = 1
+    checkpoint: EditModel, plan: Plan, device: torch.device, *, bank_on_host: bool = False, workers: int = 1
 ) -> None:
     """Refuse a job whose weights and anchor bank alone are more than a worker on `device` can have.
 
@@ -56,7 +55,7 @@ def check_memory(
         check_fits(costs, steps, there, ('bank = "host"',))
 
 
-def _memory_of_a_worker(checkpoint: Checkpoint, device: torch.device, workers: int) -> int | None:
+def _memory_of_a_worker(checkpoint: EditModel, device: torch.device, workers: int) -> int | None:
     """What weights and bank of a job may take; None where the system does not tell. One worker alone has loaded it."""
     if workers > 1 and device.type == "cuda":
         return total_bytes(device)
@@ -90,7 +89,7 @@ def _pictures_bytes(plan: Plan) -> int:
     return 3 * height * width * max(s.stop - s.start for s in plan.segments)
 
 
-def known_costs(checkpoint: Checkpoint, plan: Plan) -> StageCosts:
+def known_costs(checkpoint: EditModel, plan: Plan) -> StageCosts:
     """The memory of a job as far as it is known without running it; no times, no working memory."""
     return StageCosts(
         name=checkpoint.name,
@@ -117,7 +116,7 @@ def bank_step_bytes(
     graph: GraphSpec, *, branches: int, num_anchors: int, latent_size: tuple[int, int], dtype: torch.dtype
 ) -> int:
     """Bytes of the keys and values that phase A (`graph`) emits at one step, at latents of `latent_size` (h, w)."""
-    values = sum(tokens_at(layer.level, latent_size) * layer.channels for layer in graph.layers if layer.emits)
+    values = sum(layer.tokens(latent_size) * layer.channels for layer in graph.layers if layer.emits)
     return 2 * branches * num_anchors * values * dtype.itemsize
 
 
@@ -126,10 +125,9 @@ def pinned_bytes(wanted: int) -> int:
     return 1 << max(wanted - 1, 0).bit_length()
 
 
-def weights_bytes(checkpoint: Checkpoint) -> int:
+def weights_bytes(checkpoint: EditModel) -> int:
     """Bytes of all parameters of a model's networks."""
-    networks = (checkpoint.unet, checkpoint.vae, checkpoint.text_encoder, checkpoint.tiny_decoder)
-    return sum(tensor.nbytes for network in networks if network is not None for tensor in network.parameters())
+    return sum(parameter.nbytes for parameter in checkpoint.parameters())
 
 
 def total_bytes(device: torch.device) -> int:

@@ -40,7 +40,9 @@ DEFAULTS: dict[str, Any] = {
     "long_side": 512,
 }
 DEFAULT_FEATHER = 8
-_RECOMMENDABLE = (*DEFAULTS, "anchors")
+MODEL_OPTIONS = ("text_picture", "anchor_tokens", "anchor_positions")
+"""Options that only some families of models know; for the others they are None."""
+_RECOMMENDABLE = (*DEFAULTS, "anchors", *MODEL_OPTIONS)
 
 
 Ramp = tuple[float, float]
@@ -242,7 +244,10 @@ class EditParams:
         fits="bank",
     )
     style: str | Path | tuple[str | Path, float] | None = option(
-        None, Scaled("a picture and, after a colon, a scale"), "A picture that says how the result looks (IP-Adapter)"
+        None,
+        Scaled("a picture and, after a colon, a scale"),
+        "A picture that says how the result looks (IP-Adapter)",
+        fits="controls",
     )
     num_inference_steps: int | None = option(
         None, Whole(1, 1000), "Denoising steps", usual="the model's, else 10; 50 if it sees depth", flag="steps"
@@ -296,7 +301,10 @@ class EditParams:
         fits="depth",
     )
     control: str | Path | Sequence[str | Path] = option(
-        (), Sees(), "What a ControlNet or adapter sees: canny, depth, or a video; one for each, in their order"
+        (),
+        Sees(),
+        "What a ControlNet or adapter sees: canny, depth, or a video; one for each, in their order",
+        fits="controls",
     )
     controlnet_conditioning_scale: float | Sequence[float] | None = option(
         None, Scales(), "How strongly they guide, one number for all or one for each", usual="as they were loaded"
@@ -350,6 +358,27 @@ class EditParams:
     )
     bank_dtype: Literal["float8"] | None = option(
         None, Choice(("float8",)), "Approximate: keep the anchors' keys and values in 8 bit", fits="bank"
+    )
+    text_picture: Literal["shot", "anchor", "frame"] | None = option(
+        None,
+        Choice(("shot", "anchor", "frame")),
+        "What the instruction is encoded with: a shot's middle anchor, each frame's nearest anchor, each frame itself",
+        fits="text-picture",
+        usual="the model's",
+    )
+    anchor_tokens: Literal["target", "both"] | None = option(
+        None,
+        Choice(("target", "both")),
+        "What is read of anchors: their edited half, or their source's tokens too",
+        fits="in-context",
+        usual="the model's",
+    )
+    anchor_positions: Literal["shared", "own"] | None = option(
+        None,
+        Choice(("shared", "own")),
+        "Where a transformer reads anchors: at the frame's own places, or as pictures of their own",
+        fits="transformer",
+        usual="the model's",
     )
     guidance_end: float = option(
         1.0, Number(0.0, 1.0), "Approximate: the share of the steps, from the first on, that are guided", fits="parts"

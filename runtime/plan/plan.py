@@ -4,16 +4,13 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fairy.export.bases.control import controlled
-from fairy.export.bases.stable_diffusion import graph_specs
-from fairy.export.checkpoint import Checkpoint
 from fairy.export.graphs import GraphSpec
-from fairy.export.ip_adapter import styled
+from fairy.export.model import EditModel
 from fairy.kernels.errors import InputError
 from fairy.runtime.denoise.guidance import Guidance, make_guidance
 from fairy.runtime.denoise.sampler import Schedule, make_schedule, without_first
@@ -30,13 +27,12 @@ from fairy.runtime.plan.batches import Part
 from fairy.runtime.plan.controls import ControlUse, control_uses, kinds_of, style_of
 from fairy.runtime.plan.geometry import Geometry, make_geometry
 from fairy.runtime.plan.order import UNITS_AT_ONCE, Order
-from fairy.runtime.plan.params import EditParams
+from fairy.runtime.plan.params import MODEL_OPTIONS, EditParams
 from fairy.runtime.plan.segments import Segment, first_step, frames_of_prompts, plan_segments
 from fairy.runtime.plan.shots import check_detector, find_cuts
 from fairy.runtime.record.progress import Monitor
 
-# What depth-conditioned models are made for, where neither the user nor fairy.json says otherwise.
-DEPTH_DEFAULTS: dict[str, Any] = {"num_inference_steps": 50, "sampler": "ddim", "image_guidance_scale": 1.0}
+_SOME_LATENTS = (64, 64)  # a size, where only the names are checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +52,7 @@ class Plan:
         controls: ControlNets and adapters that add something.
         style: a picture that is a prompt, and how much of it.
         given: what of that they see the user brings, in their order; in a worker none, as of masks.
+        text_sees: whether the model's text is encoded together with a picture.
     """
 
     params: EditParams
@@ -73,6 +70,13 @@ class Plan:
     controls: tuple[ControlUse, ...] = ()
     given: tuple[Companion, ...] = ()
     style: tuple[Path, float] | None = None
+    text_sees: bool = False
+
+    def text_of(self, segment: Segment) -> Literal["nothing", "shot", "anchor", "frame"]:
+        """Which picture the instruction of a segment is encoded with; see `fairy.runtime.inputs.texts`."""
+        if not self.text_sees:
+            return "nothing"
+        return (self.params.text_picture or "shot") if segment.anchors else "frame"
 
     @property
     def method(self) -> Method:
@@ -148,7 +152,7 @@ class Plan:
 
 
 def plan_edit(
-    checkpoint: Checkpoint,
+    checkpoint: EditModel,
     video: VideoInput,
     params: EditParams,
     monitor: Monitor,
@@ -196,21 +200,22 @@ def _mask(params: EditParams, source: Source, monitor: Monitor, segmenter: Segme
         return open_mask(params.mask, source, params.mask_feather, monitor)
 
 
-def resolved_for(checkpoint: Checkpoint, params: EditParams) -> EditParams:
+def resolved_for(checkpoint: EditModel, params: EditParams) -> EditParams:
     """The parameters with all that the model recommends, or is made for, filled in."""
-    usual = DEPTH_DEFAULTS if checkpoint.condition == "depth" else {}
-    return params.resolved({**usual, **checkpoint.recommended})
+    return params.resolved({**checkpoint.usual, **checkpoint.recommended})
 
 
-def make_schedule_of(checkpoint: Checkpoint, params: EditParams) -> Schedule:
-    """The schedule of resolved parameters."""
+def make_schedule_of(
+    checkpoint: EditModel, params: EditParams, latent_size: tuple[int, int] = _SOME_LATENTS
+) -> Schedule:
+    """The schedule of resolved parameters, for latents of a size (h, w), on which it may depend."""
     exact = INVERTIBLE if checkpoint.condition == "depth" else {}
-    config = {**checkpoint.scheduler_config, **exact}
-    return make_schedule(str(params.sampler), config, int(params.num_inference_steps or 0))
+    config, steps = {**checkpoint.scheduler_config, **exact}, int(params.num_inference_steps or 0)
+    return make_schedule(str(params.sampler), config, steps, shift=checkpoint.flow_shift(latent_size, steps))
 
 
 def plan_source(
-    checkpoint: Checkpoint,
+    checkpoint: EditModel,
     source: Source,
     params: EditParams,
     *,
@@ -232,12 +237,12 @@ def plan_source(
     even = source.video is not None and source.video.halves_colour
     geometry = make_geometry(*source.size, upscale=params.upscale, even=even, **sizes)
     controls, style = control_uses(checkpoint, params), style_of(checkpoint, params)
-    latent_shape = (checkpoint.vae.config.latent_channels, *geometry.latent(checkpoint.vae_factor))
+    latent_shape = (checkpoint.latent_channels, *geometry.latent(checkpoint.vae_factor))
     return Plan(
         params=params,
         source=source,
         geometry=geometry,
-        schedule=_from_first_step(make_schedule_of(checkpoint, params), segments),
+        schedule=_from_first_step(make_schedule_of(checkpoint, params, latent_shape[1:]), segments),
         guidance=_guidance(params),
         segments=segments,
         micro_batch=micro_batch,
@@ -247,6 +252,7 @@ def plan_source(
         precision=precision,
         controls=controls,
         style=style,
+        text_sees=checkpoint.text_sees,
     )
 
 
@@ -268,29 +274,29 @@ def _guidance(params: EditParams) -> Guidance:
 
 
 def _graphs(
-    checkpoint: Checkpoint,
+    checkpoint: EditModel,
     params: EditParams,
     segments: tuple[Segment, ...],
     controls: tuple[ControlUse, ...],
     *,
     styles: bool,
 ) -> dict[str, GraphSpec]:
-    """The graphs by name; the UNet's take what controls add and a picture's tokens, where there are some."""
+    """The graphs by name; the network's take what controls add and a picture's tokens, where there are some."""
     graphs, kinds = _plain_graphs(checkpoint, params, segments), kinds_of(controls)
-
-    def fitted(graph: GraphSpec) -> GraphSpec:
-        if not graph.layers:
-            return graph
-        guided = controlled(graph, checkpoint.unet, kinds)
-        adapter = checkpoint.ip_adapter if styles else None
-        return guided if adapter is None else styled(guided, checkpoint.text_channels, adapter.tokens)
-
-    return {name: fitted(graph) for name, graph in graphs.items()}
+    if not kinds and not styles:
+        return graphs
+    return {
+        name: checkpoint.guided(graph, kinds, styled=styles) if graph.layers else graph
+        for name, graph in graphs.items()
+    }
 
 
-def _plain_graphs(checkpoint: Checkpoint, params: EditParams, segments: tuple[Segment, ...]) -> dict[str, GraphSpec]:
+def _plain_graphs(checkpoint: EditModel, params: EditParams, segments: tuple[Segment, ...]) -> dict[str, GraphSpec]:
     layers, method = str(params.layers), find_method(params.method)
-    graphs = graph_specs(checkpoint, layers=layers)
+    how = {name: value for name in MODEL_OPTIONS if (value := getattr(params, name)) is not None}
+    if checkpoint.text_sees and not all(segment.anchors for segment in segments):
+        how["text_picture"] = "frame"
+    graphs = checkpoint.graphs(layers=layers, **how)
     if runs_in_parts(method):
         return graphs
     return graphs | graphs_by_name(graphs["unet"], method, layers, {s.stop - s.start for s in segments})

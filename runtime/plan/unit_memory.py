@@ -2,14 +2,13 @@
 
 from fairy.export.graphs import GraphSpec
 from fairy.kernels.errors import InputError
-from fairy.runtime.bank.anchor_bank import tokens_at
 from fairy.runtime.methods.method import Method
 from fairy.runtime.plan.order import Order, most_kept
 
 
 def unit_bytes(graph: GraphSpec, *, branches: int, latent_size: tuple[int, int], itemsize: int) -> int:
     """Bytes of the keys and values of one unit, at latents of `latent_size` (h, w)."""
-    values = sum(tokens_at(layer.level, latent_size) * layer.channels for layer in graph.layers if layer.emits)
+    values = sum(layer.tokens(latent_size) * layer.channels for layer in graph.layers if layer.emits)
     return 2 * branches * values * itemsize
 
 

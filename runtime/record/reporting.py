@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from fairy.engines.engine import Usage
-from fairy.export.checkpoint import Checkpoint
+from fairy.export.model import EditModel
 from fairy.export.steps import STEPS
 from fairy.runtime.plan.identity import told_of, told_of_style
 from fairy.runtime.record.edit_report import EditReport, installed_versions
@@ -15,7 +15,7 @@ from fairy.runtime.record.run import Run
 def report_of(
     run: Run,
     *,
-    checkpoint: Checkpoint,
+    checkpoint: EditModel,
     backend: str,
     usage: Usage,
     device: torch.device,
@@ -67,7 +67,7 @@ def report_of(
     )
 
 
-def _approximations(checkpoint: Checkpoint, ran: Sequence[str], device: torch.device) -> list[str]:
+def _approximations(checkpoint: EditModel, ran: Sequence[str], device: torch.device) -> list[str]:
     """What was asked of the networks that changes results, in sentences."""
     folder = checkpoint.tiny_decoder_folder
     notes = [] if folder is None else [f"approximate: pictures were made by the small decoder {folder}."]

@@ -143,7 +143,7 @@ class Dispatch:
             self._post(member, {"do": "stop"})
 
     def _begin(self) -> None:
-        description, initial = describe_segment(self._run.plan, self._index)
+        description, initial = describe_segment(self._run.plan, self._index, self._anchor_pictures)
         for member in self._members:
             self._post(member, {"do": "job", **description}, initial)
         if not self._segment.anchors:

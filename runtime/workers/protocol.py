@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairy.export.checkpoint import Checkpoint
+from fairy.export.model import EditModel
 from fairy.kernels.errors import Cancelled, FairyError, InputError, MachineError, NumericalError
 from fairy.runtime.inputs.frames import Frames
 from fairy.runtime.plan.params import EditParams
@@ -63,17 +63,23 @@ class FramesElsewhere:
         return {}
 
 
-def describe_segment(plan: Plan, segment: int) -> tuple[Message, bytes]:
-    """Everything a worker needs to plan the same edit and to begin one of its segments."""
+def describe_segment(plan: Plan, segment: int, anchor_pictures: Sequence[Frames] = ()) -> tuple[Message, bytes]:
+    """Everything a worker needs to plan the same edit and to begin one of its segments.
+
+    `anchor_pictures`: the anchors' source frames, which go along where the instruction is encoded with them.
+    """
     params = plan.params.to_json() | {"anchors": list(plan.anchors), "micro_batch": plan.micro_batch}
     initial = b"" if plan.initial is None else plan.initial.cpu().contiguous().numpy().tobytes()
     noise = None if plan.initial is None else list(plan.initial.shape)
     facts = {"params": params, "num_frames": plan.source.num_frames, "size": list(plan.source.size), "initial": noise}
-    return facts | {"segment": segment, "latent_shape": list(plan.latent_shape)}, initial
+    seen = plan.text_of(plan.segments[segment]) in ("shot", "anchor")
+    pictures = pack_frames(anchor_pictures) if seen else b""
+    facts |= {"segment": segment, "latent_shape": list(plan.latent_shape), "initial_bytes": len(initial)}
+    return facts, initial + pictures
 
 
 def rebuild_run(
-    checkpoint: Checkpoint, message: Message, payload: bytearray, monitor: Monitor, precision: torch.dtype
+    checkpoint: EditModel, message: Message, payload: bytearray, monitor: Monitor, precision: torch.dtype
 ) -> Run:
     """The edit whose segment `describe_segment` described."""
     height, width = message["size"]
@@ -81,8 +87,14 @@ def rebuild_run(
     params = EditParams(**message["params"])
     plan = plan_source(checkpoint, source, params, latents=None, precision=precision)
     if message["initial"] is not None:
-        plan = replace(plan, initial=_initial_noise(payload, message["initial"]))
+        noise = _initial_noise(payload[: message["initial_bytes"]], message["initial"])
+        plan = replace(plan, initial=noise)
     return Run.of(plan, monitor)
+
+
+def seen_pictures(message: Message, payload: bytearray, plan: Plan) -> list[Frames]:
+    """The anchors' source frames that came along with `describe_segment`'s message."""
+    return unpack_frames(payload[message["initial_bytes"] :], plan.source.size, plan.channels)
 
 
 def _initial_noise(payload: bytearray, shape: Sequence[int]) -> Tensor:

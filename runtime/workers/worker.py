@@ -19,8 +19,9 @@ import torch
 
 from fairy.engines.backends import make_backend
 from fairy.engines.store.store import EngineStore
-from fairy.export.checkpoint import Checkpoint, load_checkpoint
+from fairy.export.families import load_edit_model
 from fairy.export.lora import Lora
+from fairy.export.model import EditModel
 from fairy.kernels.errors import Cancelled, FairyError, MachineError
 from fairy.runtime.allocation import keep_freed_memory
 from fairy.runtime.bank.anchor_bank import StepBank
@@ -38,6 +39,7 @@ from fairy.runtime.workers.protocol import (
     error_message,
     pack_edited,
     rebuild_run,
+    seen_pictures,
     unpack_finished,
     unpack_frames,
 )
@@ -124,12 +126,12 @@ class Listener:
 class Server:
     """Loads the networks, then computes task after task."""
 
-    def __init__(self, listener: Listener, outbox: Outbox, checkpoint: Checkpoint | None = None) -> None:
+    def __init__(self, listener: Listener, outbox: Outbox, checkpoint: EditModel | None = None) -> None:
         self._listener, self._outbox = listener, outbox
         self._networks = self._load(listener.tasks.get(), checkpoint)
         self._work: Work | None = None
 
-    def _load(self, task: Request, checkpoint: Checkpoint | None) -> Networks:
+    def _load(self, task: Request, checkpoint: EditModel | None) -> Networks:
         message = task.message
         torch.set_num_threads(message["threads"])
         device, self._dtype = torch.device(message["device"]), DTYPES[message["dtype"]]
@@ -186,7 +188,9 @@ class Server:
                 carried = before.edit.bank.last_anchor()
             except BankLost as error:
                 raise MachineError(f"{error} Start the edit again.") from error
-        self._work = Work(SegmentEdit(self._networks, run, run.plan.segments[index], carried), task.message["job"])
+        pictures = seen_pictures(task.message, task.payload, run.plan)
+        edit = SegmentEdit(self._networks, run, run.plan.segments[index], carried, anchor_pictures=pictures)
+        self._work = Work(edit, task.message["job"])
 
     def _receive_bank(self, task: Request, work: Work) -> None:
         """The bank comes from the leader; parts may start at once."""
@@ -316,16 +320,16 @@ def _frames_in(payload: bytearray, plan: Plan) -> list[Frames]:
     return unpack_frames(payload, plan.source.size, plan.channels)
 
 
-def read_checkpoint(load: wire.Message) -> Checkpoint:
+def read_checkpoint(load: wire.Message) -> EditModel:
     """The model that a message "load" names, on its device. Raises InputError."""
     loras = [Lora(Path(path), scale) for path, scale in load.get("loras", ())]
     names = ("variant", "decoder", "config", "depth_estimator", "ip_adapter")
     files: dict[str, Any] = {name: load.get(name) for name in names} | {"loras": loras}
     files["controls"] = [(Path(folder), scale) for folder, scale in load.get("controls", ())]
-    return load_checkpoint(load["model"], dtype=DTYPES[load["dtype"]], device=torch.device(load["device"]), **files)
+    return load_edit_model(load["model"], dtype=DTYPES[load["dtype"]], device=torch.device(load["device"]), **files)
 
 
-def load_model(load: wire.Message) -> Checkpoint | None:
+def load_model(load: wire.Message) -> EditModel | None:
     """The same for workers that will be forked; None where it cannot be loaded, so that each says why by itself."""
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     try:
@@ -343,7 +347,7 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def main(checkpoint: Checkpoint | None = None) -> None:
+def main(checkpoint: EditModel | None = None) -> None:
     """Run a worker on stdin and a private copy of stdout, so that a stray print cannot break the wire.
 
     Args:

@@ -90,13 +90,16 @@ def test_mixing_is_exact_at_both_ends() -> None:
 def test_what_is_kept_has_the_noise_that_diffusers_adds(sampler: str) -> None:
     import diffusers
 
-    schedule = make_schedule(sampler, SCHEDULER, 5)
-    scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(SCHEDULER)
-    scheduler.set_timesteps(5)
+    flow = sampler == "flow_match_euler"
+    config = {"_class_name": SCHEDULERS[sampler], "shift": 3.0} if flow else SCHEDULER
+    schedule = make_schedule(sampler, config, 5)
+    scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(config)
+    scheduler.set_timesteps(**({"sigmas": np.linspace(1, 0.2, 5)} if flow else {"num_inference_steps": 5}))
+    add = scheduler.scale_noise if flow else lambda original, time, noise: scheduler.add_noise(original, noise, time)
     original, noise = torch.randn(2, 1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     for i, time in enumerate(scheduler.timesteps):
         x = noised(schedule, i, original, noise)
-        torch.testing.assert_close(x, scheduler.add_noise(original, noise, time[None]), atol=2e-6, rtol=2e-6)
+        torch.testing.assert_close(x, add(original, time[None], noise), atol=2e-6, rtol=2e-6)
         torch.testing.assert_close(noise_in(schedule, i, x, original), noise, atol=1e-4, rtol=1e-4)
     assert torch.equal(noised(schedule, 5, original, noise), original)
 

@@ -166,6 +166,8 @@ def test_what_is_shared_is_computed_once(embedded: Checkpoint, monkeypatch: pyte
 @pytest.mark.parametrize("scales", [(7.5, 1.5), (1.25, 1.0), (1.5, 1.5), (7.5, 1.5, 1.0, 2)])
 def test_coefficients_are_the_samplers_own_rule(sampler: str, prediction: str, scales: tuple[float, ...]) -> None:
     config = {**SCHEDULER, "prediction_type": prediction, "clip_sample": False}
+    if sampler == "flow_match_euler":
+        config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "stochastic_sampling": prediction == "sample"}
     schedule, guidance = make_schedule(sampler, config, 5), make_guidance(*scales)
     generator = torch.Generator().manual_seed(0)
     x, noise = (torch.randn(2, 4, 3, 5, generator=generator) for _ in range(2))

@@ -113,13 +113,48 @@ def test_steps_are_pure() -> None:
         ("euler", {"thresholding": True}, 4, "Thresholding"),
         ("ddim", {}, 2000, "2000 steps are not possible with ddim"),
         ("euler", {"beta_schedule": "odd"}, 4, "scheduler configuration is not possible"),
-        ("euler", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, 4, "FlowMatchEulerDiscreteScheduler"),
+        ("euler", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, 4, "trained by flow matching"),
+        ("flow_match_euler", {}, 4, "trained otherwise"),
         ("lcm", {}, 51, "51 steps are not possible with lcm"),
     ],
 )
 def test_impossible_schedules_are_refused(sampler: str, config: dict[str, Any], steps: int, words: str) -> None:
     with pytest.raises(InputError, match=words):
         make_schedule(sampler, {**BASE, **config}, steps)
+
+
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+
+
+@pytest.mark.parametrize(
+    ("config", "shift"),
+    [
+        ({"shift": 3.0}, None),
+        ({"use_dynamic_shifting": True, "shift_terminal": 0.02}, 0.8),
+        ({"use_dynamic_shifting": True, "time_shift_type": "linear", "stochastic_sampling": True}, 1.7),
+    ],
+)
+def test_flow_matching_step_by_step_as_diffusers(config: dict[str, Any], shift: float | None) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.schedulers import scheduling_flow_match_euler_discrete as scheduling
+
+    steps, full = 4, {**FLOW, **config}
+    scheduler, ours = (
+        FlowMatchEulerDiscreteScheduler.from_config(full),
+        make_schedule("flow_match_euler", full, steps, shift=shift),
+    )
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift)
+    assert ours.timesteps == tuple(scheduler.timesteps.tolist())
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 4, 6, 5, generator=generator)
+    for i, t in enumerate(scheduler.timesteps):
+        output, noise = (torch.randn(x.shape, generator=generator) for _ in range(2))
+        with pytest.MonkeyPatch.context() as patch:  # it draws noise by itself
+            patch.setattr(scheduling, "randn_tensor", lambda *_, noise=noise, **__: noise)
+            expected = scheduler.step(output, t, x, return_dict=False)[0]
+        found = step(ours, i, x, output, noise if needs_noise(ours, i) else None)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        x = expected
 
 
 CONTINUOUS = {"_class_name": "CosineLogSNR", "logsnr_max": 20, "logsnr_min": -20, "prediction_type": "v_prediction"}

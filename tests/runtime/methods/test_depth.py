@@ -14,7 +14,7 @@ from fairy.runtime.cli.main import run
 from fairy.runtime.inputs.captions import caption
 from fairy.runtime.inputs.depth import DepthFolder, estimated, from_map, normalised
 from fairy.runtime.plan.geometry import make_geometry
-from fairy.runtime.plan.plan import DEPTH_DEFAULTS, plan_edit
+from fairy.runtime.plan.plan import plan_edit
 from fairy.runtime.record.progress import Monitor
 from tests.conftest import SCHEDULER
 from tests.runtime.methods.conftest import write_small
@@ -173,7 +173,8 @@ def test_the_usual_settings_of_a_depth_model(depth_folder: Path, short: np.ndarr
     assert checkpoint.condition == "depth"
     params = EditParams("x", method="pix2video")
     plan = plan_edit(checkpoint, short, params, Monitor(), latents=None, precision=torch.float32)
-    assert DEPTH_DEFAULTS.items() <= plan.params.to_json().items()
+    assert checkpoint.usual
+    assert checkpoint.usual.items() <= plan.params.to_json().items()
     assert len(plan.schedule) == 50
     assert plan.params.update_steps == 25
     assert plan.schedule.clip is None
