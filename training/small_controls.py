@@ -4,10 +4,10 @@
 
     lora.safetensors    a look that the model does not know: a mosaic of tiles
     controlnet/         draws the lines that it sees, as white light
+    ip_adapter/         gives a picture the dark and the light colour of another
     clipseg/            finds things by the names of their colours
 
-They show what a control does, no more: each learns one thing, on procedural scenes. The embedded model edits in two
-steps, at the first and the last of its times, and only these are learned.
+They show what a control does, no more: each learns one thing, on procedural scenes.
 """
 
 import argparse
@@ -23,21 +23,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fairy.export.checkpoint import Checkpoint, load_checkpoint
+from fairy.export.checkpoint import load_checkpoint
 from fairy.runtime.models import embedded_model
-from training.distil_editor import encode, encode_text, trained_alphas
-from training.distillation import Levels
+from training.distil_editor import encode_text
 from training.looks import apply_look
-from training.named_scenes import COLOURS, named_scene, named_texture
 from training.pictures import Bytes, to_bytes
-from training.scenes import Motion, Scene, Sprite, render
-from training.shapes import ALL_SHAPES
-from training.surroundings import random_surface
-from training.textures import Array
+from training.small_encoders import make_clipseg, make_ip_adapter
+from training.small_fits import BATCH, Pairs, fit, levels_of, noisy, quarters
 
-SIDE = 96  # of the pictures to learn from: quarters of scenes, with things of the usual size
-SCENES = 40
-BATCH = 4
 RANK = 8
 TILE = 8  # pixels; what one latent stands for
 MOSAIC, DRAW = "make it a mosaic", "make it night"
@@ -59,60 +52,6 @@ def main() -> None:
         print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
 
 
-def quarters() -> Bytes:
-    """Parts of procedural scenes, uint8 [4 * SCENES, SIDE, SIDE, 3]."""
-    scenes = np.stack([to_bytes(render(named_scene(seed, 2 * SIDE)).image) for seed in range(SCENES)])
-    rows = scenes.reshape(SCENES, 2, SIDE, 2, SIDE, 3).swapaxes(2, 3)
-    return np.ascontiguousarray(rows.reshape(-1, SIDE, SIDE, 3))
-
-
-class Pairs:
-    """Latents of sources and of what becomes of them, in batches."""
-
-    def __init__(self, checkpoint: Checkpoint, sources: Bytes, targets: Bytes) -> None:
-        """Encode pictures uint8 [N, SIDE, SIDE, 3]."""
-        scale = checkpoint.vae.config.scaling_factor
-        self.image = torch.cat([encode(checkpoint, picture[None]) for picture in sources])
-        self.clean = torch.cat([encode(checkpoint, picture[None]) for picture in targets]) * scale
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Numbers of pairs [BATCH], and their image and edited latents; a function of the step."""
-        chosen = torch.randint(len(self.image), (BATCH,), generator=torch.Generator().manual_seed(step))
-        return chosen, self.image[chosen], self.clean[chosen]
-
-
-def noisy(levels: Levels, clean: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Noisy latents, their times, and the v that a network should say of them; every fourth step at the last time."""
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(-1 - step))
-    time_B = torch.full((len(clean),), 0 if step % 4 == 3 else len(levels.alphas) - 1)
-    alpha = levels.at(time_B, clean)
-    z = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-    return z, time_B, alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-
-
-def fit(parameters: list[nn.Parameter], loss_at: Callable[[int], Tensor], steps: int, rate: float) -> None:
-    """So many steps of AdamW with a learning rate that goes down to nothing."""
-    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
-    recent: list[float] = []
-    for step in range(steps):
-        loss = loss_at(step)
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
-        recent.append(loss.item())
-        if (step + 1) % 50 == 0:
-            print(f"step {step + 1}: loss {np.mean(recent[-50:]):.4f}", flush=True)
-
-
-def editor_of(checkpoint: Checkpoint) -> Levels:
-    """How noisy the model's times are; its own weights stay as they are."""
-    checkpoint.unet.requires_grad_(False)
-    return Levels(trained_alphas(dict(checkpoint.scheduler_config)))
-
-
 class LowRank(nn.Module):
     """A weight plus up @ down, which is nothing at first."""
 
@@ -129,7 +68,7 @@ class LowRank(nn.Module):
 def make_lora(out: Path, steps: int) -> None:
     """A LoRA of all the UNet's layers, by the names that diffusers and PEFT write."""
     checkpoint = load_checkpoint(embedded_model())
-    levels, sources = editor_of(checkpoint), quarters()
+    levels, sources = levels_of(checkpoint), quarters()
     pairs = Pairs(checkpoint, sources, np.stack([mosaic(picture) for picture in sources]))
     text = encode_text(checkpoint, MOSAIC).expand(BATCH, -1, -1)
     changed = {n: m for n, m in checkpoint.unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
@@ -162,7 +101,7 @@ def make_controlnet(out: Path, steps: int) -> None:
     from diffusers import ControlNetModel
 
     checkpoint = load_checkpoint(embedded_model())
-    levels, sources = editor_of(checkpoint), quarters()
+    levels, sources = levels_of(checkpoint), quarters()
     lines = np.stack([outlines(sources[(7 * i) % len(sources)]) for i in range(len(sources))])  # of another picture
     pairs = Pairs(checkpoint, sources, np.stack([drawn(*each) for each in zip(sources, lines, strict=True)]))
     seen = torch.from_numpy(lines).float().div(255)[:, None].expand(-1, 3, -1, -1)
@@ -197,67 +136,10 @@ def drawn(picture: Bytes, lines: Bytes) -> Bytes:
     return to_bytes(np.maximum(night, light[..., None]))
 
 
-def make_clipseg(out: Path, steps: int) -> None:
-    """A CLIPSeg that finds "the red thing", of its own small networks and the embedded model's tokenizer."""
-    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
-    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-
-    checkpoint = load_checkpoint(embedded_model())
-    tokenizer, side = checkpoint.tokenizer, 64
-    like = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    words = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length, **ends}
-    config = CLIPSegConfig(
-        text_config={**like, **words},
-        vision_config={**like, "image_size": side, "patch_size": 4},
-        projection_dim=64,
-        extract_layers=[0, 1, 2],
-        reduce_dim=32,
-        decoder_num_attention_heads=4,
-        decoder_intermediate_size=64,
-        conditional_layer=0,
-    )
-    network: Any = CLIPSegForImageSegmentation(config).train()
-    process = ViTImageProcessorPil(size={"height": side, "width": side})
-    shown = [coloured_things(seed) for seed in range(6 * SCENES)]
-    pixels = process(images=[picture for picture, _ in shown], return_tensors="pt").pixel_values
-    names = tuple(COLOURS)
-    ids = tokenizer([f"the {name} thing" for name in names], padding=True, return_tensors="pt").input_ids
-
-    def loss_at(step: int) -> Tensor:
-        rng = np.random.default_rng(step)
-        chosen = rng.integers(len(shown), size=4 * BATCH)
-        asked = [int(rng.choice([*there, rng.integers(len(names))])) for there in (list(shown[i][1]) for i in chosen)]
-        found = [
-            shown[i][1].get(name, np.zeros((SIDE, SIDE), np.float32)) for i, name in zip(chosen, asked, strict=True)
-        ]
-        target = F.interpolate(torch.from_numpy(np.stack(found))[:, None], (side, side), mode="area")[:, 0]
-        logits = network(input_ids=ids[asked], pixel_values=pixels[chosen]).logits
-        return F.binary_cross_entropy_with_logits(logits, target)
-
-    fit(list(network.parameters()), loss_at, steps, 1e-3)
-    network.eval().save_pretrained(out / "clipseg")
-    tokenizer.save_pretrained(out / "clipseg")
-    process.save_pretrained(out / "clipseg")
-
-
-def coloured_things(seed: int) -> tuple[Bytes, dict[int, Array]]:
-    """A picture uint8 [SIDE, SIDE, 3] of unlike things and, by the number of a colour, where it is."""
-    rng = np.random.default_rng(seed)
-    names = rng.permutation(len(COLOURS))[: rng.integers(1, 5)]
-    things: list[Sprite] = []
-    for number in names:
-        texture, shape = named_texture(rng, tuple(COLOURS)[number]), str(rng.choice(ALL_SHAPES))
-        x, y, radius = (SIDE * float(share) for share in rng.uniform((0, 0, 0.08), (1, 1, 0.25)))
-        things.append(Sprite(shape, texture, (x, y), radius, 0.0, Motion()))
-    frame = render(Scene(SIDE, SIDE, random_surface(rng, SIDE, None), tuple(things)))
-    where = {int(number): np.asarray(frame.labels == k + 1, np.float32) for k, number in enumerate(names)}
-    return to_bytes(frame.image), where
-
-
 MAKERS: dict[str, tuple[Callable[[Path, int], None], int]] = {
     "lora": (make_lora, 300),
     "controlnet": (make_controlnet, 500),
+    "ip_adapter": (make_ip_adapter, 400),
     "clipseg": (make_clipseg, 800),
 }
 
