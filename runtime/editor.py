@@ -397,11 +397,12 @@ class Editor:
                     make(request.compare, height=height, width=side_by_side_width(width), encoding=usual)
                 )
             if follow_up is None:
-                writer = stack.enter_context(make(request.out, height=height, width=width, encoding=asked))
+                writer = stack.enter_context(make(request.out, height=height, width=width, encoding=asked, alpha=True))
             else:
                 high, wide = follow_up.size
                 clock = follow_up.clock
-                writer = stack.enter_context(make(request.out, height=high, width=wide, clock=clock, encoding=asked))
+                how: dict[str, Any] = {"clock": clock, "encoding": asked, "alpha": True}
+                writer = stack.enter_context(make(request.out, height=high, width=wide, **how))
 
             def write(item: tuple[EditPart, list[Frames]]) -> None:
                 part, pictures = item
