@@ -58,10 +58,10 @@ def local_models(folders: Iterable[str | Path] = ()) -> Iterator[LocalModel]:
 
 def family_of(folder: Path) -> str:
     """What a model in diffusers' format is, by its configuration alone."""
-    from fairy.export.checkpoint import describe_model
+    from fairy.export.families import describe_edit_model
 
     try:
-        found = describe_model(folder)
+        found = describe_edit_model(folder)
     except (InputError, KeyError) as error:
         return f"cannot be used ({str(error).splitlines()[0] if isinstance(error, InputError) else f'no {error}'})"
     if found["sees"] is None:
