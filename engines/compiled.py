@@ -247,7 +247,7 @@ class CompiledBackend(EagerBackend):
             module = self._weights(graph, dtype).build(graph)
         if "inductor" in self.steps and usual:
             module = _CompiledOnTheSpot(graph.name, module)
-        if "cuda-graphs" in self.steps and usual and graph.name.startswith("vae_"):
+        if "cuda-graphs" in self.steps and usual and (graph.layers or graph.name.startswith("vae_")):
             names = [tensor.name for tensor in graph.inputs]
             run = self._recorded(lambda inputs: tuple(module(*(inputs[name] for name in names))))
             return RecordedEngine(spec, run)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fairy.export.checkpoint import load_checkpoint, model_folder, read_json
+from fairy.export.checkpoint import check_is_whole, describe_model, load_checkpoint, model_folder, read_json
 from fairy.export.loading import load_network, one_sentence
 from fairy.export.lora import Lora
 from fairy.export.model import EditModel
@@ -28,11 +28,13 @@ class Family:
         parts: the folders that hold networks.
         others: those that hold what prepares their inputs.
         load: (name, folder, index, type, device) to the model.
+        half: the 16 bit that the networks were trained in, which "auto" means on a GPU.
     """
 
     parts: tuple[str, ...]
     others: tuple[str, ...]
     load: "Callable[[str, Path, dict[str, Any], torch.dtype, Any], EditModel]"
+    half: torch.dtype = torch.bfloat16
 
     @property
     def hub_patterns(self) -> list[str]:
@@ -72,8 +74,7 @@ def load_edit_model(
     hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     if single_file(model) is None and config is None:
         where = {**hub, "revision": revision}
-        index_file = model_folder("model", model, ["model_index.json"], where) / "model_index.json"
-        index = read_json(index_file) if index_file.is_file() else {}
+        index = _index(model, where)
         family = family_of(index)
         if family is not None:
             of_others = {"variant": variant, "decoder": decoder, "depth_estimator": depth_estimator}
@@ -93,6 +94,46 @@ def load_edit_model(
 def family_of(index: dict[str, Any]) -> Family | None:
     """The family of a `model_index.json`; None = Stable Diffusion's class, or one that nobody here knows."""
     return FAMILIES.get(str(index.get("_class_name")))
+
+
+def half_precision(model: str | Path, *, revision: str | None = None, **hub: Any) -> torch.dtype:
+    """What "auto" means for a model on a GPU: float16, or bfloat16 where its networks need that range.
+
+    Args:
+        hub: token, cache_dir, local_files_only.
+    """
+    if single_file(model) is not None:
+        return torch.float16
+    family = family_of(_index(model, {**hub, "revision": revision}))
+    return torch.float16 if family is None else family.half
+
+
+def describe_edit_model(folder: Path) -> dict[str, Any]:
+    """What a model's folder says of itself, in JSON's types; no weights are read.
+
+    Raises:
+        InputError: it lacks something, or is of a kind that cannot be run.
+    """
+    index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    family = family_of(index)
+    if family is None:
+        return describe_model(folder)
+    for part in (*family.parts, *family.others):
+        if not (folder / part).is_dir():
+            raise InputError(f"{folder} has no folder {part}; the model is not complete.")
+    for part in family.parts:
+        if not _files(folder / part):
+            raise InputError(f"The {part} in {folder / part} has no safetensors files; get the model's files anew.")
+        check_is_whole(folder / part, part, None)
+    common = _common(folder)
+    return {
+        "path": str(folder),
+        "pipeline": index["_class_name"],
+        "sees": "picture",
+        "bytes": {part: sum(file.stat().st_size for file in _files(folder / part)) for part in family.parts},
+        "recommended": common["recommended"],
+        "notes": [],
+    }
 
 
 def load_dreamlite(name: str, folder: Path, index: dict[str, Any], dtype: torch.dtype, device: Any) -> EditModel:
@@ -156,6 +197,12 @@ FAMILIES = {
 }
 
 
+def _index(model: str | Path, where: dict[str, Any]) -> dict[str, Any]:
+    """The `model_index.json` of a folder or hub id; empty where there is none."""
+    file = model_folder("model", model, ["model_index.json"], where) / "model_index.json"
+    return read_json(file) if file.is_file() else {}
+
+
 def _common(folder: Path) -> dict[str, Any]:
     """What every family's folder says in the same way."""
     schedule = folder / "scheduler" / "scheduler_config.json"
@@ -182,4 +229,4 @@ def _say_licence(sentence: str) -> None:
         _LOG.warning("%s", sentence)
 
 
-__all__ = ["FAMILIES", "Family", "family_of", "load_edit_model"]
+__all__ = ["FAMILIES", "Family", "describe_edit_model", "family_of", "half_precision", "load_edit_model"]

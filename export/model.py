@@ -205,7 +205,7 @@ class EditModel(Model, Protocol):
 
     @property
     def branches(self) -> int:
-        """Guidance branches that the network has: 3; 2 = it always sees the picture; 1 = guidance was distilled away."""
+        """Guidance branches of the network: 3; 2 = it always sees the picture; 1 = guidance was distilled away."""
         ...
 
     @property

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fairy.kernels.errors import InputError
 
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+OF_DIFFUSERS = "diffusion_pytorch_model"
+STEMS = {"unet": OF_DIFFUSERS, "vae": OF_DIFFUSERS, "text_encoder": "model"}
 """Network -> how its files' names begin, in diffusers and transformers."""
 _PREFERRED = ("fp16", "bf16")
 
@@ -35,7 +36,7 @@ def choose_variant(where: Path, name: str, asked: str | None) -> str | None:
 
 def check_is_whole(where: Path, name: str, variant: str | None) -> None:
     """Refuse, by its whole name, the first file that the folder's own index names and that is not there."""
-    index = where / f"{STEMS[name]}.safetensors.index{'' if variant is None else '.' + variant}.json"
+    index = where / f"{STEMS.get(name, OF_DIFFUSERS)}.safetensors.index{'' if variant is None else '.' + variant}.json"
     if not index.is_file():
         return
     try:

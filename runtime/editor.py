@@ -23,7 +23,7 @@ from torch import Tensor
 from fairy.engines.backends import check_backend, make_backend
 from fairy.engines.engine import Backend
 from fairy.engines.store.store import EngineStore
-from fairy.export.families import load_edit_model
+from fairy.export.families import half_precision, load_edit_model
 from fairy.export.lora import Lora
 from fairy.export.model import EditModel
 from fairy.export.steps import FP8_LINEARS
@@ -150,7 +150,7 @@ class Editor:
             config: for a model in one file a folder in diffusers' format, whose configuration, tokenizer and schedule
                 are used.
             device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
-            dtype: "auto" (float16 on CUDA, float32 on the CPU), "float32", "float16" or "bfloat16";
+            dtype: "auto" (on CUDA the model's own 16 bit, on the CPU float32), "float32", "float16" or "bfloat16";
                 `torch_dtype` is another name for it.
             backend: "auto" (the best one whose engines are in the store, else "cuda-graphs" on a GPU and "eager" on the
                 CPU), "eager", "cuda-graphs", "onnxruntime", "tensorrt" or "compiled".
@@ -188,7 +188,10 @@ class Editor:
         more |= {"ip_adapter": ip_adapter, "segmenter": segmenter}
         setup = EditorSetup(model, variant=variant, config=config, **names, **numbers, **more)  # type: ignore[arg-type]  # it checks them all
         chosen_device = resolve_device(device)
+        hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         chosen_dtype = resolve_dtype(setup.dtype, chosen_device)
+        if setup.dtype == "auto" and chosen_device.type == "cuda" and model is not None:
+            chosen_dtype = half_precision(model, revision=revision, **hub)
         devices = worker_devices(chosen_device, gpus, workers)
         also = () if linears is None else (FP8_LINEARS,)
         check_backend(backend, chosen_device, setup.without, also)
@@ -199,9 +202,7 @@ class Editor:
             device=chosen_device if len(devices) == 1 else "meta",  # the weights are the workers' then
             revision=revision,
             variant=variant,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
+            **hub,
             decoder=decoder,
             config=config,
             loras=loras,
@@ -397,11 +398,12 @@ class Editor:
                     make(request.compare, height=height, width=side_by_side_width(width), encoding=usual)
                 )
             if follow_up is None:
-                writer = stack.enter_context(make(request.out, height=height, width=width, encoding=asked))
+                writer = stack.enter_context(make(request.out, height=height, width=width, encoding=asked, alpha=True))
             else:
                 high, wide = follow_up.size
                 clock = follow_up.clock
-                writer = stack.enter_context(make(request.out, height=high, width=wide, clock=clock, encoding=asked))
+                how: dict[str, Any] = {"clock": clock, "encoding": asked, "alpha": True}
+                writer = stack.enter_context(make(request.out, height=high, width=wide, **how))
 
             def write(item: tuple[EditPart, list[Frames]]) -> None:
                 part, pictures = item

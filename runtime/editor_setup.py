@@ -91,7 +91,7 @@ class EditorSetup:
         None, Text(), "Which of the model's weights, e.g. fp16", usual="those without one, else what is there"
     )
     device: str = option("auto", Device(), "Where it runs; auto is CUDA where there is one")
-    dtype: str = option("auto", Choice(("auto", *PRECISIONS)), "Precision; auto is float16 on CUDA, else float32")
+    dtype: str = option("auto", Choice(("auto", *PRECISIONS)), "Precision; auto is 16 bit on CUDA, else float32")
     backend: str = option("auto", Choice(("auto", *BACKENDS)), "What computes; auto is the best that is ready")
     store: str | Path | None = option(None, Name("a folder"), "The store of engines", usual="$FAIRY_STORE, or a cache")
     without: tuple[str, ...] = option(

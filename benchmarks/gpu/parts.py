@@ -19,11 +19,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fairy.benchmarks.family_counts import count_family
 from fairy.benchmarks.gpu.model import write_model
 from fairy.benchmarks.ladder.case import make_case
 from fairy.benchmarks.ladder.networks import FULL, SMALL, Size, make_networks
 from fairy.benchmarks.ladder.ours import OurRung
+from fairy.benchmarks.public_models import PUBLIC
+from fairy.benchmarks.public_models import SMALL as SMALL_MODELS
 from fairy.benchmarks.timing import copy_gb_per_s, machine, matmul_tflop_per_s
+from fairy.engines.backends import make_backend
 from fairy.engines.graphed import graphed_steps
 from fairy.runtime import Editor, EditParams
 from fairy.runtime.files import write_atomically
@@ -180,6 +184,27 @@ def micro_batches(place: Place, figures: Figures, _: argparse.Namespace) -> None
         figures.tell(ms_a_frame_and_step=measured)
 
 
+def family(place: Place, figures: Figures, options: argparse.Namespace) -> None:
+    """A model of another family at its public size, random weights: a whole edit in four steps on three anchors.
+
+    Frames a second and peak memory stand beside what was counted; the text is encoded in the first edit's time too.
+    """
+    small, dtype = place.size.unet is not None, torch.bfloat16 if place.device.type == "cuda" else torch.float32
+    frames = clip(9 if small else options.frames, place.size.height, place.size.width)
+    started = time.perf_counter()
+    torch.manual_seed(0)
+    model = (SMALL_MODELS if small else PUBLIC)[options.model](place.device, dtype)
+    figures.tell(model=options.model, make_s=time.perf_counter() - started)
+    backend = make_backend("cuda-graphs" if place.device.type == "cuda" else "eager", model, place.device, dtype)
+    params = EditParams(PROMPT, num_inference_steps=4, anchors=ANCHORS, long_side=max(frames.shape[1:3]))
+    with closing(Editor(model, backend, device=place.device, dtype=dtype)) as editor:
+        for number in range(options.times):
+            figures.tell(**{f"edit_{number + 1}": _edit(editor, frames, params)})
+    if not small:
+        counted = count_family(options.model)
+        figures.tell(counted_tflop_a_frame=counted.frame_flops / 1e12, counted_bank_bytes=counted.whole_bank_bytes)
+
+
 def _case(place: Place, frames: int) -> Any:
     networks = make_networks(place.size, place.device, place.dtype)
     return make_case(replace(place.size, frames=frames), networks, place.device, place.dtype)
@@ -200,11 +225,11 @@ def _editor(place: Place, figures: Figures, **how: Any) -> Any:
     return closing(editor)
 
 
-def _edit(editor: Editor, frames: NDArray[np.uint8]) -> dict[str, Any]:
+def _edit(editor: Editor, frames: NDArray[np.uint8], params: EditParams | None = None) -> dict[str, Any]:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    result = editor.edit(frames, _params())
+    result = editor.edit(frames, params or _params())
     seconds = time.perf_counter() - started
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     return {"seconds": seconds, "frames_per_s": len(frames) / seconds, "peak_bytes": peak, **_short(result.report)}
@@ -231,6 +256,7 @@ PARTS: dict[str, Callable[[Place, Figures, argparse.Namespace], None]] = {
     "embedded": embedded,
     "profile": profile,
     "micro-batches": micro_batches,
+    "family": family,
 }
 
 
@@ -240,6 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--figures", type=Path, required=True)
     parser.add_argument("--times", type=int, default=1)
+    parser.add_argument("--model", choices=SMALL_MODELS, default="dreamlite-mobile", help="of the part family")
+    parser.add_argument("--frames", type=int, default=120, help="of the part family")
     parser.add_argument("--trace", type=Path, default=Path("trace.json.gz"))
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args(arguments)

@@ -57,7 +57,7 @@ class Part:
     @property
     def slug(self) -> str:
         """The name as files have it."""
-        return self.name.replace(" ", "-").replace(",", "")
+        return self.name.replace(" ", "-").translate({ord(mark): None for mark in ",."})
 
     def small_command(self) -> tuple[str, ...]:
         """What a rehearsal runs."""
@@ -80,20 +80,22 @@ def parts() -> tuple[Part, ...]:
     decide = (*_PYTHON, "fairy.benchmarks.gpu.results", OUT, "--gains", "kernels/configs")
     return (
         Part(1, "ceilings", _ours("ceilings"), 20),
-        Part(1, "edit", _ours("edit", "--times", "2"), 90),
-        Part(1, "kernels", _tests(), 130, _tests()),
+        Part(1, "edit", _ours("edit", "--times", "2"), 80),
+        Part(1, "kernels", _tests(), 110, _tests()),
         Part(1, "embedded model", _ours("embedded"), 30),
         Part(1, "banks and graphs", _ours("ways"), 45),
+        Part(1, "DreamLite", _ours("family", "--model", "dreamlite-mobile", "--times", "2"), 40),
+        Part(1, "FLUX.2 klein", _ours("family", "--model", "klein-4b", "--frames", "24", "--times", "2"), 50),
         Part(
             2,
             "tuning",
             (*tune, "--processes", "14", "--out", f"{OUT}/configs", "--also", "kernels/configs"),
-            130,
+            100,
             (*tune, "--list"),
         ),
         Part(2, "elementwise ops", (*_BENCH, *_ELEMENTWISE), 60, (*_BENCH, *_ELEMENTWISE)),
         Part(2, "kernels that are on", decide, 10, ()),
-        Part(2, "micro-batches", _ours("micro-batches"), 90),
+        Part(2, "micro-batches", _ours("micro-batches"), 60),
         Part(2, "micro-batch that is chosen", decide, 10, ()),
         Part(2, "edit with defaults", _ours("edit", "--times", "2"), 60),
         Part(2, "profile", _ours("profile", "--trace", f"{OUT}/trace.json.gz"), 30),

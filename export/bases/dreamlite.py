@@ -142,7 +142,10 @@ class DreamLite(WithoutControls):
     ) -> dict[str, GraphSpec]:
         """The graphs by name; `anchor_tokens`: "target", or "both" = the source's too."""
         each = 2 if anchor_tokens == "both" else 1
-        plain = tuple(replace(layer, per_place=each) for layer in self_attention_layers(self.unet, _check_attention))
+        plain = tuple(
+            replace(layer, heads=_kv_heads(self.unet.get_submodule(layer.name)), per_place=each)
+            for layer in self_attention_layers(self.unet, _check_attention)
+        )
         c = self.latent_channels
         texts: str | int = 1 if text_picture == "shot" else "frames"
         unet = GraphSpec(
@@ -286,12 +289,12 @@ class DreamLiteGraph(nn.Module):
             dict(zip(self.context_names, context, strict=True)),
             mask,
         )
-        sides = [torch.full((1, 1), side * self.factor, dtype=sample.dtype) for side in (width, height)]
+        sides = [sample.new_full((1, 1), side * self.factor) for side in (width, height)]
         output = self.unet(
             torch.cat([target, source], dim=4).flatten(0, 1),
             timestep.unsqueeze(0).expand(groups, frames).reshape(-1).to(sample.dtype),
             text.flatten(0, 1),
-            added_cond_kwargs={"time_ids": torch.cat(sides, dim=1).to(sample.device)},
+            added_cond_kwargs={"time_ids": torch.cat(sides, dim=1)},
             cross_attention_kwargs={"fairy_call": call},
             return_dict=False,
         )[0][..., :width]
@@ -401,6 +404,11 @@ def _halves(t_GFSC: Tensor, level: int, size: tuple[int, int]) -> tuple[Tensor, 
     height, width = size[0] // 2**level, size[1] // 2**level  # ONNX has no shift of sizes
     rows = t_GFSC.unflatten(2, (height, 2 * width))
     return rows[:, :, :, :width].flatten(2, 3), rows[:, :, :, width:].flatten(2, 3)
+
+
+def _kv_heads(attention: Any) -> int:
+    """Heads of keys and values, which several heads of queries share."""
+    return int(attention.to_k.out_features * attention.heads // attention.to_q.out_features)
 
 
 def _check_attention(name: str, module: Any) -> None:

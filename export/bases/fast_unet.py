@@ -306,6 +306,10 @@ def _linear(layer: Any, t_NSC: Tensor) -> Tensor:
 
 
 def _check_unet(unet: Any) -> None:
+    from diffusers import UNet2DConditionModel
+
+    if not isinstance(unet, UNet2DConditionModel):
+        raise NotServed(f"{type(unet).__name__} is not known to the fast path, which serves UNet2DConditionModel.")
     config = unet.config
     wanted: dict[str, tuple[Any, ...]] = {
         "center_input_sample": (False,),

@@ -106,7 +106,8 @@ class Flux2Klein(WithoutControls):
 
     @property
     def text_tokens(self) -> int:
-        return TEXT_TOKENS
+        """512, as the pipelines have it; fewer where the tokenizer says so."""
+        return min(TEXT_TOKENS, int(self.tokenizer.model_max_length))
 
     @property
     def single_file(self) -> None:
@@ -203,21 +204,21 @@ class Flux2Klein(WithoutControls):
         raise InputError(f"{self.name} encodes its text by `encode_text`.")
 
     def _ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, list[bool]]:
-        """Ids of texts as the chat template puts them, filled up or cut to 512 tokens, and which of them count."""
+        """Ids of texts as the chat template puts them, filled up or cut to `text_tokens`, and which of them count."""
         chats = [
             self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=False
             )
             for text in texts
         ]
-        cut = [len(self.tokenizer(chat, verbose=False).input_ids) > TEXT_TOKENS for chat in chats]
-        how = {"padding": "max_length", "max_length": TEXT_TOKENS, "truncation": True, "return_tensors": "pt"}
+        cut = [len(self.tokenizer(chat, verbose=False).input_ids) > self.text_tokens for chat in chats]
+        how = {"padding": "max_length", "max_length": self.text_tokens, "truncation": True, "return_tensors": "pt"}
         told = self.tokenizer(chats, **how)
         return told.input_ids, told.attention_mask, cut
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str], picture: Picture | None, device: Any) -> tuple[Tensor, list[bool]]:
-        """[texts, 512, channels]. The encoder is on the device for this call only; one text at a time."""
+        """[texts, `text_tokens`, channels]. The encoder is on the device for this call only; one text at a time."""
         ids, mask, cut = self._ids(texts)
         home = self.text_encoder.device
         self.text_encoder.to(device)

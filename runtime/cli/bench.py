@@ -129,10 +129,18 @@ def gate(
 
 @bench.command()
 def counts(
-    model: Annotated[str | None, typer.Option(help="The model to count [the embedded one].")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The model to count [the embedded one]; klein-4b, klein-9b, dreamlite-mobile: public sizes."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the records as JSON, for `fairy bench gate`.")] = None,
 ) -> None:
     """Count launches, copies, allocations, synchronisations and FLOPs of a step, on the CPU; and what GPUs allow."""
+    if model is not None and model in import_module("fairy.benchmarks.public_models").PUBLIC:
+        if out is not None:
+            raise InputError(f"--out is for the gate, which knows no {model}; leave it out.")
+        typer.echo(import_module("fairy.benchmarks.family_counts").count_family(model).table())
+        return
     counting, records = import_module("fairy.benchmarks.counts"), import_module("fairy.benchmarks.records")
     found = counting.run_counts(model)
     typer.echo(f"{counting.table(found)}\n\n{import_module('fairy.benchmarks.work').table()}")

@@ -93,11 +93,14 @@ def build(
     from fairy.engines.build import BuildRequest
     from fairy.engines.engine import BuildOptions
     from fairy.engines.store.store import EngineStore
+    from fairy.export.families import half_precision
     from fairy.runtime.device import resolve_device, resolve_dtype
 
     options = BuildOptions(_parse_memory(mem_pool), optimization_level, timing_cache, plugin)
     place = resolve_device(device)
     dtype = resolve_dtype(_PRECISIONS.get(precision, precision), place)
+    if precision == "auto" and place.type == "cuda" and model is not None:
+        dtype = half_precision(model)
     backend = backend or ("tensorrt" if place.type == "cuda" else "onnxruntime")
     request = BuildRequest(backend, place, dtype, None, options, _names(graphs), layers)
     ranges = (height, width, frames, anchors)

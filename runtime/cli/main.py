@@ -81,12 +81,12 @@ def probe(
 
 def _facts(path: Path, max_pixels: int) -> dict[str, Any]:
     """What is found there, in JSON's types; "notes" are sentences."""
-    from fairy.export.checkpoint import describe_model
+    from fairy.export.families import describe_edit_model
     from fairy.runtime.video import probe as probe_video
     from fairy.runtime.video import probe_images
 
     if (path / "model_index.json").is_file():
-        return describe_model(path)
+        return describe_edit_model(path)
     if path.is_dir():
         images = probe_images(path, max_pixels=max_pixels)
         found = {"num_frames": images.num_frames, "width": images.width, "height": images.height}

@@ -70,16 +70,13 @@ def local_models(folders: Iterable[str | Path] = ()) -> Iterator[LocalModel]:
 
 def family_of(folder: Path) -> str:
     """What a folder with a model is, by its configuration alone."""
-    from fairy.export import families
-    from fairy.export.checkpoint import describe_model
+    from fairy.export.families import describe_edit_model
 
-    helper, index = _helper(folder), _config(folder / "model_index.json")
+    helper = _helper(folder)
     if helper is not None:
         return helper
-    if families.family_of(index) is not None:
-        return f"editor: {index['_class_name']}, sees the picture"
     try:
-        found = describe_model(folder)
+        found = describe_edit_model(folder)
     except (InputError, KeyError) as error:
         return f"cannot be used ({str(error).splitlines()[0] if isinstance(error, InputError) else f'no {error}'})"
     if found["sees"] is None:
@@ -138,15 +135,9 @@ def _is_known(folder: Path) -> bool:
 
 def _helper(folder: Path) -> str | None:
     """What a folder with one network beside an editor is for; None = it is none of these."""
-    config = _config(folder / "config.json")
-    told = config.get("_class_name"), config.get("model_type")
-    return next((_HELPERS[name] for name in told if name in _HELPERS), None)
-
-
-def _config(file: Path) -> dict[str, Any]:
-    """What a JSON file says; nothing where it is missing or broken."""
     try:
-        found = json.loads(file.read_bytes())
+        config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+    told = (config.get("_class_name"), config.get("model_type")) if isinstance(config, dict) else ()
+    return next((_HELPERS[name] for name in told if name in _HELPERS), None)

@@ -5,39 +5,15 @@ from pathlib import Path
 
 import torch
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
-CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-FLOW = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
-    "use_dynamic_shifting": True,
-    "num_train_timesteps": 1000,
-    "shift": 3.0,
-    "base_shift": 0.5,
-    "max_shift": 1.15,
-    "base_image_seq_len": 256,
-    "max_image_seq_len": 4096,
-}
+from fairy.benchmarks.public_models import SCHEDULER as FLOW
+from fairy.benchmarks.public_models import SPECIAL, byte_tokenizer
+
 HIDDEN = 32  # channels of text
 
 
 def write_qwen_tokenizer(folder: Path) -> int:
     """One that spells every byte out; the number of its words."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import Qwen2TokenizerFast
-
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(
-        ["a"], trainers.BpeTrainer(vocab_size=300, special_tokens=list(SPECIAL), initial_alphabet=alphabet)
-    )
-    tokenizer = Qwen2TokenizerFast(
-        tokenizer_object=made, pad_token=SPECIAL[0], eos_token=SPECIAL[2], padding_side="right"
-    )
-    tokenizer.chat_template = CHAT
+    tokenizer = byte_tokenizer()
     tokenizer.save_pretrained(folder)
     return len(tokenizer)
 

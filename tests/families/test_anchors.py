@@ -144,7 +144,7 @@ def test_dreamlite_reads_anchors_as_one_masked_sequence(dreamlite_folder: Path, 
 
 
 def test_anchors_at_positions_of_their_own_are_told_apart(tmp_path: Path) -> None:
-    """Reading anchors elsewhere changes results; with one anchor that is the frame itself, both read the same values."""
+    """Reading anchors elsewhere changes results; one anchor that is the frame itself gives the same values to both."""
     model = load_edit_model(write_klein(tmp_path / "model"))
     inputs = _inputs(model, (1, 5, 3 * HIDDEN))
     shared, own = (_by_bank(model, inputs, anchor_positions=how) for how in ("shared", "own"))

@@ -30,8 +30,11 @@ def _noise(channels: int, factor: int) -> torch.Tensor:
     return torch.randn(channels, 64 // factor, 96 // factor, generator=torch.Generator().manual_seed(3))
 
 
-def _levels(pictures: np.ndarray) -> np.ndarray:
-    return (pictures * 255).round().astype(np.uint8)
+def _assert_same(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """But for what lies so near the middle of two levels that the order of a sum decides."""
+    away = np.abs(ours.astype(int) - (theirs * 255).round().astype(int))
+    assert away.max() <= 1
+    assert (away > 0).mean() < 1e-3
 
 
 class _Processor:
@@ -71,7 +74,7 @@ def test_dreamlite_is_its_pipeline(
     ]
     ours = _edited(folder, noise, **scales)
     assert ours.std() > 5
-    np.testing.assert_array_equal(ours, _levels(np.stack(theirs)))
+    _assert_same(ours, np.stack(theirs))
 
 
 @pytest.mark.parametrize("kind", ["distilled", "guided", "kv"])
@@ -97,4 +100,4 @@ def test_klein_is_its_pipeline(tmp_path: Path, kind: str) -> None:
     ]
     ours = _edited(folder, noise, **scales)
     assert ours.std() > 5
-    np.testing.assert_array_equal(ours, _levels(np.stack(theirs)))
+    _assert_same(ours, np.stack(theirs))

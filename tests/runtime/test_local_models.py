@@ -41,8 +41,6 @@ def test_what_is_at_hand(cache: Path, checkpoint_folder: Path, capsys: pytest.Ca
 
 def test_folders_of_models_and_files(checkpoint_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(checkpoint_folder, tmp_path / "whole")
-    (tmp_path / "klein").mkdir()
-    (tmp_path / "klein" / "model_index.json").write_text('{"_class_name": "Flux2KleinPipeline"}')
     shutil.copytree(checkpoint_folder, tmp_path / "broken")
     shutil.rmtree(tmp_path / "broken" / "unet")
     first = "model.diffusion_model.input_blocks.0.0.weight"
@@ -67,7 +65,6 @@ def test_folders_of_models_and_files(checkpoint_folder: Path, tmp_path: Path) ->
         "whole": "editor: StableDiffusionInstructPix2PixPipeline, sees the picture",
         "editor.safetensors": "editor in one file (needs --config)",
         "painter.safetensors": "no editor: one file, 4 channels in",
-        "klein": "editor: Flux2KleinPipeline, sees the picture",
         "canny": "ControlNet (--controlnet)",
         "sketch": "T2I adapter (--controlnet)",
         "finder": "segmenter (--segmenter)",

@@ -29,6 +29,7 @@ SHAPES = {
     "dim 64, nothing else": (1, 2, 64, 1, 64, 64, []),
     "dim 80, no own": (2, 3, 20, 2, 80, None, [(True, 33), (False, 5)]),
     "dim 128, one token": (1, 1, 1, 1, 128, 1, [(True, 1)]),
+    "dim 128, a transformer's": (1, 2, 37, 2, 128, None, [(False, 37), (True, 50)]),
     "dim 160": (1, 1, 17, 1, 160, 17, [(True, 64)]),
     "dim 8": (2, 3, 9, 2, 8, 9, [(True, 3)]),
     "dim 24": (1, 2, 18, 2, 24, 18, [(False, 21)]),
