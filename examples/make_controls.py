@@ -52,15 +52,15 @@ def render(weights: Path | None) -> Iterator[tuple[str, list[Frames]]]:
                 editor.edit(frames, EditParams(f"make it {look}")).frames for look in ("night", "a mosaic")
             )
         if weights is not None:
-            with Editor.from_pretrained(lora=[weights / "lora.safetensors"]) as editor:
-                yield "lora", [frames, mosaic, editor.edit(frames, EditParams("make it a mosaic")).frames]
             with Editor.from_pretrained(controlnet=[weights / "controlnet"]) as editor:
-                guided = editor.edit(frames, EditParams("make it night", control=("canny",))).frames
-                yield "controlnet", [edges_of(frames), night, guided]
+                params = EditParams("make it night", control=("canny",), controlnet_conditioning_scale=0.6)
+                yield "controlnet", [edges_of(frames), night, editor.edit(frames, params).frames]
             with Editor.from_pretrained(ip_adapter=weights / "ip_adapter") as editor:
                 yield "style", styled(editor, frames, Path(folder))
             with Editor.from_pretrained(segmenter=weights / "clipseg") as editor:
                 yield "mask-from", named(editor, frames, weights / "clipseg")
+            with Editor.from_pretrained(lora=[weights / "lora.safetensors"]) as editor:
+                yield "lora", [frames, mosaic, editor.edit(frames, EditParams("make it a mosaic")).frames]
 
 
 def masked(editor: Editor, frames: Frames, folder: Path) -> list[Frames]:

@@ -22,6 +22,7 @@ from training.textures import Array
 
 STYLED = "a painting"
 SCENES = 240  # for the CLIPSeg
+RARE = 3.0  # weight of pixels that show what is named, which are few
 SEEN, WIDTH = 64, 64  # sides of the encoders' pictures, and channels
 _LAYERS = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4}
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -109,7 +110,7 @@ def make_clipseg(out: Path, steps: int) -> None:
     words |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = CLIPSegConfig(
         text_config={**_LAYERS, **words},
-        vision_config={**_LAYERS, "image_size": SEEN, "patch_size": 4},
+        vision_config={**_LAYERS, "image_size": SEEN, "patch_size": 8},
         projection_dim=WIDTH,
         extract_layers=[0, 1, 2],
         reduce_dim=32,
@@ -130,12 +131,20 @@ def make_clipseg(out: Path, steps: int) -> None:
         asked = [int(rng.choice([*shown[i][1], rng.integers(len(COLOURS))])) for i in chosen]
         found = np.stack([shown[i][1].get(colour, nowhere) for i, colour in zip(chosen, asked, strict=True)])
         target = F.interpolate(torch.from_numpy(found)[:, None], (SEEN, SEEN), mode="area")[:, 0]
-        logits = network(input_ids=ids[asked], pixel_values=pixels[chosen]).logits
-        return F.binary_cross_entropy_with_logits(logits, target)
+        logits = logits_of(network, ids[asked], pixels[chosen])
+        return F.binary_cross_entropy_with_logits(logits, target, pos_weight=torch.tensor(RARE))
 
     fit(list(network.parameters()), loss_at, steps, 1e-3)
     for part in (network.eval(), tokenizer, process):
         part.save_pretrained(out / "clipseg")
+
+
+def logits_of(network: Any, ids: Tensor, pixels: Tensor) -> Tensor:
+    """What the CLIPSeg's own call gives, [N, SEEN, SEEN], without the frozen encoders that it takes for granted."""
+    states = network.clip.get_image_features(pixels, output_hidden_states=True).hidden_states
+    seen = [states[i + 1] for i in network.extract_layers]
+    logits: Tensor = network.decoder(seen, network.clip.get_text_features(ids).pooler_output).logits
+    return logits.reshape(-1, SEEN, SEEN)
 
 
 def coloured_things(seed: int) -> tuple[Bytes, dict[int, Array]]:
