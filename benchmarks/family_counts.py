@@ -40,7 +40,8 @@ class FamilyCounts:
     """What was counted of a model at 512×384 in 16 bit.
 
     Attributes:
-        costs: of "encode", "anchor step", "frame step" and "decode", one picture each.
+        costs: of "encode", "source" (where that is done once for all steps), "anchor step", "frame step" and "decode",
+            one picture each.
         bank_bytes: of one anchor at one step.
         weight_bytes: of each network.
         text_tokens: for which the text encoder works once a shot.
@@ -55,14 +56,18 @@ class FamilyCounts:
     @property
     def frame_flops(self) -> int:
         """One frame in all: encoded, denoised, decoded."""
-        return self.costs["encode"].flops + STEPS * self.costs["frame step"].flops + self.costs["decode"].flops
+        return self._once + STEPS * self.costs["frame step"].flops
 
     @property
     def clip_flops(self) -> int:
         """All frames, anchors among them, without the text."""
-        frame = self.costs["encode"].flops + self.costs["decode"].flops
         steps = (FRAMES - ANCHORS) * self.costs["frame step"].flops + ANCHORS * self.costs["anchor step"].flops
-        return FRAMES * frame + STEPS * steps
+        return FRAMES * self._once + STEPS * steps
+
+    @property
+    def _once(self) -> int:
+        """What a frame costs besides its steps."""
+        return sum(cost.flops for part, cost in self.costs.items() if not part.endswith("step"))
 
     @property
     def whole_bank_bytes(self) -> int:
@@ -113,9 +118,10 @@ def count_family(name: str) -> FamilyCounts:
 def count_model(name: str, model: EditModel, size: tuple[int, int] = (HEIGHT, WIDTH)) -> FamilyCounts:
     """Count a model on the meta device, for pictures of that height and width."""
     graphs, layers = model.graphs(), model.graphs()["unet_anchor"].layers
-    latent_size = (size[0] // model.vae_factor, size[1] // model.vae_factor)
+    latent_size, source = (size[0] // model.vae_factor, size[1] // model.vae_factor), graphs.get("unet_source")
     costs = {
         "encode": count_graph(model, graphs["vae_encoder"], size, frames=1),
+        **({"source": count_graph(model, source, size, frames=1)} if source else {}),
         "anchor step": count_graph(model, graphs["unet_anchor"], size, frames=ANCHORS),
         "frame step": count_graph(model, graphs["unet_frame"], size, frames=_BATCH),
         "decode": count_graph(model, graphs["vae_decoder"], size, frames=1),
@@ -134,7 +140,7 @@ def count_graph(model: EditModel, spec: GraphSpec, size: tuple[int, int], *, fra
     """Operations of one picture in a call with so many."""
     height, width = size[0] // model.vae_factor, size[1] // model.vae_factor
     sizes = {"frames": frames, "groups": 1, "tokens": model.text_tokens, "height": height, "width": width}
-    sizes |= {"image_height": size[0], "image_width": size[1]}
+    sizes |= {"image_height": size[0], "image_width": size[1], "source_tokens": height * width}
     sizes |= {f"context_{layer.level}": ANCHORS * layer.tokens((height, width)) for layer in spec.layers}
     inputs = [torch.empty(shape_of(t, sizes), dtype=dtype_of(t, _HALF), device=_META) for t in spec.inputs]
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.fairy.anchor_attention: _attention})

@@ -78,8 +78,10 @@ _QWEN3 = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, 
 _SMALL_QWEN3 = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 300}
 
 
-def make_klein(device: torch.device, dtype: torch.dtype, what: Klein = KLEIN_4B) -> EditModel:
-    """FLUX.2 [klein] of some size."""
+def make_klein(
+    device: torch.device, dtype: torch.dtype, what: Klein = KLEIN_4B, *, cached_source: bool = False
+) -> EditModel:
+    """FLUX.2 [klein] of some size; `cached_source`: a KV model."""
     import diffusers
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -100,7 +102,15 @@ def make_klein(device: torch.device, dtype: torch.dtype, what: Klein = KLEIN_4B)
         encoder = Qwen3ForCausalLM(Qwen3Config(**what.text, **(_SMALL_QWEN3 if what.vae else _QWEN3)))
     transformer, vae, encoder = (_ready(network, dtype) for network in (transformer, vae, encoder))
     return Flux2Klein(
-        f"{what.blocks} blocks", transformer, vae, encoder, byte_tokenizer(), SCHEDULER, {}, distilled=True
+        f"{what.blocks} blocks",
+        transformer,
+        vae,
+        encoder,
+        byte_tokenizer(),
+        SCHEDULER,
+        {},
+        distilled=True,
+        cached_source=cached_source,
     )
 
 
@@ -187,10 +197,12 @@ Maker = Callable[[torch.device, torch.dtype], EditModel]
 PUBLIC: dict[str, Maker] = {
     "klein-4b": make_klein,
     "klein-9b": lambda device, dtype: make_klein(device, dtype, KLEIN_9B),
+    "klein-9b-kv": lambda device, dtype: make_klein(device, dtype, KLEIN_9B, cached_source=True),
     "dreamlite-mobile": make_dreamlite,
 }
 SMALL: dict[str, Maker] = {
     "klein-4b": lambda device, dtype: make_klein(device, dtype, _SMALL_KLEIN),
+    "klein-9b-kv": lambda device, dtype: make_klein(device, dtype, _SMALL_KLEIN, cached_source=True),
     "dreamlite-mobile": lambda device, dtype: make_dreamlite(device, dtype, small=True),
 }
 

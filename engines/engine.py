@@ -108,6 +108,7 @@ class Shapes:
             "width": width,
             "image_height": self.height[end],
             "image_width": self.width[end],
+            "source_tokens": height * width,
             **{f"context_{level}": (places >> 2 * level) * each for level in range(levels + 1)},
         }
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from fairy.export.checkpoint import check_is_whole, describe_model, load_checkpoint, model_folder, read_json
+from fairy.export.checkpoint import describe_model, load_checkpoint, model_folder, read_json
 from fairy.export.loading import load_network, one_sentence
 from fairy.export.lora import Lora
 from fairy.export.model import EditModel
 from fairy.export.single_file import single_file
+from fairy.export.weight_files import check_is_whole
 from fairy.kernels.errors import InputError
 
 _LOG = logging.getLogger(__name__)

@@ -125,8 +125,9 @@ class EditModel(Model, Protocol):
     Its graphs are `vae_encoder`, `vae_decoder` and the denoising network's: `unet` (frames alone), `unet_anchor` (phase
     A) and `unet_frame` (phase B), whichever kind of network that is. All take `sample` [groups, frames, channels, h,
     w], the noisy latents and then what the network sees beside them, `timestep` [frames] and `text`, and give `output`
-    [groups, frames, c, h, w]. The text is computed by a graph `text_encoder` of token ids where there is one, else by
-    `encode_text`.
+    [groups, frames, c, h, w]. Where there is a graph `unet_source`, it takes what the network sees beside the latents,
+    `source` [groups, frames, c, h, w], once for all steps, and gives what those three take besides. The text is
+    computed by a graph `text_encoder` of token ids where there is one, else by `encode_text`.
     """
 
     @property

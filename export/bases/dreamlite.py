@@ -396,7 +396,8 @@ def _masked(q_GFSC: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, mas
 
     bias = mask.expand(groups, frames, 1, 1, -1).flatten(0, 1)
     out = F.scaled_dot_product_attention(q.flatten(0, 1), expanded(k), expanded(v), attn_mask=bias.to(q.dtype))
-    return out.unflatten(0, (groups, frames)).transpose(2, 3).flatten(3)
+    joined: Tensor = out.unflatten(0, (groups, frames)).transpose(2, 3).flatten(3)
+    return joined
 
 
 def _halves(t_GFSC: Tensor, level: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ pipeline has it. Anchors are read at the target's own places (`anchor_positions=
 it finds at the same place of the anchors), or as pictures 20, 30, … (`"own"`), where an anchor reads itself twice.
 
 *KV models* (`Flux2KleinKVPipeline`) were trained so that a source's tokens see only each other, at a fixed time: their
-keys and values are then the same at every step.
+keys and values are the same at every step. A graph of its own computes them once (`unet_source`), and the others are
+given them: a frame's tokens are then [text, target], three fifths of all at 512×384.
 
 Legend of shape suffixes: G groups (guidance branches), F frames, N = G·F, S tokens, C channels, L text tokens.
 """
@@ -40,11 +41,13 @@ from fairy.kernels.anchor_attention import anchor_attention
 from fairy.kernels.errors import InputError
 
 GRAPHS = ("vae_encoder", "vae_decoder", "unet_anchor", "unet_frame")
+SOURCE_GRAPH = "unet_source"
 TEXT_LAYERS = (9, 18, 27)  # hidden states of the text encoder that are put side by side, as the models were trained
 TEXT_TOKENS = 512
 _PATCH = 2  # latents of the autoencoder a side that are one of ours
 _SOURCE, _FIRST_ANCHOR, _APART = 10, 20, 10  # pictures' positions
 _AXES = 4
+_SOURCE_TOKENS = ("groups", "frames", "source_tokens")
 _LONG = 4300  # tokens from which the shift no longer depends on the steps
 
 
@@ -127,7 +130,7 @@ class Flux2Klein(WithoutControls):
 
     @property
     def usual_graphs(self) -> tuple[str, ...]:
-        return GRAPHS
+        return (*GRAPHS, SOURCE_GRAPH) if self.cached_source else GRAPHS
 
     @property
     def rare_graphs(self) -> tuple[str, ...]:
@@ -155,9 +158,20 @@ class Flux2Klein(WithoutControls):
             plain,
             options=(("anchor_positions", anchor_positions),),
         )
+        kept = [
+            TensorSpec(name, "float", (*_SOURCE_TOKENS, layer.channels)) for layer in plain for name in _kept(layer)
+        ]
+        source = GraphSpec(
+            SOURCE_GRAPH,
+            (TensorSpec("source", "float", ("groups", "frames", c, "height", "width")),),
+            tuple(kept),
+        )
+        if self.cached_source:
+            unet = replace(unet, inputs=(*unet.inputs, *kept))
         specs = (
             vae_encoder_spec(c),
             vae_decoder_spec(c),
+            *((source,) if self.cached_source else ()),
             unet,
             with_layers(unet, "unet_anchor", anchor_layers(plain, layers)),
             with_layers(unet, "unet_anchor_continued", continued_anchor_layers(plain, layers)),
@@ -169,6 +183,8 @@ class Flux2Klein(WithoutControls):
         """The module that computes a graph. Raises InputError."""
         if spec.layers:
             return Flux2Graph(self.transformer, spec, attend, cached_source=self.cached_source)
+        if spec.name == SOURCE_GRAPH:
+            return Flux2SourceGraph(self.transformer, spec, attend)
         if spec.name == "vae_encoder":
             return PackedEncoderGraph(self.vae)
         if spec.name == "vae_decoder":
@@ -176,7 +192,7 @@ class Flux2Klein(WithoutControls):
         raise InputError(f"There is no graph named {spec.name!r}.")
 
     def network_of(self, spec: GraphSpec) -> str:
-        return "transformer" if spec.layers else "vae"
+        return "transformer" if spec.layers or spec.name == SOURCE_GRAPH else "vae"
 
     def network(self, part: str) -> nn.Module:
         module: nn.Module = getattr(self, part)
@@ -300,9 +316,10 @@ class _Call:
     """What one call hands down to its attention layers and gets back from them.
 
     Attributes:
-        text, places: how many tokens the text and one picture have; all of a frame's are [text, target, source].
+        text, places: how many tokens the text and one picture have; a frame's are [text, target, source], or, where
+            the source's keys and values are given, [text, target].
         turn: cos and sin [F, dim] that take keys from the target's position to the anchors'; None = they stay there.
-        alone: the source's tokens see only each other.
+        context: keys and values that are given.
     """
 
     attend: Attend
@@ -311,7 +328,6 @@ class _Call:
     text: int
     places: int
     turn: tuple[Tensor, Tensor] | None
-    alone: bool
     layers: dict[str, SelfAttention]
     context: dict[str, Tensor]
     emitted: dict[str, Tensor] = field(default_factory=dict)
@@ -325,64 +341,91 @@ class Flux2Graph(nn.Module):
         self.transformer, self.spec, self.attend, self.cached_source = transformer, spec, attend, cached_source
         self.own_positions = dict(spec.options).get("anchor_positions") == "own"
         self.context_names = [tensor.name for tensor in spec.inputs[3:]]
-        for i, block in enumerate(transformer.transformer_blocks):
-            block.attn.set_processor(_DoubleProcessor(f"transformer_blocks.{i}.attn"))
-        for i, block in enumerate(transformer.single_transformer_blocks):
-            block.attn.set_processor(_SingleProcessor(f"single_transformer_blocks.{i}.attn"))
+        _hook_in(transformer)
 
     def forward(self, sample: Tensor, timestep: Tensor, text: Tensor, *context: Tensor) -> tuple[Tensor, ...]:
         """One call of the graph; tensors in the order of `spec`."""
         net = self.transformer
         groups, frames, _, height, width = sample.shape
-        target, source = (half.flatten(0, 1).flatten(2).transpose(1, 2) for half in sample.chunk(2, dim=2))
+        pictures = sample.chunk(2, dim=2)[: 1 if self.cached_source else 2]
         places = height * width
-        turn = _turn(net.pos_embed, frames, sample.device) if self.own_positions else None
         call = _Call(
             self.attend,
             groups,
             frames,
             text.shape[1],
             places,
-            turn,
-            self.cached_source,
+            _turn(net.pos_embed, frames, sample.device) if self.own_positions else None,
             {layer.name: layer for layer in self.spec.layers},
             dict(zip(self.context_names, context, strict=True)),
         )
         times = timestep.unsqueeze(0).expand(groups, frames).reshape(-1).to(sample.dtype)
         of_time = net.time_guidance_embed(times, None)
-        pictures, words, single = (
-            change(of_time)[:, None]
-            for change in (
-                net.double_stream_modulation_img,
-                net.double_stream_modulation_txt,
-                net.single_stream_modulation,
-            )
-        )
-        if self.cached_source:  # the source's tokens are always at time 0
-            of_source = net.time_guidance_embed(torch.zeros_like(times), None)
-            still = net.double_stream_modulation_img(of_source)[:, None].expand(-1, places, -1)
-            pictures = torch.cat([pictures.expand(-1, places, -1), still], dim=1)
-            still = net.single_stream_modulation(of_source)[:, None].expand(-1, places, -1)
-            single = torch.cat([single.expand(-1, text.shape[1] + places, -1), still], dim=1)
-        hidden = net.x_embedder(torch.cat([target, source], dim=1))
+        hidden = net.x_embedder(torch.cat([_tokens(picture) for picture in pictures], dim=1))
         told = net.context_embedder(text)[:, None].expand(-1, frames, -1, -1).flatten(0, 1)
-        positions = net.pos_embed(_positions(text.shape[1], height, width, sample.device))
-        how: dict[str, Any] = {"image_rotary_emb": positions, "joint_attention_kwargs": {"fairy_call": call}}
-        for block in net.transformer_blocks:
-            told, hidden = block(
-                hidden_states=hidden,
-                encoder_hidden_states=told,
-                temb_mod_img=pictures,
-                temb_mod_txt=words,
-                **how,
-            )
-        hidden = torch.cat([told, hidden], dim=1)
-        for block in net.single_transformer_blocks:
-            hidden = block(hidden_states=hidden, encoder_hidden_states=None, temb_mod=single, **how)
+        positions = _positions(text.shape[1], height, width, sample.device)
+        if self.cached_source:
+            positions = positions[: text.shape[1] + places]
+        hidden = _through_blocks(net, told, hidden, of_time, positions, call)
         hidden = hidden[:, text.shape[1] : text.shape[1] + places]
         output = net.proj_out(net.norm_out(hidden, of_time))
         output = output.transpose(1, 2).unflatten(2, (height, width)).unflatten(0, (groups, frames))
         return output, *(call.emitted[tensor.name] for tensor in self.spec.outputs[1:])
+
+
+class Flux2SourceGraph(nn.Module):
+    """The keys and values of sources [groups, frames, C, h, w] that see only themselves, at time 0; see `spec`."""
+
+    def __init__(self, transformer: Any, spec: GraphSpec, attend: Attend) -> None:
+        super().__init__()
+        self.transformer, self.spec, self.attend = transformer, spec, attend
+        self.layers = {layer.name: replace(layer, emits=True, per_place=1) for layer in _layers(transformer)}
+        _hook_in(transformer)
+
+    def forward(self, source: Tensor) -> tuple[Tensor, ...]:
+        """[groups, frames, tokens, channels] each, in the order of `spec`."""
+        net = self.transformer
+        groups, frames, _, height, width = source.shape
+        hidden = net.x_embedder(_tokens(source))
+        call = _Call(self.attend, groups, frames, 0, height * width, None, self.layers, {})
+        of_time = net.time_guidance_embed(source.new_zeros(groups * frames), None)
+        positions = _positions(0, height, width, source.device)[height * width :]
+        nothing = hidden[:, :0]  # no text
+        _through_blocks(net, nothing, hidden, of_time, positions, call)
+        return tuple(call.emitted[name] for layer in self.layers.values() for name in layer.emitted)
+
+
+def _through_blocks(net: Any, told: Tensor, hidden: Tensor, of_time: Tensor, positions: Tensor, call: _Call) -> Tensor:
+    """Tokens of text and pictures through all blocks: [N, text + pictures, C]."""
+    pictures, words, single = (
+        change(of_time)[:, None]
+        for change in (net.double_stream_modulation_img, net.double_stream_modulation_txt, net.single_stream_modulation)
+    )
+    how: dict[str, Any] = {
+        "image_rotary_emb": net.pos_embed(positions),
+        "joint_attention_kwargs": {"fairy_call": call},
+    }
+    for block in net.transformer_blocks:
+        told, hidden = block(
+            hidden_states=hidden, encoder_hidden_states=told, temb_mod_img=pictures, temb_mod_txt=words, **how
+        )
+    hidden = torch.cat([told, hidden], dim=1)
+    for block in net.single_transformer_blocks:
+        hidden = block(hidden_states=hidden, encoder_hidden_states=None, temb_mod=single, **how)
+    return hidden
+
+
+def _tokens(picture: Tensor) -> Tensor:
+    """[G, F, C, h, w] to [N, h·w, C]."""
+    return picture.flatten(0, 1).flatten(2).transpose(1, 2)
+
+
+def _hook_in(transformer: Any) -> None:
+    """Let attention layers be computed by our processors."""
+    for i, block in enumerate(transformer.transformer_blocks):
+        block.attn.set_processor(_DoubleProcessor(f"transformer_blocks.{i}.attn"))
+    for i, block in enumerate(transformer.single_transformer_blocks):
+        block.attn.set_processor(_SingleProcessor(f"single_transformer_blocks.{i}.attn"))
 
 
 class _DoubleProcessor:
@@ -445,33 +488,32 @@ class _SingleProcessor:
 def _joint(
     name: str, q: Tensor, k: Tensor, v: Tensor, rotation: tuple[Tensor, Tensor], heads: int, call: _Call
 ) -> Tensor:
-    """Attention of a layer: q, k (normed) and v [N, text + target + source, heads·dim] to the same."""
-    layer, first = call.layers[name], call.text
+    """Attention of a layer: q, k (normed) and v of a frame's tokens, [N, tokens, heads·dim], to the same."""
+    layer, first, last = call.layers[name], call.text, call.text + call.places
     q, k = (_rotated(t, rotation, heads) for t in (q, k))
     q, k, v = (t.unflatten(0, (call.groups, call.frames)) for t in (q, k, v))
-    last = first + call.places * layer.per_place
-    handed_k, handed_v = k[:, :, first:last], v[:, :, first:last]
+    given = [call.context[kept] for kept in _kept(layer) if kept in call.context]  # keys and values of the source
+    own = [[k, v], given] if given else [[k, v]]
+    handed = [t[:, :, first:last] for t in (k, v)]
+    rest = [[t[:, :, :first] for t in (k, v)], given or [t[:, :, last:] for t in (k, v)]]
+    if layer.per_place == 2:  # the source's too
+        handed = [torch.cat(pair, dim=2) for pair in zip(handed, rest.pop(), strict=True)]
     if call.turn is not None and (layer.emits or layer.own == "batch"):
-        handed_k = _rotated(handed_k, (call.turn[0][None, :, None], call.turn[1][None, :, None]), heads)
+        handed[0] = _rotated(handed[0], (call.turn[0][None, :, None], call.turn[1][None, :, None]), heads)
     if layer.emits:
-        call.emitted.update(zip(layer.emitted, (handed_k.contiguous(), handed_v.contiguous()), strict=True))
-    names = [layer.context(s) for s in range(len(layer.segments))]
-    context_k, context_v = ([call.context[pair[i]] for pair in names] for i in (0, 1))
-    own_k, own_v = [k], [v]
-    if layer.own == "batch":  # everybody's that is handed out, and of one's own the rest
-        context_k.insert(0, handed_k.flatten(1, 2).unsqueeze(1))
-        context_v.insert(0, handed_v.flatten(1, 2).unsqueeze(1))
-        if call.turn is None:
-            own_k, own_v = ([torch.cat([t[:, :, :first], t[:, :, last:]], dim=2)] for t in (k, v))
-    elif layer.own == "none":
-        own_k, own_v = ([torch.cat([t[:, :, :first], t[:, :, last:]], dim=2)] for t in (k, v))
-    if not call.alone:
-        out = call.attend(q, None, None, [*own_k, *context_k], [*own_v, *context_v], heads=heads)
-        return out.flatten(0, 1)
-    split = first + call.places
-    out = call.attend(q[:, :, :split], None, None, [*own_k, *context_k], [*own_v, *context_v], heads=heads)
-    source = call.attend(q[:, :, split:], k[:, :, split:], v[:, :, split:], heads=heads)
-    return torch.cat([out, source], dim=2).flatten(0, 1)
+        call.emitted.update(zip(layer.emitted, (t.contiguous() for t in handed), strict=True))
+    read = [[call.context[n] for n in layer.context(s)] for s in range(len(layer.segments))]
+    if layer.own == "batch":  # everybody's that is handed out
+        read.insert(0, [t.flatten(1, 2).unsqueeze(1) for t in handed])
+    if layer.own == "none" or (layer.own == "batch" and call.turn is None):  # and of one's own the rest
+        own = rest if given else [[torch.cat(t, dim=2) for t in zip(*rest, strict=True)]]
+    keys, values = zip(*own, *read, strict=True)
+    return call.attend(q, None, None, keys, values, heads=heads).flatten(0, 1)
+
+
+def _kept(layer: SelfAttention) -> tuple[str, str]:
+    """Names of a source's keys and values in a layer."""
+    return f"source.{layer.name}.k", f"source.{layer.name}.v"
 
 
 def _normed(norm: Any, t: Tensor, dim: int) -> Tensor:

@@ -14,7 +14,7 @@ from fairy.runtime.cli.table import chosen, with_options
 from fairy.runtime.editor_setup import EditorSetup
 from fairy.runtime.methods.fits import check_processes, check_resume
 from fairy.runtime.options import options_of
-from fairy.runtime.plan.controls import COMPUTED
+from fairy.runtime.plan.controls import COMPUTED, check_segmenter
 from fairy.runtime.plan.file_request import FileRequest
 from fairy.runtime.plan.params import EditParams
 from fairy.runtime.plan.story import first_instruction
@@ -50,6 +50,7 @@ def edit(
     setup = replace(setup, gpus=processes[0], workers=processes[1])
     check_processes(params, max(processes))
     check_resume(params, resume)
+    check_segmenter(params.mask_from, known=setup.segmenter is not None)
     request = FileRequest.checked(
         video,
         out,

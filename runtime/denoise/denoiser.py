@@ -4,7 +4,7 @@ What the network is asked is `prediction.py`, the sampler's rule `sampler.py`, w
 its own go `task_context.py`. Legend of shapes: G branches, F places of a call, c·h·w one frame's latents.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,7 +15,7 @@ from fairy.engines.conditions import Preparing
 from fairy.engines.engine import Engine
 from fairy.export.steps import NO_STEPS, Steps
 from fairy.runtime.denoise.control import Guides
-from fairy.runtime.denoise.guidance import Guidance, guide, unguided
+from fairy.runtime.denoise.guidance import Guidance, branch_image, guide, unguided
 from fairy.runtime.denoise.kept import Kept
 from fairy.runtime.denoise.prediction import Ahead, Fused, Pictures, Prediction, first_step, fused_update
 from fairy.runtime.denoise.sampler import Schedule, needs_noise, scale_model_input, step
@@ -44,6 +44,8 @@ class Denoiser:
         guided_steps: steps with all branches, from the first on; later ones compute the first branch alone (None: all).
         steps: of the compiled path, which the engines know.
         alike: all frames start from the same noise.
+        source_graph: what is computed once for the frames of a task, of the picture beside their latents, and given to
+            every call; None = nothing.
         ahead: what is computed once for all tasks.
     """
 
@@ -54,6 +56,7 @@ class Denoiser:
     guided_steps: int | None = None
     steps: Steps = NO_STEPS
     alike: bool = False
+    source_graph: str | None = None
     ahead: Ahead = field(default_factory=Ahead)
 
     def run(
@@ -120,10 +123,10 @@ class Denoiser:
         precision, frames = beside.dtype, len(beside)
         engine, told = self.engines(graph, precision), self.text if own_text is None else own_text
         assert told is not None
-        text = told[: guidance.groups]
+        text, sources = told[: guidance.groups], self._of_sources(guidance, beside)
         added = None if guides is None else partial(guides.inputs, guidance)
         if rule is not None:  # every frame has a time of its own: nothing is the same for all
-            at = _at_their_own(self.schedule, text.to(precision), x.device)
+            at = _at_their_own(self.schedule, {"text": text.to(precision), **sources}, x.device)
             pictures = Pictures(guidance, beside, NO_STEPS)
             return Prediction(engine, at, pictures, context, guidance.groups, precision, guides=added), rule
         steps = self.steps if isinstance(engine, Preparing) else self.steps & _OF_ANY_NETWORK
@@ -137,10 +140,23 @@ class Denoiser:
             first = first_step(steps, guidance, alike, lambda: self.engines(alone, precision), self.ahead)
         pictures = Pictures(guidance, beside, steps)
         predict = Prediction(
-            engine, lambda ks: conditions.at(ks[0]), pictures, context, guidance.groups, precision, first, added
+            engine,
+            lambda ks: {**conditions.at(ks[0]), **sources},
+            pictures,
+            context,
+            guidance.groups,
+            precision,
+            first,
+            added,
         )
         fused = fused_update(self.schedule, guidance, self.steps, x.device)
         return predict, _rule_of(self.schedule, guidance, noise, fused)
+
+    def _of_sources(self, guidance: Guidance, beside: Tensor) -> Mapping[str, Tensor]:
+        """What is the same at every step, by the names of the network's inputs."""
+        if self.source_graph is None:
+            return {}
+        return self.engines(self.source_graph, beside.dtype)({"source": branch_image(guidance, beside)})
 
 
 def _rule_of(
@@ -161,12 +177,14 @@ def _rule_of(
     return update
 
 
-def _at_their_own(schedule: Schedule, text: Tensor, device: torch.device) -> Callable[[StepsOfCall], dict[str, Tensor]]:
-    """Text and time of frames at steps of their own."""
+def _at_their_own(
+    schedule: Schedule, same: Mapping[str, Tensor], device: torch.device
+) -> Callable[[StepsOfCall], dict[str, Tensor]]:
+    """What is the `same` at all steps, and the times of frames at steps of their own."""
 
     def at(ks: StepsOfCall) -> dict[str, Tensor]:
         times = [schedule.timesteps[k] for k in ks]
-        return {"text": text, "timestep": torch.tensor(times, dtype=torch.float32, device=device)}
+        return {**same, "timestep": torch.tensor(times, dtype=torch.float32, device=device)}
 
     return at
 

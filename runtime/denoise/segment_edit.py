@@ -82,6 +82,7 @@ class SegmentEdit:
             run.plan.guided_steps,
             networks.backend.steps,
             alike=run.plan.alike,
+            source_graph="unet_source" if "unet_source" in run.plan.graphs else None,
         )
         self._style = networks.style(run)
         self.noise = PlanNoise(run.plan, networks.device)

@@ -129,6 +129,13 @@ def style_of(checkpoint: "EditModel", params: Any) -> tuple[Path, float] | None:
     return (file, scale) if scale else None
 
 
+def check_segmenter(mask_from: str | None, *, known: bool) -> None:
+    """Refuse to look for what is named where there is nobody who finds it. Raises InputError."""
+    if mask_from is not None and not known:
+        remedy = "name a CLIPSeg (segmenter, --segmenter), such as CIDAS/clipseg-rd64-refined, or give a mask"
+        raise InputError("needs a segmenter", name="mask_from", value=mask_from, remedy=remedy)
+
+
 def kinds_of(uses: Sequence[ControlUse]) -> tuple[ControlKind, ...]:
     """The kinds of control that an edit uses, each once."""
     return tuple(dict.fromkeys(use.kind for use in uses))
@@ -151,4 +158,4 @@ def _check_computed(seen: str, checkpoint: "EditModel") -> None:
         raise InputError("needs a depth estimator", name="control", value="depth", remedy=remedy)
 
 
-__all__ = ["COMPUTED", "ControlUse", "Scales", "Sees", "control_uses", "kinds_of", "style_of"]
+__all__ = ["COMPUTED", "ControlUse", "Scales", "Sees", "check_segmenter", "control_uses", "kinds_of", "style_of"]

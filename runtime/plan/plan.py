@@ -24,7 +24,7 @@ from fairy.runtime.methods import Method, find_method
 from fairy.runtime.methods.fits import check_model, runs_in_parts
 from fairy.runtime.methods.method_graphs import graphs_by_name
 from fairy.runtime.plan.batches import Part
-from fairy.runtime.plan.controls import ControlUse, control_uses, kinds_of, style_of
+from fairy.runtime.plan.controls import ControlUse, check_segmenter, control_uses, kinds_of, style_of
 from fairy.runtime.plan.geometry import Geometry, make_geometry
 from fairy.runtime.plan.order import UNITS_AT_ONCE, Order
 from fairy.runtime.plan.params import MODEL_OPTIONS, EditParams
@@ -166,9 +166,7 @@ def plan_edit(
     check_model(checkpoint, params)
     control_uses(checkpoint, params)
     style_of(checkpoint, params)
-    if params.mask_from is not None and segmenter is None:
-        remedy = "name a CLIPSeg (segmenter, --segmenter), such as CIDAS/clipseg-rd64-refined, or give a mask"
-        raise InputError("needs a segmenter", name="mask_from", value=params.mask_from, remedy=remedy)
+    check_segmenter(params.mask_from, known=segmenter is not None)
     make_schedule_of(checkpoint, resolved_for(checkpoint, params))  # a wrong sampler is told before decoding
     if params.shots == "auto":
         check_detector()

@@ -17,3 +17,9 @@ def dreamlite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def klein_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small FLUX.2 [klein]."""
     return write_klein(tmp_path_factory.mktemp("klein") / "klein")
+
+
+@pytest.fixture(scope="session")
+def klein_kv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small FLUX.2 [klein] whose sources see only themselves."""
+    return write_klein(tmp_path_factory.mktemp("klein") / "kv", kv=True)

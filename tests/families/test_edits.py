@@ -4,7 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from fairy.engines.engine import Engine
+from fairy.export.graphs import GraphSpec
 from fairy.kernels.errors import InputError
 from fairy.runtime import Editor, EditParams
 
@@ -13,9 +16,9 @@ USUAL = {"num_inference_steps": 2, "long_side": 48, "micro_batch": 2}
 
 
 @pytest.fixture
-def folder(request: pytest.FixtureRequest, dreamlite_folder: Path, klein_folder: Path) -> Path:
+def folder(request: pytest.FixtureRequest, dreamlite_folder: Path, klein_folder: Path, klein_kv: Path) -> Path:
     """A folder by the name of its family."""
-    return {"dreamlite": dreamlite_folder, "klein": klein_folder}[request.param]
+    return {"dreamlite": dreamlite_folder, "klein": klein_folder, "klein_kv": klein_kv}[request.param]
 
 
 def _edit(folder: Path, how: dict[str, object], **setup: object) -> str:
@@ -28,6 +31,7 @@ def _edit(folder: Path, how: dict[str, object], **setup: object) -> str:
     [
         ("dreamlite", {"shots": (5,), "text_picture": "anchor", "continue_look": True}),
         ("klein", {"shots": (5,), "anchor_positions": "own", "anchor_tokens": "both"}),
+        ("klein_kv", {"shots": (5,), "anchor_tokens": "both", "continue_look": True}),
     ],
     indirect=["folder"],
 )
@@ -35,7 +39,7 @@ def test_any_number_of_workers_makes_the_same_bytes(folder: Path, how: dict[str,
     assert len({_edit(folder, how, workers=workers) for workers in (1, 3)}) == 1
 
 
-@pytest.mark.parametrize("folder", ["dreamlite", "klein"], indirect=True)
+@pytest.mark.parametrize("folder", ["dreamlite", "klein", "klein_kv"], indirect=True)
 def test_what_surrounds_the_network_serves_all(folder: Path) -> None:
     plain = _edit(folder, {})
     assert _edit(folder, {}, bank="host") == plain
@@ -45,6 +49,20 @@ def test_what_surrounds_the_network_serves_all(folder: Path) -> None:
     decoder = _edit(folder, {"layers": "decoder"})
     chained = _edit(folder, {"method": "pix2video"})
     assert len({plain, eight, half, details, decoder, chained}) == 6
+
+
+def test_a_source_that_sees_only_itself_is_computed_once_for_all_steps(klein_kv: Path) -> None:
+    with Editor.from_pretrained(klein_kv, device="cpu") as editor:
+        backend, asked = editor._networks.backend, list[str]()
+        find = backend.engine
+
+        def engine(graph: GraphSpec, dtype: torch.dtype) -> Engine:
+            asked.append(graph.name)
+            return find(graph, dtype)
+
+        backend.engine = engine  # type: ignore[method-assign]
+        editor.edit(FRAMES, EditParams("make it snow", anchors=3, **(USUAL | {"num_inference_steps": 4})))
+    assert asked.count("unet_source") == asked.count("unet_frame") + asked.count("unet_anchor") == 4
 
 
 def test_each_picture_that_the_text_sees_makes_another_edit(dreamlite_folder: Path) -> None:

@@ -30,6 +30,8 @@ PARAMS = EditParams("make it snow", num_inference_steps=2, long_side=48, micro_b
     [
         ("klein", "unet_frame", "onnxruntime"),
         ("klein", "vae_decoder", "onnxruntime"),
+        pytest.param("klein_kv", "unet_source", "onnxruntime", marks=pytest.mark.nightly),
+        pytest.param("klein_kv", "unet_frame", "portable", marks=pytest.mark.nightly),
         pytest.param("dreamlite", "unet_anchor", "onnxruntime", marks=pytest.mark.nightly),
         pytest.param("dreamlite", "unet_frame", "portable", marks=pytest.mark.nightly),
         pytest.param("klein", "unet_anchor", "portable", marks=pytest.mark.nightly),
@@ -37,9 +39,9 @@ PARAMS = EditParams("make it snow", num_inference_steps=2, long_side=48, micro_b
     ],
 )
 def test_onnx_files_compute_what_torch_computes(
-    family: str, graph: str, body: str, dreamlite_folder: Path, klein_folder: Path, tmp_path: Path
+    family: str, graph: str, body: str, dreamlite_folder: Path, klein_folder: Path, klein_kv: Path, tmp_path: Path
 ) -> None:
-    folder = {"dreamlite": dreamlite_folder, "klein": klein_folder}[family]
+    folder = {"dreamlite": dreamlite_folder, "klein": klein_folder, "klein_kv": klein_kv}[family]
     [report] = export_model(folder, tmp_path, graphs=[graph], body=body).graphs  # type: ignore[arg-type]
     assert report.relative_error is not None
     assert report.relative_error < 1e-5
@@ -51,8 +53,9 @@ def test_graphs_can_be_recorded(family: str) -> None:
     """By the rules of CUDA graphs, looked at without a GPU."""
     model = SMALL[family](META, torch.float32)
     sizes = {"groups": 1, "frames": 2, "tokens": 7, "height": 8, "width": 8, "context_0": 64, "context_2": 4}
+    sizes["source_tokens"] = 64
     for spec in model.graphs().values():
-        if spec.layers:
+        if spec.layers or spec.name == "unet_source":
             shapes = [(shape_of(t, sizes), dtype_of(t, torch.float32)) for t in spec.inputs]
             inputs = [torch.empty(shape, dtype=dtype, device=META) for shape, dtype in shapes]
             assert broken_rules(partial(model.build(spec), *inputs)) == []

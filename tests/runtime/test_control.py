@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fairy.engines.store.key import weights_digest
 from fairy.kernels.errors import InputError
@@ -16,6 +17,7 @@ from fairy.runtime.plan.controls import ControlUse
 from fairy.runtime.plan.geometry import make_geometry
 from fairy.runtime.record.progress import Monitor
 from tests.conftest import make_adapter, make_controlnet
+from tests.families.folders import write_dreamlite, write_klein
 from tests.runtime.conftest import make_frames, write_clip
 from tests.runtime.methods.test_depth import write_dpt
 
@@ -210,6 +212,28 @@ def test_what_is_missing_is_told(guided: Editor, all_of_them: Editor, editor: Ed
         guided.edit(FRAMES, params(control="depth"))
     with pytest.raises(InputError, match="control_guidance_end = 0.2 must be more than"):
         params(control="canny", control_guidance_start=0.5, control_guidance_end=0.2)
+
+
+def test_other_families_refuse_them_in_one_sentence(tmp_path: Path, controls: dict[str, Path]) -> None:
+    klein = write_klein(tmp_path / "klein")
+    for name, value in {"controlnet": controls["net"], "ip_adapter": tmp_path, "depth_estimator": tmp_path}.items():
+        with pytest.raises(InputError, match=f"{name} = .* does not fit a model of Flux2KleinPipeline; leave it out"):
+            Editor.from_pretrained(klein, device="cpu", **{name: value})
+    with Editor.from_pretrained(klein, device="cpu") as other:
+        for name, value in {"control": "canny", "style": "look.png"}.items():
+            with pytest.raises(InputError, match=f"{name} = .* is for models of Stable Diffusion's class, which"):
+                other.edit(FRAMES, params(**{name: value}))
+
+
+def test_masks_are_everybodys(tmp_path: Path) -> None:
+    mask = np.zeros((64, 128), np.uint8)
+    mask[16:48, 32:96] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    for folder in (write_klein(tmp_path / "klein"), write_dreamlite(tmp_path / "dreamlite")):
+        with Editor.from_pretrained(folder, device="cpu") as other:
+            frames = other.edit(FRAMES, params(mask=tmp_path / "mask.png", mask_feather=0)).frames
+        assert np.array_equal(frames[:, mask == 0], FRAMES[:, mask == 0])
+        assert not np.array_equal(frames, FRAMES)
 
 
 def test_depth_by_a_given_estimator(checkpoint_folder: Path, controls: dict[str, Path], tmp_path: Path) -> None:

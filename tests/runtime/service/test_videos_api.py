@@ -159,6 +159,8 @@ def test_a_file_that_is_no_video_fails_with_the_library_s_sentence(service: Serv
         ({"source_url": "http://localhost/x"}, "source_url"),
         ({"callback_url": "http://localhost/x"}, "callback_url"),
         ({"container": "exe"}, "container"),
+        ({"mask": "/etc/passwd"}, "mask"),
+        ({"mask_from": "the red car"}, "mask_from"),
         ({"codec": "png"}, "codec"),
         ({"codec": "prores"}, "codec"),
         ({"codec": "prores", "container": "mov", "lossless": "true"}, "lossless"),
