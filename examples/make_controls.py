@@ -57,8 +57,6 @@ def render(weights: Path | None) -> Iterator[tuple[str, list[Frames]]]:
                 yield "controlnet", [edges_of(frames), night, editor.edit(frames, params).frames]
             with Editor.from_pretrained(ip_adapter=weights / "ip_adapter") as editor:
                 yield "style", styled(editor, frames, Path(folder))
-            with Editor.from_pretrained(segmenter=weights / "clipseg") as editor:
-                yield "mask-from", named(editor, frames, weights / "clipseg")
             with Editor.from_pretrained(lora=[weights / "lora.safetensors"]) as editor:
                 yield "lora", [frames, mosaic, editor.edit(frames, EditParams("make it a mosaic")).frames]
 
@@ -115,18 +113,6 @@ def styled(editor: Editor, frames: Frames, folder: Path) -> list[Frames]:
         params = EditParams("a painting", style=folder / f"{name}.png")
         edited[number] = editor.edit(frames[SHOWN[1] :][:1], params).frames[0]
     return [pictures, edited]
-
-
-def named(editor: Editor, frames: Frames, folder: Path) -> list[Frames]:
-    """Source, what is found of the thing that is named, and the edit of it."""
-    import torch
-
-    from fairy.runtime.inputs.segmenter import load_segmenter
-
-    segmenter = load_segmenter(folder, torch.device("cpu"), {})
-    found = np.stack([segmenter(frame, "the red thing") for frame in frames])
-    params = EditParams(INSTRUCTION, mask_from="the red thing", mask_feather=6)
-    return [frames, np.repeat(np.uint8(255) * found[..., None], 3, axis=3), editor.edit(frames, params).frames]
 
 
 def moving_mask(phase: float) -> Frames:

@@ -5,7 +5,6 @@
     lora.safetensors    a look that the model does not know: a mosaic of tiles
     controlnet/         draws the lines that it sees, as white light
     ip_adapter/         gives a picture the dark and the light colour of another
-    clipseg/            finds things by the names of their colours
 
 They show what a control does, no more: each learns one thing, on procedural scenes.
 """
@@ -28,8 +27,8 @@ from fairy.runtime.models import embedded_model
 from training.distil_editor import encode_text
 from training.looks import apply_look
 from training.pictures import Bytes, to_bytes
-from training.small_encoders import make_clipseg, make_ip_adapter
 from training.small_fits import BATCH, Pairs, fit, levels_of, noisy, quarters
+from training.small_ip_adapter import make_ip_adapter
 
 RANK = 8
 TILE = 8  # pixels; what one latent stands for
@@ -140,7 +139,6 @@ MAKERS: dict[str, tuple[Callable[[Path, int], None], int]] = {
     "lora": (make_lora, 300),
     "controlnet": (make_controlnet, 500),
     "ip_adapter": (make_ip_adapter, 400),
-    "clipseg": (make_clipseg, 800),
 }
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 from fairy.runtime import Editor, EditParams
 from tests.conftest import ROOT
 from tests.runtime.conftest import make_frames
-from training import small_controls, small_encoders, small_fits
+from training import small_controls, small_fits, small_ip_adapter
 from training.looks import apply_look
 
 RNG = np.random.default_rng(0)
@@ -39,27 +39,15 @@ def test_colours_run_between_those_of_the_style() -> None:
     ramp = np.linspace(0, 255, 40).round().astype(np.uint8)
     picture = np.stack([ramp] * 3, axis=1)[None].repeat(2, axis=0)
     style = np.where(np.arange(40)[:, None, None] < 20, (10, 0, 60), (250, 220, 90)).astype(np.uint8).repeat(9, axis=1)
-    found = small_encoders.recoloured(picture, style).astype(float)
+    found = small_ip_adapter.recoloured(picture, style).astype(float)
     weight = ramp[:, None] / 255
     assert np.abs(found[0] - ((1 - weight) * (10, 0, 60) + weight * (250, 220, 90))).max() <= 0.51
-
-
-def test_things_are_where_their_colour_is() -> None:
-    for seed in range(6):
-        picture, where = small_encoders.coloured_things(seed)
-        for number, mask in where.items():
-            seen = picture[mask > 0].astype(float) / 255
-            named = np.array(list(small_encoders.COLOURS.values()))
-            lightest = seen[seen.sum(axis=1).argsort()[-len(seen) // 4 :]]
-            if len(lightest) > 10:  # patterns have a darker shade of the same colour
-                assert np.abs(named - np.median(lightest, axis=0)).sum(axis=1).argmin() == number
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", small_controls.MAKERS)
 def test_editors_take_the_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small_fits, "SCENES", 2)
-    monkeypatch.setattr(small_encoders, "SCENES", 4)
     make, _ = small_controls.MAKERS[name]
     make(tmp_path, 4)
     frames = make_frames(2, 64, 64)
@@ -67,7 +55,6 @@ def test_editors_take_the_files(name: str, tmp_path: Path, monkeypatch: pytest.M
         "lora": ({"lora": [tmp_path / "lora.safetensors"]}, {}),
         "controlnet": ({"controlnet": [tmp_path / "controlnet"]}, {"control": ("canny",)}),
         "ip_adapter": ({"ip_adapter": tmp_path / "ip_adapter"}, {"style": ROOT / "docs" / "before.jpg"}),
-        "clipseg": ({"segmenter": tmp_path / "clipseg"}, {"mask_from": "the red thing"}),
     }
     setup, asked = setups[name]
     with Editor.from_pretrained(device="cpu", **setup) as editor:

@@ -1,4 +1,4 @@
-"""Small weights with encoders of their own for `training.small_controls`: an IP-Adapter and a CLIPSeg."""
+"""A small IP-Adapter for `training.small_controls`, with an encoder of its own."""
 
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,10 @@ from torch import Tensor
 from fairy.export.checkpoint import load_checkpoint
 from fairy.runtime.models import embedded_model
 from training.distil_editor import encode_text
-from training.named_scenes import COLOURS, named_texture
-from training.pictures import Bytes, to_bytes
-from training.scenes import Motion, Scene, Sprite, render
-from training.shapes import ALL_SHAPES
-from training.small_fits import BATCH, SIDE, Pairs, fit, levels_of, noisy, quarters
-from training.surroundings import random_surface
-from training.textures import Array
+from training.pictures import Bytes
+from training.small_fits import BATCH, Pairs, fit, levels_of, noisy, quarters
 
 STYLED = "a painting"
-SCENES = 240  # for the CLIPSeg
 RARE = 3.0  # weight of pixels that show what is named, which are few
 SEEN, WIDTH = 64, 64  # sides of the encoders' pictures, and channels
 _LAYERS = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -98,64 +92,3 @@ def recoloured(picture: Bytes, style: Bytes) -> Bytes:
     weight = (picture @ _LUMA / 255)[..., None]
     mixed = (1 - weight) * colours[:fifth].mean(axis=0) + weight * colours[-fifth:].mean(axis=0)
     return np.asarray(mixed.round().astype(np.uint8))
-
-
-def make_clipseg(out: Path, steps: int) -> None:
-    """A CLIPSeg that finds "the red thing", with the embedded model's tokenizer."""
-    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
-    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-
-    tokenizer = load_checkpoint(embedded_model()).tokenizer
-    words = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
-    words |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = CLIPSegConfig(
-        text_config={**_LAYERS, **words},
-        vision_config={**_LAYERS, "image_size": SEEN, "patch_size": 8},
-        projection_dim=WIDTH,
-        extract_layers=[0, 1, 2],
-        reduce_dim=32,
-        decoder_num_attention_heads=4,
-        decoder_intermediate_size=64,
-        conditional_layer=0,
-    )
-    network: Any = CLIPSegForImageSegmentation(config).train()
-    process = ViTImageProcessorPil(size={"height": SEEN, "width": SEEN})
-    shown = [coloured_things(seed) for seed in range(SCENES)]
-    pixels = process(images=[picture for picture, _ in shown], return_tensors="pt").pixel_values
-    ids = tokenizer([f"the {name} thing" for name in COLOURS], padding=True, return_tensors="pt").input_ids
-    nowhere = np.zeros((SIDE, SIDE), np.float32)
-
-    def loss_at(step: int) -> Tensor:
-        rng = np.random.default_rng(step)
-        chosen = rng.integers(SCENES, size=4 * BATCH)
-        asked = [int(rng.choice([*shown[i][1], rng.integers(len(COLOURS))])) for i in chosen]
-        found = np.stack([shown[i][1].get(colour, nowhere) for i, colour in zip(chosen, asked, strict=True)])
-        target = F.interpolate(torch.from_numpy(found)[:, None], (SEEN, SEEN), mode="area")[:, 0]
-        logits = logits_of(network, ids[asked], pixels[chosen])
-        return F.binary_cross_entropy_with_logits(logits, target, pos_weight=torch.tensor(RARE))
-
-    fit(list(network.parameters()), loss_at, steps, 1e-3)
-    for part in (network.eval(), tokenizer, process):
-        part.save_pretrained(out / "clipseg")
-
-
-def logits_of(network: Any, ids: Tensor, pixels: Tensor) -> Tensor:
-    """What the CLIPSeg's own call gives, [N, SEEN, SEEN], without the frozen encoders that it takes for granted."""
-    states = network.clip.get_image_features(pixels, output_hidden_states=True).hidden_states
-    seen = [states[i + 1] for i in network.extract_layers]
-    logits: Tensor = network.decoder(seen, network.clip.get_text_features(ids).pooler_output).logits
-    return logits.reshape(-1, SEEN, SEEN)
-
-
-def coloured_things(seed: int) -> tuple[Bytes, dict[int, Array]]:
-    """A picture uint8 [SIDE, SIDE, 3] of unlike things and, by the number of a colour, where it is."""
-    rng = np.random.default_rng(seed)
-    colours = rng.permutation(len(COLOURS))[: rng.integers(1, 5)]
-    things: list[Sprite] = []
-    for colour in colours:
-        texture, shape = named_texture(rng, tuple(COLOURS)[colour]), str(rng.choice(ALL_SHAPES))
-        x, y, radius = (SIDE * float(share) for share in rng.uniform((0, 0, 0.08), (1, 1, 0.25)))
-        things.append(Sprite(shape, texture, (x, y), radius, 0.0, Motion()))
-    frame = render(Scene(SIDE, SIDE, random_surface(rng, SIDE, None), tuple(things)))
-    where = {int(colour): np.asarray(frame.labels == k + 1, np.float32) for k, colour in enumerate(colours)}
-    return to_bytes(frame.image), where
