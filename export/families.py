@@ -1,7 +1,8 @@
 """Which family a model's folder belongs to, by the pipeline that its `model_index.json` names, and how it is loaded."""
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,13 @@ def load_edit_model(
     controls: Sequence[tuple[str | Path, float]] = (),
     depth_estimator: str | Path | None = None,
     ip_adapter: str | Path | None = None,
+    before_loading: Callable[[str, Mapping[str, int]], None] = lambda name, sizes: None,
 ) -> EditModel:
     """Load a model that edits, of whichever family: a folder in diffusers' format, a hub id, or one file.
 
     Args:
+        before_loading: told the model's name and its networks' bytes in `dtype`, of other families than Stable
+            Diffusion's; it may raise.
         variant, decoder, config, loras, controls, depth_estimator, ip_adapter: of models of Stable Diffusion's class;
             see `load_checkpoint`.
 
@@ -86,6 +90,7 @@ def load_edit_model(
                     problem = f"does not fit a model of {index['_class_name']}"
                     raise InputError(problem, name=name, value=str(value), remedy="leave it out")
             folder = model_folder("model", model, family.hub_patterns, where)
+            before_loading(str(model), {part: _bytes_in(_files(folder / part), dtype) for part in family.parts})
             return family.load(str(model), folder, index, dtype, device)
     told: dict[str, Any] = {**hub, "revision": revision, "variant": variant, "decoder": decoder, "config": config}
     told |= {"controls": controls, "depth_estimator": depth_estimator, "ip_adapter": ip_adapter}
@@ -221,6 +226,20 @@ def _waiting(encoder: Any, device: Any) -> Any:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
+
+
+def _bytes_in(files: Sequence[Path], dtype: torch.dtype) -> int:
+    """What the weights of safetensors files take in a type. Raises InputError for a file that is none."""
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    for file in files:
+        try:
+            with safe_open(file, "pt") as opened:
+                count += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file} is no whole safetensors file; get it anew.") from error
+    return count * dtype.itemsize
 
 
 def _say_licence(sentence: str) -> None:

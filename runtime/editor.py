@@ -51,7 +51,7 @@ from fairy.runtime.plan.batches import default_micro_batch
 from fairy.runtime.plan.controls import COMPUTED
 from fairy.runtime.plan.file_request import DEFAULT_CRF, FileRequest
 from fairy.runtime.plan.identity import identity_of
-from fairy.runtime.plan.memory import check_memory
+from fairy.runtime.plan.memory import check_memory, check_weights
 from fairy.runtime.plan.params import DEFAULT_FEATHER, EditParams
 from fairy.runtime.plan.plan import Plan, plan_edit, resolved_for
 from fairy.runtime.record.edit_report import (
@@ -209,6 +209,7 @@ class Editor:
             controls=setup.controls,
             depth_estimator=depth_estimator,
             ip_adapter=None if ip_adapter is None else user_path(ip_adapter),
+            before_loading=partial(check_weights, devices[0]),
         )
         found = None
         if segmenter is not None:

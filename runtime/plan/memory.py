@@ -1,5 +1,7 @@
 """Whether a job can fit into memory, said before any of it runs."""
 
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from fairy.runtime.methods.fits import runs_in_parts
 from fairy.runtime.plan.plan import Plan
 from fairy.runtime.plan.stage_costs import StageCosts, check_fits, memory_per_worker
 from fairy.runtime.plan.unit_memory import check_bank, most_units, unit_bytes
+
+_LOG = logging.getLogger(__name__)
 
 
 def check_memory(
@@ -53,6 +57,28 @@ def check_memory(
         check_fits(costs, steps, there)
     else:
         check_fits(costs, steps, there, ('bank = "host"',))
+
+
+def check_weights(device: torch.device, name: str, sizes: Mapping[str, int]) -> None:
+    """Refuse networks that a device cannot hold, before any of them is read; else say what they take.
+
+    The text encoder is there only while a text is encoded, but the others are there then too.
+
+    Args:
+        sizes: bytes of each network.
+
+    Raises:
+        InputError: what they need, and what there is.
+    """
+    there = None if device.type == "meta" else free_bytes(device)
+    parts = ", ".join(f"{part} {size / 1e9:.2f} GB" for part, size in sizes.items())
+    needed = sum(sizes.values())
+    if there is not None and needed > there:
+        raise InputError(
+            f"{name} needs {needed / 1e9:.2f} GB for its networks alone ({parts}), but only {there / 1e9:.2f} GB are "
+            f"there on {device}; choose dtype = bfloat16 where it is not chosen, or a device with more memory."
+        )
+    _LOG.info("%s takes %.2f GB for its networks (%s).", name, needed / 1e9, parts)
 
 
 def _memory_of_a_worker(checkpoint: EditModel, device: torch.device, workers: int) -> int | None:

@@ -95,3 +95,17 @@ def test_options_of_other_families_are_refused(editor: Editor, klein_folder: Pat
         editor.edit(FRAMES, EditParams("make it snow", sampler="flow_match_euler"))
     with pytest.raises(InputError, match="decoder = 'tiny' does not fit a model of Flux2KleinPipeline"):
         Editor.from_pretrained(klein_folder, decoder="tiny")
+
+
+def test_what_networks_need_is_checked_before_they_are_read(
+    klein_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        Editor.from_pretrained(klein_folder, device="cpu").close()
+    assert "takes 0.00 GB for its networks (transformer 0.00 GB" in caplog.text
+    monkeypatch.setattr("fairy.runtime.plan.memory.host_bytes", lambda: 1000)
+    monkeypatch.setattr("fairy.export.families.load_network", pytest.fail)
+    with pytest.raises(
+        InputError, match=r"needs 0.00 GB for its networks alone \(transformer .* 0.00 GB are there on cpu"
+    ):
+        Editor.from_pretrained(klein_folder, device="cpu")
