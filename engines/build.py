@@ -19,6 +19,7 @@ from fairy.engines.store.manifest import Provenance
 from fairy.engines.store.store import EngineStore, StoredEngine
 from fairy.engines.verify import TOLERANCES, compare, errors_by_output
 from fairy.export.graphs import GraphSpec
+from fairy.export.lora import base_name
 from fairy.export.model import Model
 from fairy.kernels.errors import Cancelled, InputError, MachineError
 
@@ -254,5 +255,6 @@ def _check_errors(graph: str, precision: str, errors: dict[str, float]) -> None:
 
 def _model(model: Model) -> str:
     """What the model can be loaded by from any folder."""
-    path = Path(model.name).expanduser()
-    return str(path.absolute()) if path.is_dir() else model.name
+    base = base_name(model.name)
+    path = Path(base).expanduser()
+    return str(path.absolute()) + model.name.removeprefix(base) if path.exists() else model.name

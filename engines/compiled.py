@@ -40,7 +40,7 @@ from fairy.export.bases.fast_vae import FastVaeDecoder, FastVaeEncoder
 from fairy.export.graphs import GraphSpec
 from fairy.export.model import Attend, Model
 from fairy.export.precision import with_network_in
-from fairy.export.shapes import dtype_of, random_inputs
+from fairy.export.shapes import dtype_of, random_inputs, side_of
 from fairy.export.steps import EXACT_STEPS, Steps, choose_steps, in_order
 from fairy.kernels.anchor_attention import anchor_attention
 from fairy.kernels.errors import Cancelled, InputError, MachineError
@@ -397,13 +397,18 @@ def _example(graph: GraphSpec, shapes: Shapes, model: Model) -> tuple[dict[str, 
     """Sizes to trace with, all different where they may vary, and the dimensions that vary."""
     low, high = (shapes.sizes(graph, model.vae_factor, end) for end in (0, 2))
     sizes, dims, taken = dict(high), {}, set()
-    for name in sorted({d for tensor in graph.inputs for d in tensor.dims if isinstance(d, str)}):
+    named = sorted({d for tensor in graph.inputs for d in tensor.dims if isinstance(d, str)})
+    for name in (name for name in named if not side_of(name)[1]):
         if low[name] == high[name]:
             continue
-        step = (model.vae_factor if name.startswith("image_") else graph.multiple) if name in _SIDES else 1
+        step = graph.multiple * (model.vae_factor if name.startswith("image_") else 1) if name in _SIDES else 1
         least, most = max(low[name] // step, 1), high[name] // step
         dim = torch.export.Dim(f"{name}_units", min=least, max=most)
         dims[name] = step * dim if step > 1 else dim
+        for halved in named:
+            side, level = side_of(halved)
+            if side == name and level:
+                dims[halved] = (step >> level) * dim if step >> level > 1 else dim
         free = [n for n in range(most, max(least, 2) - 1, -1) if n * step not in taken]
         sizes[name] = (free[0] if free else most) * step
         taken.add(sizes[name])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fairy.export.graphs import GraphSpec
 from fairy.export.model import Model
-from fairy.export.shapes import shape_of
+from fairy.export.shapes import ENCODERS, shape_of
 from fairy.export.steps import Steps, in_order
 from fairy.kernels.errors import InputError
 
@@ -92,7 +92,7 @@ class Shapes:
                 )
         height, width = self.height[end] // vae_factor, self.width[end] // vae_factor
         anchors = self.anchors if end else 1
-        frames = 1 if graph.name.startswith("vae_") else max(self.frames[end], graph.frames[0])
+        frames = 1 if graph.name.startswith(("vae_", *ENCODERS)) else max(self.frames[end], graph.frames[0])
         if any(layer.own == "batch" for layer in graph.layers):
             frames = anchors
         shared = not any("frame" in layer.segments for layer in graph.layers)  # else a segment is one frame's tokens

@@ -104,7 +104,7 @@ def _piece(inputs: Mapping[str, Tensor], group: int, picture: int, frames: slice
             piece[name] = t
         else:  # text, and context that all frames share or that each has of its own
             own = t[group : group + 1]
-            piece[name] = own[:, frames] if name.startswith("context.") and own.shape[1] > 1 else own
+            piece[name] = own[:, frames] if name.startswith(("context.", "control.")) and own.shape[1] > 1 else own
     return piece
 
 

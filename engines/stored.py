@@ -18,6 +18,7 @@ from fairy.engines.engine import Builder, Engine, EngineSpec, Usage
 from fairy.engines.store.key import full_environment, make_key, request_digest
 from fairy.engines.store.store import EngineStore, StoredEngine
 from fairy.export.graphs import GraphSpec
+from fairy.export.lora import base_name
 from fairy.export.model import Model
 from fairy.export.steps import NO_STEPS, Steps, in_order
 from fairy.kernels.errors import FairyError, InputError, MachineError
@@ -239,7 +240,7 @@ class StoredBackend:
             what += f" that serves {sizes.replace('--', '').strip()}"
         elif self._stale(spec):
             what += " that was built by the versions installed now"
-        words = ["fairy", "build", self._model.name, "--backend", self.name, "--precision", spec.precision]
+        words = ["fairy", "build", base_name(self._model.name), "--backend", self.name, "--precision", spec.precision]
         words += ["--device", self._device.type, *sizes.split()]
         words += self._model.build_words(spec.graph)
         command = shlex.join([*words, "--store", str(self._store.root)])

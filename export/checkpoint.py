@@ -15,9 +15,21 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from fairy.export.bases.control import controlled
 from fairy.export.bases.stable_diffusion import EDIT_GRAPHS, RARE_GRAPHS, build_graph, graph_specs
-from fairy.export.graphs import GraphSpec
-from fairy.export.lora import Lora, fuse
+from fairy.export.control import FILES as CONTROL_FILES
+from fairy.export.control import (
+    Control,
+    control_number,
+    control_part,
+    load_control,
+    usual_graphs,
+    with_control,
+)
+from fairy.export.graphs import ControlKind, GraphSpec
+from fairy.export.ip_adapter import IpAdapter, load_ip_adapter
+from fairy.export.ip_adapter import styled as as_styled
+from fairy.export.lora import Lora, fuse, joined_name
 from fairy.export.model import Attend, Picture
 from fairy.export.single_file import config_folder, load_from_file, single_file
 from fairy.export.weight_files import STEMS, check_is_whole, choose_variant, variants_of
@@ -33,6 +45,7 @@ _COMPONENTS = {
 OTHER_FAMILIES = "DreamLitePipeline, DreamLiteMobilePipeline, Flux2KleinPipeline or Flux2KleinKVPipeline"
 _TINY = "tiny_decoder"
 _TINY_FILES = ["config.json", "diffusion_pytorch_model.safetensors"]
+_DEPTH_FILES = ["config.json", "model.safetensors", "preprocessor_config.json"]
 _CLASSES = {**_COMPONENTS, _TINY: "AutoencoderTiny"}
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 _LONGEST_TEXT = 4096  # tokens; a tokenizer without a limit of its own claims 10³⁰
@@ -52,6 +65,9 @@ class Checkpoint:
             and where it was read from; else None.
         loras: files whose changes are in the weights of the UNet and the text encoder.
         single_file: where the weights were read from, if that is one file; `folder` then has the configuration.
+        controls: ControlNets and T2I adapters, in the order in which they were named.
+        ip_adapter: what makes a picture a prompt; its keys and values are in the UNet.
+        depth_estimator_folder: where the DPT was read from, where that is not the model's own folder.
     """
 
     name: str
@@ -69,6 +85,9 @@ class Checkpoint:
     tiny_decoder_folder: Path | None = None
     loras: tuple[Lora, ...] = ()
     single_file: Path | None = None
+    controls: tuple[Control, ...] = ()
+    depth_estimator_folder: Path | None = None
+    ip_adapter: IpAdapter | None = None
 
     @property
     def decoder(self) -> Any:
@@ -108,6 +127,16 @@ class Checkpoint:
     def text_sees(self) -> bool:
         return False
 
+    @property
+    def takes_controls(self) -> bool:
+        return True
+
+    def guided(self, spec: GraphSpec, kinds: Sequence[ControlKind], *, styled: bool) -> GraphSpec:
+        """See `fairy.export.model.EditModel`."""
+        fitted = controlled(spec, self.unet, kinds)
+        adapter = self.ip_adapter if styled else None
+        return fitted if adapter is None else as_styled(fitted, self.text_channels, adapter.tokens)
+
     def text_ids(self, texts: Sequence[str]) -> tuple[Tensor, list[bool]]:
         """Ids filled up or cut to the tokenizer's length; see `fairy.export.model.EditModel`."""
         length = self.tokenizer.model_max_length
@@ -130,7 +159,7 @@ class Checkpoint:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """See `fairy.export.model.EditModel`."""
-        networks = (self.unet, self.vae, self.text_encoder, self.tiny_decoder)
+        networks = [self.unet, self.vae, self.text_encoder, self.tiny_decoder, *(c.network for c in self.controls)]
         return (parameter for network in networks if network is not None for parameter in network.parameters())
 
     @property
@@ -149,7 +178,7 @@ class Checkpoint:
 
     @property
     def usual_graphs(self) -> tuple[str, ...]:
-        return EDIT_GRAPHS
+        return usual_graphs(EDIT_GRAPHS, self.controls, styled=self.ip_adapter is not None)
 
     @property
     def rare_graphs(self) -> tuple[str, ...]:
@@ -164,25 +193,32 @@ class Checkpoint:
         return build_graph(self, spec, attend)
 
     def network_of(self, spec: GraphSpec) -> str:
-        """The part that computes a graph: "unet", "text_encoder", "vae" or "tiny_decoder"."""
+        """The part that computes a graph: "unet", "text_encoder", "vae", "tiny_decoder" or "control_N"."""
         if spec.layers:
             return "unet"
         if spec.name == "vae_decoder" and self.tiny_decoder is not None:
             return _TINY
-        return "vae" if spec.name.startswith("vae_") else spec.name
+        return control_part(spec.name) or ("vae" if spec.name.startswith("vae_") else spec.name)
 
     def network(self, part: str) -> nn.Module:
         """A part's network."""
-        module: nn.Module = getattr(self, part)
+        number = control_number(part)
+        module: nn.Module = getattr(self, part) if number is None else self.controls[number].network
         return module
 
     def with_network(self, part: str, network: nn.Module) -> Self:
         """The checkpoint with another network for a part."""
+        number = control_number(part)
+        if number is not None:
+            return replace(self, controls=with_control(self.controls, number, network))
         changes: dict[str, Any] = {part: network}
         return replace(self, **changes)
 
     def weight_files(self, part: str) -> list[Path] | None:
         """The safetensors files of a part's network; None where it was made in code."""
+        number = control_number(part)
+        if number is not None:
+            return self.controls[number].weight_files()
         folder = self.tiny_decoder_folder if part == _TINY else self.folder
         if folder is None:
             return None
@@ -195,13 +231,18 @@ class Checkpoint:
         return sorted(found or (folder / part).glob("*.safetensors"))
 
     def additions(self, part: str) -> list[tuple[Path, float]]:
-        """The LoRA files that were added to a part's network, and how strongly."""
-        return [(lora.path, lora.scale) for lora in self.loras] if part in ("unet", "text_encoder") else []
+        """The files that were added to a part's network, and how strongly."""
+        found = [(lora.path, lora.scale) for lora in self.loras] if part in ("unet", "text_encoder") else []
+        return found + ([(self.ip_adapter.file, 1.0)] if part == "unet" and self.ip_adapter is not None else [])
 
     def build_words(self, spec: GraphSpec) -> list[str]:
         """Options of `fairy build` that this very graph needs."""
-        words = ["--graphs", spec.name] if spec.name in ("unet", *RARE_GRAPHS) else []
+        words = [] if spec.name in self.usual_graphs else ["--graphs", spec.name]
         words += [] if self.tiny_decoder_folder is None else ["--decoder", str(self.tiny_decoder_folder)]
+        words += [] if self.single_file is None else ["--config", str(self.folder)]
+        words += [word for lora in self.loras for word in ("--lora", f"{lora.path}:{lora.scale:g}")]
+        words += [] if self.ip_adapter is None else ["--ip-adapter", str(self.ip_adapter.file)]
+        words += [word for control in self.controls for word in ("--controlnet", control.name)]
         some = len({bool(layer.segments) or layer.emits for layer in spec.layers}) == 2
         return words + (["--layers", "decoder"] if some else [])
 
@@ -219,6 +260,9 @@ def load_checkpoint(
     decoder: str | Path | None = None,
     config: str | Path | None = None,
     loras: Sequence[Lora] = (),
+    controls: Sequence[tuple[str | Path, float]] = (),
+    depth_estimator: str | Path | None = None,
+    ip_adapter: str | Path | None = None,
 ) -> Checkpoint:
     """Load an InstructPix2Pix-type or depth-conditioned model: a folder in diffusers' format, a hub id, or one file.
 
@@ -231,6 +275,9 @@ def load_checkpoint(
             or hub id of an `AutoencoderTiny` made for the same latents; None = the autoencoder's.
         config: for a model in one .safetensors file a folder in diffusers' format, whose configuration it has.
         loras: files whose changes are added to the weights.
+        controls: folders or hub ids of ControlNets and T2I adapters, and how strongly each is used.
+        depth_estimator: a folder or hub id of a DPT that estimates depth; None = the model's own, where it has one.
+        ip_adapter: a file of an IP-Adapter's weights, or its folder, with the folder image_encoder beside them.
 
     Raises:
         InputError: the model is missing, of another kind, or holds no safetensors files.
@@ -252,11 +299,15 @@ def load_checkpoint(
             parts["tiny_decoder_folder"] = where = _decoder_folder(folder, decoder, hub)
             parts[_TINY] = _load_tiny_decoder(where, parts["vae"], dtype)
         fuse(parts, loras)
+        if ip_adapter is not None:
+            parts["ip_adapter"] = load_ip_adapter(ip_adapter, parts["unet"], device)
     for name in {"unet", "vae", "text_encoder", _TINY} & parts.keys():
         parts[name] = parts[name].eval().requires_grad_(False).to(device=device)
     parts |= _load_depth(folder, device)
+    if depth_estimator is not None:
+        parts |= _load_given_depth(model_folder("depth_estimator", depth_estimator, _DEPTH_FILES, hub), device)
     checkpoint = Checkpoint(
-        name=" + ".join([str(model), *map(str, loras)]),
+        name=joined_name(str(model), loras),
         scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
         recommended=read_json(folder / "fairy.json") if (folder / "fairy.json").is_file() else {},
         folder=folder,
@@ -266,7 +317,7 @@ def load_checkpoint(
         **parts,
     )
     check_is_editor(checkpoint)
-    return checkpoint
+    return replace(checkpoint, controls=_load_controls(checkpoint, controls, hub, dtype, device))
 
 
 def scaled_latents(vae: Any, latents: Tensor) -> Tensor:
@@ -486,11 +537,42 @@ def _load_tiny_decoder(where: Path, vae: Any, dtype: torch.dtype) -> Any:
     return tiny
 
 
+def _load_controls(
+    checkpoint: Checkpoint,
+    controls: Sequence[tuple[str | Path, float]],
+    hub: dict[str, Any],
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> tuple[Control, ...]:
+    """The controls that were asked for, on the device."""
+    made = []
+    for name, scale in controls:
+        folder = model_folder("controlnet", name, CONTROL_FILES, hub)
+        with quiet_loading():
+            control = load_control(folder, str(name), scale, read_json(folder / "config.json"), checkpoint, dtype)
+        made.append(replace(control, network=control.network.eval().requires_grad_(False).to(device=device)))
+    return tuple(made)
+
+
+def _load_given_depth(folder: Path, device: str | torch.device) -> dict[str, Any]:
+    """A DPT of the user's own."""
+    found = read_json(folder / "config.json").get("model_type")
+    if found != "dpt":
+        raise InputError(
+            f"is of the kind {found}, not dpt", name="depth_estimator", value=str(folder), remedy="choose a DPT"
+        )
+    return {**_load_dpt(folder, folder, device), "depth_estimator_folder": folder}
+
+
 def _load_depth(folder: Path, device: str | torch.device) -> dict[str, Any]:
     """The DPT of a depth-conditioned model, where its folder holds one; what makes pictures its inputs is beside it."""
     where, beside = folder / "depth_estimator", folder / "feature_extractor"
     if not where.is_dir() or not beside.is_dir():
         return {}
+    return _load_dpt(where, beside, device)
+
+
+def _load_dpt(where: Path, beside: Path, device: str | torch.device) -> dict[str, Any]:
     from transformers import DPTForDepthEstimation, DPTImageProcessor
 
     try:

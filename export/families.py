@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from fairy.export.checkpoint import check_is_whole, describe_model, load_checkpoint, model_folder, read_json
+from fairy.export.checkpoint import describe_model, load_checkpoint, model_folder, read_json
 from fairy.export.loading import load_network, one_sentence
 from fairy.export.lora import Lora
 from fairy.export.model import EditModel
 from fairy.export.single_file import single_file
+from fairy.export.weight_files import check_is_whole
 from fairy.kernels.errors import InputError
 
 _LOG = logging.getLogger(__name__)
@@ -58,6 +59,9 @@ def load_edit_model(
     decoder: str | Path | None = None,
     config: str | Path | None = None,
     loras: Sequence[Lora] = (),
+    controls: Sequence[tuple[str | Path, float]] = (),
+    depth_estimator: str | Path | None = None,
+    ip_adapter: str | Path | None = None,
     before_loading: Callable[[str, Mapping[str, int]], None] = lambda name, sizes: None,
 ) -> EditModel:
     """Load a model that edits, of whichever family: a folder in diffusers' format, a hub id, or one file.
@@ -65,7 +69,8 @@ def load_edit_model(
     Args:
         before_loading: told the model's name and its networks' bytes in `dtype`, of other families than Stable
             Diffusion's; it may raise.
-        variant, decoder, config, loras: of models of Stable Diffusion's class; see `load_checkpoint`.
+        variant, decoder, config, loras, controls, depth_estimator, ip_adapter: of models of Stable Diffusion's class;
+            see `load_checkpoint`.
 
     Raises:
         InputError: the model is missing, of a family that is not served, or holds no safetensors files; or an option
@@ -77,7 +82,10 @@ def load_edit_model(
         index = _index(model, where)
         family = family_of(index)
         if family is not None:
-            for name, value in {"variant": variant, "decoder": decoder, "lora": loras}.items():
+            of_others = {"variant": variant, "decoder": decoder, "depth_estimator": depth_estimator}
+            of_others |= {"ip_adapter": ip_adapter, "lora": ", ".join(str(lora.path) for lora in loras)}
+            of_others |= {"controlnet": ", ".join(str(name) for name, _ in controls)}
+            for name, value in of_others.items():
                 if value:
                     problem = f"does not fit a model of {index['_class_name']}"
                     raise InputError(problem, name=name, value=str(value), remedy="leave it out")
@@ -85,6 +93,7 @@ def load_edit_model(
             before_loading(str(model), {part: _bytes_in(_files(folder / part), dtype) for part in family.parts})
             return family.load(str(model), folder, index, dtype, device)
     told: dict[str, Any] = {**hub, "revision": revision, "variant": variant, "decoder": decoder, "config": config}
+    told |= {"controls": controls, "depth_estimator": depth_estimator, "ip_adapter": ip_adapter}
     return load_checkpoint(model, dtype=dtype, device=device, loras=loras, **told)
 
 

@@ -8,6 +8,7 @@ Symbolic dimensions
     groups   guidance branches            frames   pictures in the batch
     height, width   of the latents        tokens   of the text
     own_L    height·width / 4^L           context_L   length of a context segment at level L
+    height_L, width_L   height and width / 2^L
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from fairy.kernels.limits import MAX_SEGMENTS
 
 OwnTokens = Literal["frame", "batch", "none"]
 ContextSegment = Literal["shared", "frame"]
+ControlKind = Literal["controlnet", "adapter"]
 
 LAYER_CHOICES = ("all", "decoder")
 # diffusers copies batches of 64 and more before it upsamples; a trace sees fewer, and its file serves any number.

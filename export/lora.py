@@ -30,6 +30,19 @@ class Lora:
         return f"{self.path.name}:{self.scale:g}"
 
 
+_AND = " + "
+
+
+def joined_name(model: str, loras: Sequence[Lora]) -> str:
+    """What a model with LoRAs is called."""
+    return _AND.join([model, *map(str, loras)])
+
+
+def base_name(name: str) -> str:
+    """What the model is called without its LoRAs."""
+    return name.partition(_AND)[0]
+
+
 @dataclass(frozen=True, slots=True)
 class _Change:
     """up [out, rank, …] @ down [rank, in, …], times `scale`."""

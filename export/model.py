@@ -19,10 +19,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from fairy.export.graphs import GraphSpec
+from fairy.export.graphs import ControlKind, GraphSpec
 from fairy.kernels.anchor_attention import anchor_attention
 
 if TYPE_CHECKING:
+    from fairy.export.control import Control
+    from fairy.export.ip_adapter import IpAdapter
     from fairy.export.lora import Lora
 
 
@@ -154,6 +156,35 @@ class EditModel(Model, Protocol):
         ...
 
     @property
+    def takes_controls(self) -> bool:
+        """Whether ControlNets, T2I adapters and IP-Adapters are made for models of this family."""
+        ...
+
+    @property
+    def controls(self) -> "tuple[Control, ...]":
+        """ControlNets and T2I adapters that it was loaded with."""
+        ...
+
+    @property
+    def ip_adapter(self) -> "IpAdapter | None":
+        """What makes a picture a prompt."""
+        ...
+
+    @property
+    def depth_estimator(self) -> Any:
+        """A DPT that estimates the depth of pictures, or None."""
+        ...
+
+    @property
+    def depth_estimator_folder(self) -> Path | None:
+        """Where that was read from, where it is not the model's own."""
+        ...
+
+    def guided(self, spec: GraphSpec, kinds: Sequence[ControlKind], *, styled: bool) -> GraphSpec:
+        """The denoising network's graph with inputs for these kinds of control and, `styled`, a picture's tokens."""
+        ...
+
+    @property
     def scheduler_config(self) -> Mapping[str, Any]:
         """The model's own scheduler configuration."""
         ...
@@ -205,7 +236,39 @@ class EditModel(Model, Protocol):
         ...
 
 
+class WithoutControls:
+    """What families answer for which no ControlNet, T2I adapter, IP-Adapter or DPT is made; see `EditModel`."""
+
+    __slots__ = ()
+
+    @property
+    def takes_controls(self) -> bool:
+        return False
+
+    @property
+    def controls(self) -> "tuple[Control, ...]":
+        return ()
+
+    @property
+    def ip_adapter(self) -> "IpAdapter | None":
+        return None
+
+    @property
+    def depth_estimator(self) -> Any:
+        return None
+
+    @property
+    def depth_estimator_folder(self) -> Path | None:
+        return None
+
+    def guided(self, spec: GraphSpec, kinds: Sequence[ControlKind], *, styled: bool) -> GraphSpec:
+        """The graph as it is."""
+        assert not kinds
+        assert not styled
+        return spec
+
+
 Picture = npt.NDArray[np.uint8]
 
 
-__all__ = ["Attend", "EditModel", "Model", "Picture"]
+__all__ = ["Attend", "EditModel", "Model", "Picture", "WithoutControls"]

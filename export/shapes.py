@@ -11,6 +11,8 @@ from torch import Tensor
 from fairy.export.graphs import GraphSpec, TensorSpec
 from fairy.kernels.errors import InputError
 
+ENCODERS = ("vae_encoder", "condition_", "adapter_")
+"""How the names of graphs begin that make something at the size of latents of one picture at a time."""
 _IDS = 64  # token ids of random inputs are below this: every vocabulary has so many
 
 
@@ -46,7 +48,13 @@ def sizes_of(spec: GraphSpec, inputs: Mapping[str, Tensor], vae_factor: int) -> 
 
 def shape_of(tensor: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of one tensor."""
-    return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in tensor.dims)
+    return tuple(dim if isinstance(dim, int) else _size(dim, sizes) for dim in tensor.dims)
+
+
+def side_of(dim: str) -> tuple[str, int]:
+    """The side of latents that a dimension is, and at which level: height_2 is the height, halved twice."""
+    side, _, level = dim.rpartition("_")
+    return (side, int(level)) if side in ("height", "width") else (dim, 0)
 
 
 def dtype_of(tensor: TensorSpec, precision: torch.dtype) -> torch.dtype:
@@ -70,9 +78,14 @@ def random_inputs(spec: GraphSpec, sizes: Mapping[str, int], precision: torch.dt
     return {tensor.name: draw(tensor) for tensor in spec.inputs}
 
 
+def _size(dim: str, sizes: Mapping[str, int]) -> int:
+    side, level = side_of(dim)
+    return sizes[dim] if dim in sizes else sizes[side] >> level
+
+
 def _derived(spec: GraphSpec, sizes: Mapping[str, int], vae_factor: int) -> dict[str, int]:
     """Dimensions of outputs that follow from those of the inputs."""
-    if spec.name == "vae_encoder":
+    if spec.name.startswith(ENCODERS):
         return {side: sizes[f"image_{side}"] // vae_factor for side in ("height", "width")}
     if spec.name == "vae_decoder":
         return {f"image_{side}": sizes[side] * vae_factor for side in ("height", "width")}

@@ -42,11 +42,13 @@ from fairy.runtime.files import check_names, check_outputs, only_writer_of, user
 from fairy.runtime.inputs.encoded import EncodedPictures
 from fairy.runtime.inputs.frames import Frames, VideoInput
 from fairy.runtime.inputs.reads import read_frames_of
+from fairy.runtime.inputs.segmenter import Segmenter, load_segmenter
 from fairy.runtime.methods import find_method
 from fairy.runtime.methods.fits import check_processes, check_resume
 from fairy.runtime.models import find_editor
 from fairy.runtime.overlap import Behind, ahead
 from fairy.runtime.plan.batches import default_micro_batch
+from fairy.runtime.plan.controls import COMPUTED
 from fairy.runtime.plan.file_request import DEFAULT_CRF, FileRequest
 from fairy.runtime.plan.identity import identity_of
 from fairy.runtime.plan.memory import check_memory, check_weights
@@ -95,12 +97,14 @@ class Editor:
         executor: Executor | None = None,
         store: EngineStore | None = None,
         bank: str = "device",
+        segmenter: Segmenter | None = None,
     ) -> None:
         """`executor`: what computes; None = the backend's engines in this process. `store`: where they come from.
-        `bank`: as in `from_pretrained`."""
+        `bank`: as in `from_pretrained`. `segmenter`: what finds what is named in words."""
         self._networks = Networks(checkpoint, backend, device, bank_on_host=bank == "host")
         self._executor = executor or InProcess(self._networks, threads)
         self._store = store
+        self._segmenter = segmenter
         self._dtype = dtype
         self._threads = threads
         self._lock = threading.Lock()
@@ -126,6 +130,10 @@ class Editor:
         bank: str = "device",
         decoder: str | Path | None = None,
         lora: Sequence[str | tuple[str | Path, float]] = (),
+        controlnet: Sequence[str | tuple[str | Path, float]] = (),
+        segmenter: str | Path | None = None,
+        ip_adapter: str | Path | None = None,
+        depth_estimator: str | Path | None = None,
         linears: str | None = None,
         revision: str | None = None,
         variant: str | None = None,
@@ -159,6 +167,12 @@ class Editor:
             decoder: approximate; "tiny" = the model's own small decoder, or a folder or hub id of an `AutoencoderTiny`.
             lora: files of LoRA (.safetensors, as kohya's trainers, diffusers or PEFT write them), whose changes are
                 added to the weights: "style.safetensors", "style.safetensors:0.6" or ("style.safetensors", 0.6).
+            controlnet: ControlNets and T2I adapters that guide edits, in diffusers' format: "folder", "owner/name:0.6"
+                or ("folder", 0.6). What each sees is `EditParams.control`.
+            segmenter: a folder or hub id of a CLIPSeg, for `EditParams.mask_from`.
+            ip_adapter: a file of an IP-Adapter's weights, or its folder, with the folder image_encoder beside them, for
+                `EditParams.style`.
+            depth_estimator: a folder or hub id of a DPT for `control="depth"`; None = the model's own, if it has one.
             linears: approximate; "float8" computes the UNet's feed-forward and attention projections in 8 bit, with the
                 backends "cuda-graphs" and "compiled"; a CPU simulates it.
             revision, variant, token, cache_dir, local_files_only: as in diffusers, for models from the hub.
@@ -170,7 +184,8 @@ class Editor:
         names = {"device": str(device), "dtype": str(torch_dtype or dtype).removeprefix("torch."), "backend": backend}
         numbers = {"gpus": gpus, "workers": workers, "threads": threads, "worker_timeout_s": worker_timeout_s}
         more: dict[str, Any] = {"store": store, "without": without, "bank": bank, "decoder": decoder}
-        more |= {"linears": linears, "lora": lora}
+        more |= {"linears": linears, "lora": lora, "controlnet": controlnet, "depth_estimator": depth_estimator}
+        more |= {"ip_adapter": ip_adapter, "segmenter": segmenter}
         setup = EditorSetup(model, variant=variant, config=config, **names, **numbers, **more)  # type: ignore[arg-type]  # it checks them all
         chosen_device = resolve_device(device)
         found = find_editor(model)
@@ -192,8 +207,15 @@ class Editor:
             decoder=decoder,
             config=config,
             loras=loras,
+            controls=setup.controls,
+            depth_estimator=depth_estimator,
+            ip_adapter=None if ip_adapter is None else user_path(ip_adapter),
             before_loading=partial(check_weights, devices[0]),
         )
+        found = None
+        if segmenter is not None:
+            hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+            found = load_segmenter(segmenter, devices[0], hub)
         engines = EngineStore(store)
         if len(devices) == 1:
             with cpu_threads(threads):  # some engines take the number of threads when they are loaded
@@ -205,7 +227,11 @@ class Editor:
             assert checkpoint.folder is not None
             folder, left_out = checkpoint.folder.absolute(), setup.without
             file = checkpoint.single_file
-            where = {"loras": loras, "config": None if file is None else folder}
+            where: dict[str, Any] = {"loras": loras, "config": None if file is None else folder}
+            where |= {"controls": tuple((c.folder.absolute(), c.scale) for c in checkpoint.controls if c.folder)}
+            adapter = checkpoint.ip_adapter
+            where |= {"depth_estimator": checkpoint.depth_estimator_folder}
+            where |= {"ip_adapter": None if adapter is None else adapter.file.absolute()}
             what = (
                 folder if file is None else file.absolute(),
                 checkpoint.variant,
@@ -217,10 +243,10 @@ class Editor:
             tiny = checkpoint.tiny_decoder_folder
             wait_s = worker_timeout_s
             made = executor = WorkerPool(
-                PoolOptions(*what, threads, left_out, bank, tiny, wait_s, wait_s, also=also, **where)  # type: ignore[arg-type]
+                PoolOptions(*what, threads, left_out, bank, tiny, wait_s, wait_s, also=also, **where)
             )
         how = {"device": chosen_device, "dtype": chosen_dtype, "threads": threads, "store": engines, "bank": bank}
-        return cls(checkpoint, made, executor=executor, **how)  # type: ignore[arg-type]
+        return cls(checkpoint, made, executor=executor, segmenter=found, **how)  # type: ignore[arg-type]
 
     def edit(
         self,
@@ -356,8 +382,10 @@ class Editor:
         networks, name = self._networks, self._networks.backend.name
         engines = [] if self._store is None or name == "eager" else [e.digest for e in self._store.engines()]
         engines += networks.backend.steps
-        told = {"backend": name, "engines": engines, "device": networks.device, "threads": self._threads}
-        return identity_of(plan, checkpoint=networks.checkpoint, **told)  # type: ignore[arg-type]
+        segmenter = None if self._segmenter is None or plan.params.mask_from is None else self._segmenter.digest
+        told: dict[str, Any] = {"segmenter": segmenter, "backend": name, "engines": engines}
+        told |= {"device": networks.device, "threads": self._threads}
+        return identity_of(plan, checkpoint=networks.checkpoint, **told)
 
     def _write(self, run: Run, request: FileRequest, *, resume: bool) -> None:
         """Edit into files. They get their names when all is done, the edited video first."""
@@ -372,11 +400,12 @@ class Editor:
                     make(request.compare, height=height, width=side_by_side_width(width), encoding=usual)
                 )
             if follow_up is None:
-                writer = stack.enter_context(make(request.out, height=height, width=width, encoding=asked))
+                writer = stack.enter_context(make(request.out, height=height, width=width, encoding=asked, alpha=True))
             else:
                 high, wide = follow_up.size
                 clock = follow_up.clock
-                writer = stack.enter_context(make(request.out, height=high, width=wide, clock=clock, encoding=asked))
+                how: dict[str, Any] = {"clock": clock, "encoding": asked, "alpha": True}
+                writer = stack.enter_context(make(request.out, height=high, width=wide, **how))
 
             def write(item: tuple[EditPart, list[Frames]]) -> None:
                 part, pictures = item
@@ -441,8 +470,15 @@ class Editor:
         frames = np.full((count + others, height, width, 3), 127, np.uint8)
         if find_method(asked.method).anchors == "chosen":
             asked = replace(asked, anchors=count)
-        other = {"mask": None, "mask_feather": DEFAULT_FEATHER, "anchor_images": ()}  # these are of another video
-        whole = replace(asked, start=None, end=None, prompts=None, shots="off", **other)  # type: ignore[arg-type]
+        other: dict[str, Any] = {
+            "mask": None,
+            "mask_from": None,
+            "mask_feather": DEFAULT_FEATHER,
+            "anchor_images": (),
+        }  # these are of another video
+        if any(seen not in COMPUTED for seen in asked.seen):
+            other |= {"control": (), "controlnet_conditioning_scale": 0.0}
+        whole = replace(asked, start=None, end=None, prompts=None, shots="off", **other)
         self.edit(frames, replace(whole, num_inference_steps=1))
 
     def close(self) -> None:
@@ -481,7 +517,14 @@ class Editor:
         networks, workers = self._networks, self._executor.workers
         batch = measured_micro_batch(networks.device)
         plan = plan_edit(
-            networks.checkpoint, video, params, monitor, latents=latents, precision=self._dtype, usual_batch=batch
+            networks.checkpoint,
+            video,
+            params,
+            monitor,
+            latents=latents,
+            precision=self._dtype,
+            usual_batch=batch,
+            segmenter=self._segmenter,
         )
         check_memory(networks.checkpoint, plan, networks.device, bank_on_host=networks.bank_on_host, workers=workers)
         return Run.of(plan, monitor)

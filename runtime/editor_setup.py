@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from fairy.engines.backend_names import BACKENDS
 from fairy.kernels.errors import InputError
 from fairy.runtime.files import user_path
-from fairy.runtime.options import Choice, Kind, Name, Names, Number, Text, Whole, check_options, option
+from fairy.runtime.options import Choice, Kind, Name, Names, Number, Scaled, Text, Whole, check_options, option
 
 if TYPE_CHECKING:
     from fairy.runtime.editor import Editor
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 MAX_WORKERS = 64
-_NUMBER = re.compile(r"-?\d+(\.\d*)?|-?\.\d+")
 _DEVICE = re.compile(r"auto|(cpu|cuda)(:[0-9]{1,3})?")
 
 
@@ -53,20 +52,22 @@ class Loras(Names):
         given = (value,) if isinstance(value, str | Path) else value
         if not isinstance(given, list | tuple):
             raise InputError("is not possible", name=name, value=value, remedy=f"give {self.takes()}")
-        return tuple(self._pair(name, each) for each in given)
+        return tuple(Scaled(self.takes()).check(name, each) for each in given)
 
     def parse(self, name: str, text: str) -> Any:
         """One of them."""
-        return self._pair(name, text)
+        return Scaled(self.takes()).check(name, text)
 
-    def _pair(self, name: str, value: Any) -> tuple[str, float]:
-        path, scale = value if isinstance(value, list | tuple) and len(value) == 2 else (value, 1.0)
-        if isinstance(value, str):
-            file, _, tail = value.rpartition(":")
-            path, scale = (file, float(tail)) if file and _NUMBER.fullmatch(tail) else (value, 1.0)
-        if not isinstance(path, str | Path) or not str(path):
-            raise InputError("is not possible", name=name, value=value, remedy=f"give {self.takes()}")
-        return str(path), Number(-100.0, 100.0).check(name, scale)
+
+@dataclass(frozen=True, slots=True)
+class Controls(Loras):
+    """Folders or hub ids of controls, and how strongly each is used."""
+
+    metavar: str = "DIR|ID[:SCALE]"
+
+    def takes(self) -> str:
+        """How it is written."""
+        return "a folder in diffusers' format or a hub id and, after a colon, a scale"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,20 @@ class EditorSetup:
     lora: Sequence[str | tuple[str | Path, float]] = option(
         (), Loras(), "Add a LoRA to the model, 1 = as it was trained; may be repeated"
     )
+    controlnet: Sequence[str | tuple[str | Path, float]] = option(
+        (), Controls(), "A ControlNet or T2I adapter that guides edits, see --control; may be repeated"
+    )
+    segmenter: str | Path | None = option(
+        None, Name("a folder or a hub id of a CLIPSeg", "TEXT"), "For --mask-from, which finds what is named"
+    )
+    ip_adapter: str | Path | None = option(
+        None,
+        Name("a .safetensors file, or its folder", "PATH"),
+        "An IP-Adapter, for --style; its image_encoder lies beside it",
+    )
+    depth_estimator: str | Path | None = option(
+        None, Name("a folder or a hub id of a DPT", "TEXT"), "For --control depth", usual="the model's own"
+    )
     linears: str | None = option(
         None, Choice(("float8",)), "Approximate: compute the UNet's large linear layers in 8 bit"
     )
@@ -128,12 +143,21 @@ class EditorSetup:
         model, decoder, config = (_absolute(name) for name in (self.model, self.decoder, self.config))
         store = None if self.store is None else user_path(self.store)
         lora = tuple((str(user_path(path)), scale) for path, scale in self.loras)
-        return replace(self, model=model, decoder=decoder, store=store, lora=lora, config=config)
+        controlnet = tuple((str(_absolute(name)), scale) for name, scale in self.controls)
+        estimator = _absolute(self.depth_estimator)
+        more = {"controlnet": controlnet, "depth_estimator": estimator, "ip_adapter": _absolute(self.ip_adapter)}
+        more |= {"segmenter": _absolute(self.segmenter)}
+        return replace(self, model=model, decoder=decoder, store=store, lora=lora, config=config, **more)  # type: ignore[arg-type]
 
     @property
     def loras(self) -> tuple[tuple[str, float], ...]:
         """`lora` as pairs of path and scale."""
         return self.lora  # type: ignore[return-value]  # made so by its check
+
+    @property
+    def controls(self) -> tuple[tuple[str, float], ...]:
+        """`controlnet` as pairs of folder or hub id and scale."""
+        return self.controlnet  # type: ignore[return-value]  # made so by its check
 
     @property
     def model_name(self) -> str:

@@ -10,6 +10,7 @@ docs/options.md come from it, so a new option is one field.
 import dataclasses
 import math
 import operator
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ FITS = {
     "text-picture": "models whose text is encoded with a picture",
     "in-context": "models that see the source beside the target",
     "transformer": "models that are transformers",
+    "controls": "models of Stable Diffusion's class",
 }
+_DECIMAL = re.compile(r"-?\d+(\.\d*)?|-?\.\d+")
 _LONGEST_NUMBER = 40  # characters
 
 
@@ -279,6 +282,28 @@ class Names(Kind):
     def parse(self, name: str, text: str) -> str:
         """One of them."""
         return text
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled(Kind):
+    """A file, a folder or a name, and how much of it: NAME, NAME:0.5 or a pair."""
+
+    what: str
+    metavar: str = "PATH[:SCALE]"
+
+    def takes(self) -> str:
+        """How it is written."""
+        return self.what
+
+    def check(self, name: str, value: Any) -> tuple[str, float]:
+        """A pair of path and scale."""
+        path, scale = value if isinstance(value, list | tuple) and len(value) == 2 else (value, 1.0)
+        if isinstance(value, str):
+            before, _, tail = value.rpartition(":")
+            path, scale = (before, float(tail)) if before and _DECIMAL.fullmatch(tail) else (value, 1.0)
+        if not isinstance(path, str | Path) or not str(path):
+            raise InputError("is not possible", name=name, value=value, remedy=f"give {self.takes()}")
+        return str(path), Number(-100.0, 100.0).check(name, scale)
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,38 @@ def make_tiny(seed: int = 5, **changes: object) -> torch.nn.Module:
     return AutoencoderTiny(**config).eval()
 
 
+def make_controlnet(seed: int = 7, **changes: object) -> torch.nn.Module:
+    """A random ControlNet for `make_unet`'s; what it gives is not zero, as that of an untrained one is."""
+    from diffusers import ControlNetModel
+
+    torch.manual_seed(seed)
+    config = {
+        "block_out_channels": CHANNELS,
+        "layers_per_block": 2,
+        "attention_head_dim": 8,
+        "norm_num_groups": 8,
+        "cross_attention_dim": TEXT_CHANNELS,
+        "conditioning_embedding_out_channels": (4, 4, 8, 8),
+        "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+        **changes,
+    }
+    network = ControlNetModel(**config).eval().requires_grad_(False)
+    ends = [network.controlnet_cond_embedding.conv_out, network.controlnet_mid_block, *network.controlnet_down_blocks]
+    for layer in ends:
+        torch.nn.init.normal_(layer.weight, std=0.2)
+        torch.nn.init.normal_(layer.bias, std=0.2)
+    return network
+
+
+def make_adapter(seed: int = 8, **changes: object) -> torch.nn.Module:
+    """A random T2I adapter for `make_unet`'s."""
+    from diffusers import T2IAdapter
+
+    torch.manual_seed(seed)
+    config = {"channels": [*CHANNELS], "num_res_blocks": 1, "downscale_factor": 8, "adapter_type": "full_adapter"}
+    return T2IAdapter(**{**config, **changes}).eval().requires_grad_(False)
+
+
 def write_tokenizer(folder: Path, length: int = 16) -> None:
     """A CLIP tokenizer that spells every word out: byte-level alphabet, no merges."""
     from transformers import CLIPTokenizer

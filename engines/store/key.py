@@ -132,9 +132,14 @@ def weights_digest(model: Model, part: str) -> str:
     if files is None:
         parts = [f"{name} {tensor}" for name, tensor in _tensor_digests(network)]
     else:
-        parts = [f"{path.name} {_file_digest(*_identity(path))}" for path in files]
-        parts += [f"lora {_file_digest(*_identity(path))} {scale}" for path, scale in model.additions(part)]
+        parts = [f"{path.name} {file_digest(path)}" for path in files]
+        parts += [f"lora {file_digest(path)} {scale}" for path, scale in model.additions(part)]
     return canonical_digest([config, parts])
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file; read anew when its path, size, time or inode changed since this process last read it."""
+    return _file_digest(*_identity(path))
 
 
 @lru_cache(maxsize=32)

@@ -36,7 +36,7 @@ from fairy.export.graphs import (
     with_layers,
 )
 from fairy.export.lora import Lora
-from fairy.export.model import Attend, Picture
+from fairy.export.model import Attend, Picture, WithoutControls
 from fairy.kernels.anchor_attention import anchor_attention
 from fairy.kernels.errors import InputError
 
@@ -58,7 +58,7 @@ _MASKED = -10000.0  # added to the scores of what is no text, as diffusers does
 
 
 @dataclass(frozen=True, slots=True)
-class DreamLite:
+class DreamLite(WithoutControls):
     """The networks of a DreamLite folder; see `fairy.export.model.EditModel`.
 
     Attributes:
@@ -396,7 +396,8 @@ def _masked(q_GFSC: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, mas
 
     bias = mask.expand(groups, frames, 1, 1, -1).flatten(0, 1)
     out = F.scaled_dot_product_attention(q.flatten(0, 1), expanded(k), expanded(v), attn_mask=bias.to(q.dtype))
-    return out.unflatten(0, (groups, frames)).transpose(2, 3).flatten(3)
+    joined: Tensor = out.unflatten(0, (groups, frames)).transpose(2, 3).flatten(3)
+    return joined
 
 
 def _halves(t_GFSC: Tensor, level: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

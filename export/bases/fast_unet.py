@@ -15,12 +15,14 @@ Legend of shape suffixes: N samples, G groups, F frames, S tokens, C channels, H
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairy.export.bases.attention_hook import add_style
 from fairy.export.bases.fast_blocks import (
     Downsample,
     FeedForward,
@@ -108,6 +110,7 @@ class _CrossAttention(_Attention):
     def __init__(self, name: str, attention: Any, steps: Steps) -> None:
         super().__init__(name, attention, steps)
         self.to_q, self.to_k, self.to_v = linear(attention.to_q, steps), attention.to_k, attention.to_v
+        self.to_k_ip, self.to_v_ip = getattr(attention, "to_k_ip", None), getattr(attention, "to_v_ip", None)
 
     def forward(self, x_NSC: Tensor, call: _Call) -> Tensor:
         q = self.to_q(x_NSC).unflatten(0, (call.groups, call.frames))
@@ -117,6 +120,9 @@ class _CrossAttention(_Attention):
         else:
             k, v = self.keys_and_values(text)
         out = call.attend(q, None, None, [k], [v], heads=self.heads)
+        if "style" in call.inputs:
+            style, attend = (call.inputs["style"], call.inputs["style_scale"]), partial(call.attend, heads=self.heads)
+            out = add_style(self, out, *style, attend, q)
         return cast(Tensor, self.out(out.flatten(0, 1)))
 
     @property
@@ -218,7 +224,7 @@ class FastUNet(nn.Module):
             activated = self._activated(inputs["timestep"], sample.dtype)
         call = _Call(self.attend, groups, frames, layers, inputs, activated)
         x = self.conv_in(as_channels_last(sample.flatten(0, 1), self.steps))
-        x = self._up(*self._down(x, call), call)
+        x = self._up(*_guided(*self._down(x, call), call), call)
         output = self.conv_out(self.norm_out(x)).unflatten(0, (groups, frames))
         return output, *(call.emitted[tensor.name] for tensor in spec.outputs[1:])
 
@@ -244,10 +250,13 @@ class FastUNet(nn.Module):
     def _down(self, x: Tensor, call: _Call) -> tuple[Tensor, list[Tensor]]:
         """The way down and through the middle; what the way up is given besides, in order."""
         skips = [x]
-        for level in cast(list[_Level], self.down):
+        for number, level in enumerate(cast(list[_Level], self.down)):
             for i in range(len(level.resnets)):
                 x = level.unit(i, x, call)
                 skips.append(x)
+            added = call.inputs.get(f"control.block.{number}")
+            if added is not None:
+                x = skips[-1] = call.spread(x) + added.flatten(0, 1)
             if level.down is not None:
                 x = level.down(x)
                 skips.append(x)
@@ -280,6 +289,15 @@ class FastUNetGraph(nn.Module):
         names = [tensor.name for tensor in self.spec.inputs]
         inputs = dict(zip(names, (sample, timestep, text, *context), strict=True))
         return cast(tuple[Tensor, ...], self.unet(inputs, self.spec))
+
+
+def _guided(x: Tensor, skips: list[Tensor], call: _Call) -> tuple[Tensor, list[Tensor]]:
+    """The middle and the skips with what ControlNets add to them."""
+    if "control.mid" not in call.inputs:
+        return x, skips
+    added = (call.inputs[f"control.down.{i}"].flatten(0, 1) for i in range(len(skips)))
+    skips = [call.spread(skip) + t for skip, t in zip(skips, added, strict=True)]
+    return call.spread(x) + call.inputs["control.mid"].flatten(0, 1), skips
 
 
 def _linear(layer: Any, t_NSC: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from fairy.export.graphs import (
     with_layers,
 )
 from fairy.export.lora import Lora
-from fairy.export.model import Attend, Picture
+from fairy.export.model import Attend, Picture, WithoutControls
 from fairy.kernels.anchor_attention import anchor_attention
 from fairy.kernels.errors import InputError
 
@@ -52,7 +52,7 @@ _LONG = 4300  # tokens from which the shift no longer depends on the steps
 
 
 @dataclass(frozen=True, slots=True)
-class Flux2Klein:
+class Flux2Klein(WithoutControls):
     """The networks of a FLUX.2 [klein] folder; see `fairy.export.model.EditModel`.
 
     Attributes:

@@ -6,14 +6,15 @@ and go out as outputs; nothing of a call is stored on a module, so one UNet serv
 Legend of shape suffixes: G groups (guidance branches), F frames, S tokens, C channels.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
+from fairy.export.bases.attention_hook import Call, hook_attention
+from fairy.export.bases.control import added_inputs
+from fairy.export.control import build_control, control_graphs, control_part
 from fairy.export.graphs import (
     GraphSpec,
-    SelfAttention,
     added_conditions,
     anchor_layers,
     continued_anchor_layers,
@@ -25,6 +26,7 @@ from fairy.export.graphs import (
     vae_decoder_spec,
     vae_encoder_spec,
 )
+from fairy.export.ip_adapter import styled_graphs
 from fairy.export.model import Attend
 from fairy.kernels.anchor_attention import anchor_attention
 from fairy.kernels.errors import InputError
@@ -36,67 +38,14 @@ RARE_GRAPHS = ("unet_anchor_continued", "unet_no_sources", "unet_2_sources")
 """Graphs that are exported and built only where they are asked for by name."""
 
 
-@dataclass(slots=True)
-class _Call:
-    """What one call of a UNet graph hands down to its attention layers and gets back from them."""
-
-    attend: Attend
-    groups: int
-    frames: int
-    layers: dict[str, SelfAttention]
-    context: dict[str, Tensor]
-    emitted: dict[str, Tensor] = field(default_factory=dict)
-
-
-class _AttentionProcessor:
-    """diffusers' hook into an attention layer; it knows the layer's name and keeps nothing."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        *,
-        fairy_call: _Call,
-    ) -> Tensor:
-        q_GFSC = _frames(attn.to_q(hidden_states), fairy_call)
-        if encoder_hidden_states is None:
-            out = self._self_attention(attn, q_GFSC, hidden_states, fairy_call)
-        else:
-            # The text is one per group; every frame of the group reads it by reference.
-            k_G1SC = attn.to_k(encoder_hidden_states).unsqueeze(1)
-            v_G1SC = attn.to_v(encoder_hidden_states).unsqueeze(1)
-            out = fairy_call.attend(q_GFSC, None, None, [k_G1SC], [v_G1SC], heads=attn.heads)
-        projected: Tensor = attn.to_out[0](out.flatten(0, 1))
-        return projected
-
-    def _self_attention(self, attn: Any, q_GFSC: Tensor, hidden_states: Tensor, call: _Call) -> Tensor:
-        layer = call.layers.get(self.name) or SelfAttention(self.name, 0, attn.heads, q_GFSC.shape[-1])
-        k_GFSC = _frames(attn.to_k(hidden_states), call)
-        v_GFSC = _frames(attn.to_v(hidden_states), call)
-        if layer.emits:
-            call.emitted.update(zip(layer.emitted, (k_GFSC, v_GFSC), strict=True))
-        names = [layer.context(s) for s in range(len(layer.segments))]
-        context_k = [call.context[k] for k, _ in names]
-        context_v = [call.context[v] for _, v in names]
-        if layer.own == "batch":
-            context_k.insert(0, _joined(k_GFSC))
-            context_v.insert(0, _joined(v_GFSC))
-        own_k, own_v = (k_GFSC, v_GFSC) if layer.own == "frame" else (None, None)
-        return call.attend(q_GFSC, own_k, own_v, context_k, context_v, heads=attn.heads)
-
-
 class UNetGraph(nn.Module):
     """A diffusers UNet that denoises a batch of frames in several guidance branches as its `spec` says.
 
     Inputs and outputs, in the order of `spec`:
         sample [groups, frames, in_channels, h, w], timestep [frames] float32, text [groups, tokens, channels],
         then, for an SDXL-class UNet, text_embeds [groups, channels] and time_ids [groups, 6] float32,
+        then what ControlNets and adapters add, where the graph takes it (`bases/control.py`), and a picture's tokens
+        with their scale, where it reads them (`ip_adapter.py`),
         then keys and values of every context segment [groups, frames or 1, length, heads·dim];
         output [groups, frames, out_channels, h, w], then emitted keys and values [groups, frames, h·w/4^L, heads·dim].
 
@@ -109,24 +58,27 @@ class UNetGraph(nn.Module):
         self.spec = spec
         self.attend = attend
         self.condition_names = [tensor.name for tensor in added_conditions(unet)]
-        self.context_names = [tensor.name for tensor in spec.inputs[3 + len(self.condition_names) :]]
-        names = [name.removesuffix(".processor") for name in unet.attn_processors]
-        unet.set_attn_processor({f"{name}.processor": _AttentionProcessor(name) for name in names})
+        others = [tensor.name for tensor in spec.inputs[3 + len(self.condition_names) :]]
+        self.added_names = [name for name in others if not name.startswith("context.")]
+        self.context_names = others[len(self.added_names) :]
+        hook_attention(unet)
 
     def forward(self, sample: Tensor, timestep: Tensor, text: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """One call of the graph; tensors as in the class's description and in the order of `spec`."""
         groups, frames = sample.shape[:2]
-        context = others[len(self.condition_names) :]
+        after = others[len(self.condition_names) :]
+        added, context = dict(zip(self.added_names, after, strict=False)), after[len(self.added_names) :]
         conditions = {
             name: t_GC.unsqueeze(1).expand(-1, frames, -1).flatten(0, 1)
             for name, t_GC in zip(self.condition_names, others, strict=False)
         }
-        call = _Call(
+        call = Call(
             self.attend,
             groups,
             frames,
             {layer.name: layer for layer in self.spec.layers},
             dict(zip(self.context_names, context, strict=True)),
+            style=(added["style"], added["style_scale"]) if "style" in added else None,
         )
         output = self.unet(
             sample.flatten(0, 1),
@@ -135,6 +87,7 @@ class UNetGraph(nn.Module):
             added_cond_kwargs=conditions or None,
             cross_attention_kwargs={"fairy_call": call},
             return_dict=False,
+            **added_inputs(added),
         )[0]
         emitted = (call.emitted[tensor.name] for tensor in self.spec.outputs[1:])
         return output.unflatten(0, (groups, frames)), *emitted
@@ -205,7 +158,8 @@ def graph_specs(checkpoint: Any, *, layers: str = "all") -> dict[str, GraphSpec]
         unet_spec("unet_no_sources", source_layers(plain, layers, 0, own=False), **channels),
         unet_spec("unet_2_sources", source_layers(plain, layers, 2, own=False), **channels),
     )
-    return {spec.name: spec for spec in specs}
+    graphs = [*specs, *control_graphs(checkpoint, specs)]
+    return {spec.name: spec for spec in (*graphs, *styled_graphs(checkpoint, graphs))}
 
 
 def build_graph(checkpoint: Any, spec: GraphSpec, attend: Attend = anchor_attention) -> nn.Module:
@@ -218,17 +172,9 @@ def build_graph(checkpoint: Any, spec: GraphSpec, attend: Attend = anchor_attent
         return VaeEncoderGraph(checkpoint.vae)
     if spec.name == "vae_decoder":
         return VaeDecoderGraph(checkpoint.decoder)
+    if control_part(spec.name) is not None:
+        return build_control(checkpoint, spec, attend)
     raise InputError(f"There is no graph named {spec.name!r}.")
-
-
-def _frames(t: Tensor, call: _Call) -> Tensor:
-    split: Tensor = t.unflatten(0, (call.groups, call.frames))
-    return split
-
-
-def _joined(t_GFSC: Tensor) -> Tensor:
-    """The tokens of all frames of the batch as one segment that all of them share: a view."""
-    return t_GFSC.flatten(1, 2).unsqueeze(1)
 
 
 __all__ = [

@@ -27,7 +27,7 @@ from fairy.export.model import Model
 from fairy.export.onnx.attention import BODIES, DOMAIN, OPSET, Body, attention_functions, attention_node, replaced_sdpa
 from fairy.export.onnx.onnx_files import MODEL, data_file
 from fairy.export.precision import with_network_in
-from fairy.export.shapes import random_inputs
+from fairy.export.shapes import random_inputs, side_of
 from fairy.kernels.errors import Cancelled, InputError, MachineError
 
 PRECISIONS = ("float32", "float16", "bfloat16")
@@ -207,12 +207,16 @@ def _tell(on_progress: OnProgress | None, phase: str, done: int, total: int) -> 
 def _dims(model: Model, spec: GraphSpec) -> dict[str, Any]:
     """Symbolic dimensions as `torch.export` has them, by name; sides are multiples of what the network needs."""
     sides = {"height": spec.multiple, "width": spec.multiple}
-    sides |= {"image_height": model.vae_factor, "image_width": model.vae_factor}
-    names = {dim for tensor in spec.inputs for dim in tensor.dims if isinstance(dim, str)}
+    sides |= {f"image_{side}": model.vae_factor * spec.multiple for side in ("height", "width")}
+    named = {dim for tensor in spec.inputs for dim in tensor.dims if isinstance(dim, str)}
+    halved = {dim: side_of(dim) for dim in named if side_of(dim)[1]}
+    names = named - set(halved)
     least, most = {"frames": spec.frames[0]}, {"frames": spec.frames[1]}
     free = {
         name: torch.export.Dim(f"{name}_units", min=least.get(name, 1), max=most.get(name, 1 << 24)) for name in names
     }
+    sides |= {dim: spec.multiple >> level for dim, (_, level) in halved.items()}
+    free |= {dim: free[side] for dim, (side, _) in halved.items()}
     return {name: sides[name] * dim if sides.get(name, 1) > 1 else dim for name, dim in free.items()}
 
 
@@ -221,7 +225,9 @@ def _traced(module: nn.Module, spec: GraphSpec, dims: dict[str, Any], precision:
     # Every dimension has an example size of its own, so that no two are taken for one.
     sizes = {name: 2 + i for i, name in enumerate(sorted(dims))}
     unit = math.lcm(24, spec.multiple)
-    sizes |= {name: (2 + i) * unit for i, name in enumerate(sorted(set(dims) & _SIDES))}
+    units = {name: unit * (spec.multiple if name.startswith("image_") else 1) for name in sorted(set(dims) & _SIDES)}
+    sizes |= {name: (2 + i) * unit for i, (name, unit) in enumerate(units.items())}
+    sizes = {name: size for name, size in sizes.items() if not side_of(name)[1]}
     inputs = list(random_inputs(spec, sizes, precision, seed=0).values())
     axes: list[Any] = [{i: dims[d] for i, d in enumerate(t.dims) if isinstance(d, str)} for t in spec.inputs]
     context = [tuple(axes[3:])] if axes[3:] else []  # the context of a UNet is one *argument

@@ -14,8 +14,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from fairy.kernels.errors import InputError
-from fairy.runtime.cli.engines import Decoder, Json, Store, facts_of, line_of, load_model, size_text
+from fairy.runtime.cli.engines import (
+    Adapter,
+    Config,
+    Controls,
+    Decoder,
+    Json,
+    Loras,
+    Store,
+    facts_of,
+    line_of,
+    load_model,
+    model_setup,
+    size_text,
+)
 from fairy.runtime.cli.interruption import ending_at_once
+from fairy.runtime.editor_setup import EditorSetup
 
 if TYPE_CHECKING:
     from fairy.engines.build import BuildRequest, PlannedEngine
@@ -49,6 +63,10 @@ def build(
     device: Device = "auto",
     store: Store = None,
     decoder: Decoder = None,
+    lora: Loras = None,
+    config: Config = None,
+    controlnet: Controls = None,
+    ip_adapter: Adapter = None,
     graphs: Graphs = None,
     layers: Layers = "all",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, build nothing.")] = False,
@@ -87,12 +105,17 @@ def build(
     backend = backend or ("tensorrt" if place.type == "cuda" else "onnxruntime")
     request = BuildRequest(backend, place, dtype, None, options, _names(graphs), layers)
     ranges = (height, width, frames, anchors)
-    _build(model, decoder, request, ranges, EngineStore(store), dry_run=dry_run, as_json=as_json, quiet=quiet)
+    setup = model_setup(model, decoder, lora, config, controlnet, ip_adapter)
+    _build(setup, request, ranges, EngineStore(store), dry_run=dry_run, as_json=as_json, quiet=quiet)
 
 
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")],
     model: Model = None,
+    lora: Loras = None,
+    config: Config = None,
+    controlnet: Controls = None,
+    ip_adapter: Adapter = None,
     precision: ExportPrecision = "fp32",
     body: Annotated[
         str, typer.Option(help="How attention is written: onnxruntime, or portable (standard operators).")
@@ -104,17 +127,23 @@ def export(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Write the graphs of a model as ONNX files, and compare them with torch."""
-    from fairy.export.onnx.export import export_model
+    import torch
+
+    from fairy.export.onnx.export import PRECISIONS, export_model
     from fairy.runtime.models import find_editor
 
+    named = _PRECISIONS.get(precision, precision)
+    loaded: str | Path | models.Model = find_editor(model)
+    if (lora or config or controlnet or ip_adapter) and named in PRECISIONS:  # another one is refused below
+        loaded = load_model(model_setup(model, None, lora, config, controlnet, ip_adapter), getattr(torch, named))
     with _progress_bar(quiet or as_json, "export") as on_progress:
         report = export_model(
-            find_editor(model),
+            loaded,
             out.expanduser().absolute(),
             graphs=_names(graphs),
             layers=layers,
             body=body,  # type: ignore[arg-type]  # export_model checks it and says so in a sentence
-            precision=_PRECISIONS.get(precision, precision),
+            precision=named,
             check=check,
             on_progress=on_progress,
         )
@@ -127,8 +156,7 @@ def export(
 
 
 def _build(
-    model: str | None,
-    decoder: str | None,
+    setup: EditorSetup,
     request: "BuildRequest",
     ranges: tuple[str | None, str | None, str | None, int | None],
     store: "EngineStore",
@@ -141,7 +169,7 @@ def _build(
     from fairy.engines.build import ANY_SHAPE, plan_build, run_build
 
     builder = make_builder(request.backend)
-    checkpoint = load_model(model, request.precision, decoder)
+    checkpoint = load_model(setup, request.precision)
     if request.backend not in ANY_SHAPE or any(part is not None for part in ranges):
         request = replace(request, shapes=_shapes(checkpoint, *ranges))
     planned = plan_build(checkpoint, request, builder, store)

@@ -14,6 +14,7 @@ from fairy.runtime.cli.table import chosen, with_options
 from fairy.runtime.editor_setup import EditorSetup
 from fairy.runtime.methods.fits import check_processes, check_resume
 from fairy.runtime.options import options_of
+from fairy.runtime.plan.controls import COMPUTED, check_segmenter
 from fairy.runtime.plan.file_request import FileRequest
 from fairy.runtime.plan.params import EditParams
 from fairy.runtime.plan.story import first_instruction
@@ -49,10 +50,11 @@ def edit(
     setup = replace(setup, gpus=processes[0], workers=processes[1])
     check_processes(params, max(processes))
     check_resume(params, resume)
+    check_segmenter(params.mask_from, known=setup.segmenter is not None)
     request = FileRequest.checked(
         video,
         out,
-        others=(context.params["prompts"], params.depth, params.mask, *params.looks.values()),
+        others=(context.params["prompts"], params.depth, params.mask, *params.looks.values(), *_given(params)),
         **chosen(FileRequest, given),
     )
     keep_freed_memory()
@@ -60,6 +62,11 @@ def edit(
         written = {name: getattr(request, name) for name in options_of(FileRequest)}
         done = editor.edit_file(request.video, request.out, params, **written, on_progress=on_progress, resume=resume)
     _tell(done, out, given)
+
+
+def _given(params: EditParams) -> list[str]:
+    """The files that the user brings for controls to see."""
+    return [seen for seen in params.seen if seen not in COMPUTED] + ([params.style[0]] if params.style else [])  # type: ignore[index,list-item]
 
 
 def _tell(done: Any, out: Path, given: Mapping[str, Any]) -> None:

@@ -27,8 +27,7 @@ from fairy.runtime.workers.torchrun import torchrun_world
 if TYPE_CHECKING:
     from fairy.runtime.fleet import ClipResult, FleetReport, WorkItem
 
-_FILES = ("codec", "lossless", "pixel_format", "bit_depth")
-_NOT_HERE = ("gpus", "workers", "compare", "preview", "report", "fps", "then", *_FILES)
+_NOT_HERE = ("gpus", "workers", "compare", "preview", "report", "fps", "then")
 
 
 @with_options(FleetOptions, EditorSetup, EditParams, FileRequest, skip=_NOT_HERE)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fairy.kernels.errors import InputError, MachineError
+from fairy.runtime.editor_setup import EditorSetup
+from fairy.runtime.files import user_path
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,13 @@ Store = Annotated[Path | None, typer.Option("--store", help="The store's folder 
 Decoder = Annotated[
     str | None, typer.Option("--decoder", help="A small decoder: tiny (the model's own), or an AutoencoderTiny.")
 ]
+Loras = Annotated[list[str] | None, typer.Option("--lora", metavar="FILE[:SCALE]", help="Add a LoRA; may be repeated.")]
+Config = Annotated[str | None, typer.Option("--config", help="Of a model in one file: where its configuration is.")]
+Controls = Annotated[
+    list[str] | None,
+    typer.Option("--controlnet", metavar="DIR|ID", help="With a ControlNet or T2I adapter; may be repeated."),
+]
+Adapter = Annotated[str | None, typer.Option("--ip-adapter", metavar="PATH", help="With an IP-Adapter.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Digest = Annotated[str, typer.Argument(help="An engine's digest, or how it begins.")]
 
@@ -73,13 +82,23 @@ def show(digest: Digest, store: Store = None, as_json: Json = False) -> None:
 
 @engines.command()
 def verify(
-    digest: Digest, store: Store = None, model: ModelOption = None, decoder: Decoder = None, as_json: Json = False
+    digest: Digest,
+    store: Store = None,
+    model: ModelOption = None,
+    decoder: Decoder = None,
+    lora: Loras = None,
+    config: Config = None,
+    controlnet: Controls = None,
+    ip_adapter: Adapter = None,
+    as_json: Json = False,
 ) -> None:
     """Check an engine's files, run it beside eager on random inputs, and print how far they are apart."""
     from fairy.engines.store.store import EngineStore
+    from fairy.export.lora import base_name
 
     entry = EngineStore(store).verify(digest)
-    comparisons, allowed = _verified(entry, model, decoder)
+    setup = model_setup(model or base_name(entry.manifest.made.model), decoder, lora, config, controlnet, ip_adapter)
+    comparisons, allowed = _verified(entry, setup)
     if as_json:
         typer.echo(json.dumps({"digest": entry.digest, "allowed": allowed, "outputs": comparisons}, indent=2))
     else:
@@ -122,25 +141,44 @@ def prune(
     typer.echo(f"{len(removed)} engines removed, {len(where.list())} left in {where.root}.")
 
 
-def load_model(model: str | None, precision: "torch.dtype", decoder: str | None = None) -> "Model":
-    """The editor or generator that was named, or the embedded editor, on the CPU; `decoder` as in `load_checkpoint`."""
+def model_setup(
+    model: str | None,
+    decoder: str | None,
+    lora: list[str] | None,
+    config: str | None,
+    controlnet: list[str] | None,
+    ip_adapter: str | None,
+) -> EditorSetup:
+    """The model that was named, with what is added to it."""
+    return EditorSetup(
+        model, decoder=decoder, lora=lora or (), config=config, controlnet=controlnet or (), ip_adapter=ip_adapter
+    )
+
+
+def load_model(setup: EditorSetup, precision: "torch.dtype") -> "Model":
+    """The editor or generator that a setup names, or the embedded editor, on the CPU."""
     import torch
 
     from fairy.export.families import load_edit_model
+    from fairy.export.lora import Lora
     from fairy.runtime.generation.cascade import FILE, Cascade
     from fairy.runtime.generation.networks import cascade_model
     from fairy.runtime.models import find_editor, find_generator
 
+    model = None if setup.model is None else str(setup.model)
     folder = None if model is None else find_generator(model)
     if folder is None or not (folder / FILE).is_file():
-        return load_edit_model(find_editor(model), dtype=precision, decoder=decoder)
-    assert model is not None
-    if decoder is not None:
-        raise InputError("is for editors, not for generators", name="decoder", value=decoder, remedy="leave it out")
-    return cascade_model(folder, Cascade.read(folder), torch.device("cpu"), precision, model)
+        loras = [Lora(user_path(path), scale) for path, scale in setup.loras]
+        more: dict[str, Any] = {"decoder": setup.decoder, "config": setup.config, "loras": loras}
+        more |= {"controls": setup.controls, "ip_adapter": setup.ip_adapter and user_path(setup.ip_adapter)}
+        return load_edit_model(find_editor(model), dtype=precision, **more)
+    for name in ("decoder", "lora", "config", "controlnet", "ip_adapter"):
+        if getattr(setup, name):
+            raise InputError("is for editors, not for generators", name=name, remedy="leave it out")
+    return cascade_model(folder, Cascade.read(folder), torch.device("cpu"), precision, str(model))
 
 
-def _verified(entry: "StoredEngine", model: str | None, decoder: str | None) -> tuple[list[dict[str, Any]], float]:
+def _verified(entry: "StoredEngine", setup: EditorSetup) -> tuple[list[dict[str, Any]], float]:
     """Every output's errors, and the largest relative one that is allowed."""
     import torch
 
@@ -150,12 +188,13 @@ def _verified(entry: "StoredEngine", model: str | None, decoder: str | None) -> 
     from fairy.engines.verify import TOLERANCES, compare
 
     key = entry.manifest.key
-    checkpoint = load_model(model or entry.manifest.made.model, getattr(torch, key["precision"]), decoder)
+    checkpoint = load_model(setup, getattr(torch, key["precision"]))
     graph = _graph_of(checkpoint, key["graph"])
     if graph is None or weights_digest(checkpoint, checkpoint.network_of(graph)) != key["weights"]:
         raise InputError(
             f"The engine {entry.digest[:12]} was not built from {checkpoint.name} as it is now; name its model with "
-            "--model and a small decoder with --decoder, or build it again."
+            "--model and what is added to it with --decoder, --lora, --config, --controlnet or --ip-adapter, or build "
+            "it again."
         )
     device = torch.device(key["device"])
     engine = make_builder(key["backend"]).load(

@@ -5,8 +5,27 @@ from typing import Any
 from typer.core import TyperCommand
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "What": ("prompts", "negative_prompt", "seed", "method", "source_prompt", "anchor_images", "lora"),
-    "Where and when": ("mask", "mask_feather", "start", "end", "shots", "continue_look", "anchors", "layers"),
+    "What": ("prompts", "negative_prompt", "seed", "method", "source_prompt", "anchor_images", "style", "lora"),
+    "In which structure": (
+        "controlnet",
+        "control",
+        "controlnet_conditioning_scale",
+        "control_guidance_start",
+        "control_guidance_end",
+        "depth_estimator",
+    ),
+    "Where and when": (
+        "mask",
+        "mask_from",
+        "mask_feather",
+        "segmenter",
+        "start",
+        "end",
+        "shots",
+        "continue_look",
+        "anchors",
+        "layers",
+    ),
     "How strongly": (
         "strength",
         "guidance_scale",
@@ -29,6 +48,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "linears",
         "bank_dtype",
         "depth",
+        "ip_adapter",
         "text_picture",
         "anchor_tokens",
         "anchor_positions",

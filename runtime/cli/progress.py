@@ -18,6 +18,7 @@ from rich.progress import (
 
 _STAGES = {
     "probe": "reading the video",
+    "masks": "looking for the mask",
     "shots": "looking for cuts",
     "anchors": "editing the anchors",
     "frames": "editing the frames",

@@ -12,9 +12,11 @@ from fairy.runtime.editor_setup import EditorSetup
 from fairy.runtime.service.options import ServiceOptions
 
 _NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+_OF_FILES = ("controlnet", "depth_estimator", "ip_adapter", "segmenter")
+"""What requests cannot use: it goes with files of this machine."""
 
 
-@with_options(ServiceOptions, EditorSetup)
+@with_options(ServiceOptions, EditorSetup, skip=_OF_FILES)
 def serve(context: typer.Context, **given: Any) -> None:
     """Serve edits over HTTP, and a page, until stopped."""
     missing = [name for name in _NEEDED if find_spec(name) is None]

@@ -6,6 +6,7 @@ its own go `task_context.py`. Legend of shapes: G branches, F places of a call, 
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from fairy.engines.conditions import Preparing
 from fairy.engines.engine import Engine
 from fairy.export.steps import NO_STEPS, Steps
+from fairy.runtime.denoise.control import Guides
 from fairy.runtime.denoise.guidance import Guidance, branch_image, guide, unguided
 from fairy.runtime.denoise.kept import Kept
 from fairy.runtime.denoise.prediction import Ahead, Fused, Pictures, Prediction, first_step, fused_update
@@ -68,6 +70,7 @@ class Denoiser:
         noise: Callable[[int], Tensor],
         rule: Rule | None = None,
         kept: Kept | None = None,
+        guides: Guides | None = None,
         text: Tensor | None = None,
         tell: Callable[[int], None] = _nothing,
     ) -> Tensor:
@@ -82,6 +85,7 @@ class Denoiser:
             noise: step to unit noise [1 or F, c, h, w], where the sampler draws some.
             rule: for frames at steps of their own; None = guidance and the sampler's rule, all frames at one step.
             kept: what is put back after every step; None = nothing.
+            guides: what controls add to the network; None = nothing.
             text: of these frames, [branches, F, tokens, channels]; None = the one of all.
             tell: called after every call with its number; it may raise to stop.
 
@@ -90,11 +94,12 @@ class Denoiser:
         """
         x, schedule = latents_Fchw, self.schedule
         guided = len(schedule) if self.guided_steps is None else self.guided_steps
-        predict, update = self._stretch(self.guidance, graph, x, beside_Fchw, context, noise, rule, text)
+        stretch = partial(self._stretch, graph=graph, x=x, beside=beside_Fchw, context=context, noise=noise)
+        stretch = partial(stretch, rule=rule, guides=guides, own_text=text)
+        predict, update = stretch(self.guidance)
         for call, ks in enumerate(calls):
             if ks[0] == guided:
-                one = unguided(self.guidance)
-                predict, update = self._stretch(one, graph, x, beside_Fchw, context, noise, rule, text)
+                predict, update = stretch(unguided(self.guidance))
             outputs = predict(ks, _scaled(schedule, ks, x))
             x, originals = update(ks, x, outputs["output"])
             x = x if kept is None else kept(ks, x)
@@ -111,6 +116,7 @@ class Denoiser:
         context: TaskContext,
         noise: Callable[[int], Tensor],
         rule: Rule | None,
+        guides: Guides | None,
         own_text: Tensor | None,
     ) -> tuple[Prediction, Rule]:
         """What predicts and what updates, for consecutive steps with the same branches."""
@@ -118,11 +124,11 @@ class Denoiser:
         engine, told = self.engines(graph, precision), self.text if own_text is None else own_text
         assert told is not None
         text, sources = told[: guidance.groups], self._of_sources(guidance, beside)
+        added = None if guides is None else partial(guides.inputs, guidance)
         if rule is not None:  # every frame has a time of its own: nothing is the same for all
             at = _at_their_own(self.schedule, {"text": text.to(precision), **sources}, x.device)
-            return Prediction(
-                engine, at, Pictures(guidance, beside, NO_STEPS), context, guidance.groups, precision
-            ), rule
+            pictures = Pictures(guidance, beside, NO_STEPS)
+            return Prediction(engine, at, pictures, context, guidance.groups, precision, guides=added), rule
         steps = self.steps if isinstance(engine, Preparing) else self.steps & _OF_ANY_NETWORK
         times = torch.tensor(self.schedule.timesteps, dtype=torch.float32, device=x.device)
         ahead = self.ahead if own_text is None else Ahead()
@@ -134,7 +140,14 @@ class Denoiser:
             first = first_step(steps, guidance, alike, lambda: self.engines(alone, precision), self.ahead)
         pictures = Pictures(guidance, beside, steps)
         predict = Prediction(
-            engine, lambda ks: {**conditions.at(ks[0]), **sources}, pictures, context, guidance.groups, precision, first
+            engine,
+            lambda ks: {**conditions.at(ks[0]), **sources},
+            pictures,
+            context,
+            guidance.groups,
+            precision,
+            first,
+            added,
         )
         fused = fused_update(self.schedule, guidance, self.steps, x.device)
         return predict, _rule_of(self.schedule, guidance, noise, fused)

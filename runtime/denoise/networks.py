@@ -21,11 +21,14 @@ from fairy.runtime.bank.float8 import Float8Bank
 from fairy.runtime.bank.host import HostBank
 from fairy.runtime.denoise.details import kept_details
 from fairy.runtime.denoise.guidance import branch_text
+from fairy.runtime.inputs.conditions import condition_of
 from fairy.runtime.inputs.encoded import EncodedPictures, key_of
 from fairy.runtime.inputs.frames import Frames
 from fairy.runtime.inputs.masks import colours, composite, scaled_weights
+from fairy.runtime.plan.controls import ControlUse
 from fairy.runtime.plan.geometry import pad_by_reflection, scale_frames
 from fairy.runtime.record.run import Run
+from fairy.runtime.video.images import load_picture
 
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "Failed to allocate memory")  # torch, CUDA, ONNX Runtime
 
@@ -64,6 +67,18 @@ class Networks:
             del texts["negative prompt"]  # nobody reads it
         wanted, *unwanted = self.text_features(run, texts, picture)
         return branch_text(run.plan.guidance, wanted, unwanted[0] if unwanted else wanted)
+
+    def style(self, run: Run) -> tuple[Tensor, float] | None:
+        """A picture's tokens for every guidance branch [branches, tokens, channels], and their scale; none = None.
+
+        As in diffusers, it is shown where the instruction is, and none in the two null branches.
+        """
+        adapter, style = self.checkpoint.ip_adapter, run.plan.style
+        if adapter is None or style is None:
+            return None
+        with run.monitor.timed("text"):
+            shown, none = adapter.features(load_picture(style[0], run.plan.params.max_pixels))
+            return branch_text(run.plan.guidance, shown, none), style[1]
 
     def text_features(self, run: Run, texts: Mapping[str, str], picture: Frames | None = None) -> Tensor:
         """Features of texts, by what the report calls them: [texts, …, tokens, channels]."""
@@ -117,6 +132,26 @@ class Networks:
 
         with run.monitor.timed("encode"):
             return torch.cat([latents_of(picture) for picture in pictures])
+
+    def conditions(self, run: Run, picture: Frames) -> tuple[Mapping[str, Tensor], ...]:
+        """What each control of the edit makes of a frame as it is handed on, by name, without a batch's dimension."""
+        if not run.plan.controls:
+            return ()
+        with run.monitor.timed("controls"):
+            return tuple(self._condition(run, use, picture) for use in run.plan.controls)
+
+    def _condition(self, run: Run, use: ControlUse, picture: Frames) -> dict[str, Tensor]:
+        run.monitor.check()
+        image = condition_of(self.checkpoint, use, picture, run.plan.geometry, self.device)
+        name = f"adapter_{use.number}" if use.kind == "adapter" else f"condition_{use.number}"
+        spec = run.plan.graphs[name]
+        if spec.inputs[0].dims[1] == 1:
+            image = image.mean(1, keepdim=True)
+        for precision in precisions(run, "What a control sees"):
+            found = self.engine(run, name, precision)({"image": image.to(precision)})
+            if all(bool(torch.isfinite(t).all()) for t in found.values()):
+                break
+        return {key: t[0] for key, t in found.items()}
 
     def decode(self, run: Run, latents: Tensor) -> list[Frames]:
         """Latents [n, c, h, w] to frames [height, width, 3] at the size of the result, one at a time."""

@@ -59,6 +59,7 @@ class Prediction:
         pictures: scaled latents [F or 1, c, h, w] to the engine's `sample`.
         context: whose keys and values are read, and where the network's own go; of `groups` branches.
         first: what computes the first step, where that is done otherwise.
+        guides: steps, scaled latents and the engine's `sample` to what controls add; None = nothing.
     """
 
     engine: Engine
@@ -68,13 +69,16 @@ class Prediction:
     groups: int
     precision: torch.dtype
     first: "FirstStep | None" = None
+    guides: Callable[[StepsOfCall, Tensor, Tensor], Mapping[str, Tensor]] | None = None
 
     def __call__(self, steps: StepsOfCall, scaled: Tensor) -> Mapping[str, Tensor]:
         """What the network gives: "output" of every branch, [G, F, c, h, w], and keys and values by name."""
         # Branches that are not computed are the last.
         read = {name: t[: self.groups] for name, t in self.context.inputs(steps, self.precision).items()}
         targets = {name: t[: self.groups] for name, t in self.context.targets(steps).items()} or None
-        inputs = {"sample": self.pictures(scaled), **self.conditions(steps), **read}
+        sample = self.pictures(scaled)
+        added = {} if self.guides is None else self.guides(steps, scaled, sample)
+        inputs = {"sample": sample, **self.conditions(steps), **added, **read}
         if steps[0] == 0 and self.first is not None:
             return {"output": self.first(self.engine, inputs, targets)}
         return self.engine(inputs, targets)

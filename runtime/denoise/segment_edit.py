@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fairy.runtime.bank.anchor_bank import CarriedAnchor, Context, StepBank
 from fairy.runtime.bank.units import SourceBank
+from fairy.runtime.denoise.control import Condition, Guides
 from fairy.runtime.denoise.denoiser import Denoiser, Rule
 from fairy.runtime.denoise.kept import Kept, Origin
 from fairy.runtime.denoise.networks import Networks, SourceFrame, halve_batch, precisions
@@ -40,11 +41,12 @@ def _nobody(bank: StepBank, step: int) -> None:
 @dataclass(slots=True)
 class _Frame:
     """A frame that has begun: latents [c, h, w] in the sampler's scale, what the network sees beside them, what is kept
-    of its source, and the features of the instruction where they are not everybody's."""
+    of its source, what each control sees of it, and the features of the instruction where they are not everybody's."""
 
     latents: Tensor
     beside: Tensor
     origin: Origin | None
+    conditions: tuple[Condition, ...]
     text: Tensor | None = None
 
 
@@ -82,6 +84,7 @@ class SegmentEdit:
             alike=run.plan.alike,
             source_graph="unet_source" if "unet_source" in run.plan.graphs else None,
         )
+        self._style = networks.style(run)
         self.noise = PlanNoise(run.plan, networks.device)
         self._beginnings = Beginnings(networks, run, self.noise)
         self._frames: dict[int, _Frame] = {}
@@ -100,16 +103,22 @@ class SegmentEdit:
             latents, beside, encoded = self._beginnings(frames, colour)
             self._remember(frames, colour, encoded)
             origins = self._origins(frames, pictures, latents, encoded, anchors=anchors) if self.run.plan.keeps else ()
-            self.begin_with(frames, latents, beside, origins)
+            conditions = [self._networks.conditions(self.run, picture) for picture in pictures]
+            self.begin_with(frames, latents, beside, origins, conditions)
             for frame, picture in zip(frames, pictures, strict=True):
                 self._frames[frame].text = self._texts.own(frame, picture)
 
     def begin_with(
-        self, frames: Sequence[int], latents: Tensor, beside: Tensor, origins: Sequence[Origin] = ()
+        self,
+        frames: Sequence[int],
+        latents: Tensor,
+        beside: Tensor,
+        origins: Sequence[Origin] = (),
+        conditions: Sequence[tuple[Condition, ...]] = (),
     ) -> None:
         """Take frames in that begin with unit noise [n, c, h, w] and have `beside` [n, c', h, w] beside them.
 
-        `origins`: what is kept of each; none = nothing.
+        `origins`: what is kept of each; none = nothing. `conditions`: what controls see of each.
         """
         schedule = self.run.plan.schedule
         scaled = latents * schedule.init_noise_sigma
@@ -117,7 +126,8 @@ class SegmentEdit:
             origin, first = origins[place] if origins else None, scaled[place]
             if origin is not None and (origin.start or schedule.skipped):
                 first = noised(schedule, 0, origin.latents, origin.noise)
-            self._frames[frame] = _Frame(first, beside[place], origin)
+            seen = conditions[place] if conditions else ()
+            self._frames[frame] = _Frame(first, beside[place], origin, seen)
 
     def _origins(
         self, frames: Sequence[int], pictures: Sequence[Frames], latents: Tensor, encoded: Tensor, *, anchors: bool
@@ -134,7 +144,7 @@ class SegmentEdit:
                 look = networks.encode(self.run, [load_look(plan.params, frame)])
                 source, start = networks.as_edited(look)[0], len(plan.schedule)
             mask = None
-            if plan.params.mask is not None:
+            if plan.params.masked:
                 mask = latent_mask(picture[..., 3], plan.geometry, networks.checkpoint.vae_factor).to(networks.device)
             origins.append(Origin(source, fresh, start, mask))
         return origins
@@ -223,6 +233,7 @@ class SegmentEdit:
         latents_Fchw = torch.stack([self._frames[f].latents for f in frames])
         beside_Fchw = torch.stack([self._frames[f].beside for f in frames])
         origins = [origin for f in frames if (origin := self._frames[f].origin) is not None]
+        guides = self._guides(frames)
         texts = [text for f in frames if (text := self._frames[f].text) is not None]
         for precision in precisions(run, "The anchors" if task.role == "anchors" else what):
             context, rule = self._context(task, precision, on_bank)
@@ -235,6 +246,7 @@ class SegmentEdit:
                 noise=lambda k: self.noise.at(run.plan.schedule.skipped + k, frames),
                 rule=rule,
                 kept=Kept(run.plan.schedule, origins) if origins else None,
+                guides=guides,
                 text=torch.cat(texts, dim=1) if texts else None,
                 tell=lambda call: self._tell_step(task, call),
             )
@@ -242,6 +254,21 @@ class SegmentEdit:
                 self._commit(task, x_Fchw, context, precision)
                 return
             del context, rule  # a bank that failed is of no use and may be large
+
+    def _guides(self, frames: Sequence[int]) -> Guides | None:
+        """What controls, and a picture as a prompt, add to these frames; None where there are none."""
+        run, uses = self.run, self.run.plan.controls
+        if not uses and self._style is None:
+            return None
+        each = [self._frames[frame].conditions for frame in frames]
+        stacked = tuple(
+            {name: torch.stack([seen[i][name] for seen in each]) for name in each[0][i]} for i in range(len(uses))
+        )
+        start, end = run.plan.params.control_guidance_start, run.plan.params.control_guidance_end
+        engines, text = self._denoiser.engines, self._denoiser.text
+        assert text is not None  # networks that take controls are told the same for every frame
+        times = run.plan.schedule.timesteps
+        return Guides(uses, stacked, engines, text, times, self._style, start, end)
 
     def _context(self, task: Task, precision: torch.dtype, on_bank: OnBank) -> tuple[TaskContext, Rule | None]:
         """What a task reads and writes, and the rule of frames at steps of their own."""

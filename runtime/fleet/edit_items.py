@@ -32,7 +32,7 @@ def edit_many(
         items: what to edit, and where to write it.
         setup: how every editor is made; None = the embedded model with every default.
         options: where, how many at once, deadlines; None = in this process.
-        skip_existing: leave out items whose file is there.
+        skip_existing: leave out items whose file or folder is there.
         on_result: called with every `ClipResult` as it comes, in no particular order.
         cancel: set it to end the job.
 
@@ -54,7 +54,7 @@ def edit_many(
 
     todo = []
     for item in items:
-        if skip_existing and item.out.is_file():
+        if skip_existing and item.out.exists():
             tell(ClipResult(item.video, item.out, "skipped"))
         else:
             todo.append(item)

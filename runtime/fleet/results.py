@@ -98,7 +98,7 @@ def edit_item(
     limit = _Limit(timeout_s, cancel)
     started = time.monotonic()
     try:
-        report = editor.edit_file(item.video, item.out, item.params, crf=item.crf, cancel=limit, resume=resume)
+        report = editor.edit_file(item.video, item.out, item.params, **item.encoding, cancel=limit, resume=resume)
     except Cancelled:
         if cancel is not None and cancel.is_set():
             raise

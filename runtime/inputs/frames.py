@@ -22,6 +22,7 @@ from fairy.runtime.video import (
     read_frames,
     read_images,
 )
+from fairy.runtime.video.images import TRANSPARENT, read_alphas
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
 VideoInput = str | Path | Frames | torch.Tensor
@@ -65,8 +66,17 @@ class Source(Protocol):
         """The largest picture that is read, width times height."""
         ...
 
+    @property
+    def has_alpha(self) -> bool:
+        """Whether its frames may be transparent."""
+        ...
+
     def read(self, indices: Collection[int] | None = None) -> Generator[Frames, None, None]:
         """All frames, or those of the given numbers, in order: uint8 [height, width, 3], RGB. Close it when done."""
+        ...
+
+    def read_alpha(self) -> Generator[Frames, None, None]:
+        """How opaque all frames are, in order: uint8 [height, width, 1]. Close it when done."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -161,6 +171,14 @@ class _FileSource:
         limits = {"max_pixels": self.max_pixels, "cancel": self._cancel}
         yield from read_frames(self.video, self.first, stop, indices=shifted, **limits)  # type: ignore[arg-type]
 
+    @property
+    def has_alpha(self) -> bool:
+        return self.video.has_alpha
+
+    def read_alpha(self) -> Generator[Frames, None, None]:
+        limits = {"max_pixels": self.max_pixels, "cancel": self._cancel}
+        yield from read_frames(self.video, self.first, self.first + self.num_frames, alpha=True, **limits)  # type: ignore[arg-type]
+
     def describe(self) -> dict[str, Any]:
         return self.video.to_json() | {"first_frame": self.first}
 
@@ -173,9 +191,14 @@ class _ClocklessSource:
     first = 0
     notes: tuple[str, ...] = ()
     max_pixels = MAX_PIXELS
+    has_alpha = False
 
     def __init__(self, path: Path | None, num_frames: int, size: tuple[int, int]) -> None:
         self.path, self.num_frames, self.size = path, num_frames, size
+
+    def read_alpha(self) -> Generator[Frames, None, None]:
+        """Nothing: all is opaque."""
+        yield from ()
 
     def describe(self) -> dict[str, Any]:
         path = None if self.path is None else str(self.path)
@@ -187,9 +210,13 @@ class _FolderSource(_ClocklessSource):
         super().__init__(info.path, info.num_frames, (info.height, info.width))
         self._info, self.max_pixels, self._cancel = info, max_pixels, cancel
         self.notes = info.notes
+        self.has_alpha = TRANSPARENT in info.notes
 
     def read(self, indices: Collection[int] | None = None) -> Generator[Frames, None, None]:
         yield from read_images(self._info, indices=indices, max_pixels=self.max_pixels, cancel=self._cancel)
+
+    def read_alpha(self) -> Generator[Frames, None, None]:
+        yield from read_alphas(self._info, self._cancel)
 
 
 class _ArraySource(_ClocklessSource):

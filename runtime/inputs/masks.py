@@ -15,27 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairy.kernels.errors import InputError
-from fairy.runtime.files import user_path
-from fairy.runtime.inputs.frames import Frames, Source, open_source
+from fairy.runtime.inputs.companions import Companion, open_companion
+from fairy.runtime.inputs.frames import Frames, Source
 from fairy.runtime.plan.geometry import Geometry, pad_by_reflection
 from fairy.runtime.record.progress import Monitor
-from fairy.runtime.video.images import PICTURES, load_picture
 
 Weights = np.ndarray[Any, np.dtype[np.uint8]]
 _WHITE = 128  # of 255; from here on a pixel of a mask counts as white
-
-
-@dataclass(frozen=True, slots=True)
-class _AsItIs:
-    """How a mask is read: all of it."""
-
-    max_pixels: int
-    start: None = None
-    end: None = None
-    deinterlace: bool = False
-    hdr: str = "refuse"
-    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +30,20 @@ class Mask:
 
     Attributes:
         size: (height, width) of the frames.
-        still: the weights of all frames, uint8 [H, W]; None where each has its own, in `moving` from number `first` on.
+        still: the weights of all frames, uint8 [H, W]; None where each has its own, made of `pictures`.
         feather: pixels beyond the white ones over which the edit fades out.
     """
 
     size: tuple[int, int]
     still: Weights | None
-    moving: Source | None
-    first: int
+    pictures: Companion
     feather: int
 
     def read(self, indices: Collection[int] | None, num_frames: int) -> Generator[Weights, None, None]:
         """Weights uint8 [H, W] of all frames, or of those of the given numbers, in order. Close it when done."""
-        if self.moving is None:
-            for _ in range(num_frames) if indices is None else sorted(set(indices)):
-                assert self.still is not None
-                yield self.still
-            return
-        wanted = range(num_frames) if indices is None else indices
-        with closing(self.moving.read([self.first + i for i in wanted])) as pictures:
+        with closing(self.pictures.read(indices, num_frames)) as pictures:
             for picture in pictures:
-                yield weights_of(picture, self.size, self.feather)
+                yield weights_of(picture, self.size, self.feather) if self.still is None else self.still
 
 
 def open_mask(mask: str | Path, source: Source, feather: int, monitor: Monitor) -> Mask:
@@ -73,21 +52,9 @@ def open_mask(mask: str | Path, source: Source, feather: int, monitor: Monitor) 
     Raises:
         InputError: it cannot be read, or has another number of pictures than the source has frames.
     """
-    path = user_path(mask)
-    if path.suffix.lower() in PICTURES and not path.is_dir():
-        if not path.is_file():
-            raise InputError("does not exist", name="mask", value=str(mask), remedy="check the path")
-        picture = load_picture(path, source.max_pixels)
-        return Mask(source.size, weights_of(picture, source.size, feather), None, 0, feather)
-    moving = open_source(path, _AsItIs(source.max_pixels), monitor)
-    whole = source.num_frames if source.video is None else source.video.num_frames
-    if moving.num_frames not in (source.num_frames, whole):
-        edited = f"{source.num_frames} frames" if whole == source.num_frames else f"{source.num_frames} edited frames"
-        problem = f"has {moving.num_frames} pictures for {edited}"
-        remedy = "it needs one for each, or one picture for all"
-        raise InputError(problem, name="mask", value=str(mask), remedy=remedy)
-    first = 0 if moving.num_frames == source.num_frames else source.first
-    return Mask(source.size, None, moving, first, feather)
+    pictures = open_companion("mask", mask, source, monitor)
+    still = None if pictures.still is None else weights_of(pictures.still, source.size, feather)
+    return Mask(source.size, still, pictures, feather)
 
 
 def with_masks(

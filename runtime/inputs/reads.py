@@ -4,7 +4,10 @@ from collections.abc import Collection, Generator, Iterator
 from contextlib import closing
 from itertools import islice
 
+import numpy as np
+
 from fairy.kernels.errors import MachineError
+from fairy.runtime.inputs.conditions import resized
 from fairy.runtime.inputs.frames import Frames
 from fairy.runtime.inputs.masks import with_masks
 from fairy.runtime.plan.plan import Plan
@@ -28,9 +31,22 @@ def read_frames_of(run: Run) -> Generator[list[Frames], None, None]:
 
 
 def _read(plan: Plan, indices: Collection[int] | None = None) -> Generator[Frames, None, None]:
-    """The source's frames, with their masks where there are some."""
-    frames = plan.source.read(indices)
-    return frames if plan.mask is None else with_masks(frames, plan.mask.read(indices, plan.source.num_frames))
+    """The source's frames, with their masks where there are some, then what controls see where that is given."""
+    frames, count = plan.source.read(indices), plan.source.num_frames
+    if plan.mask is not None:
+        frames = with_masks(frames, plan.mask.read(indices, count))
+    for given in plan.given:
+        frames = _beside(frames, given.read(indices, count), plan.source.size)
+    return frames
+
+
+def _beside(
+    frames: Generator[Frames, None, None], given: Generator[Frames, None, None], size: tuple[int, int]
+) -> Generator[Frames, None, None]:
+    """Frames with three more channels: the picture that goes with each, at their size."""
+    with closing(frames), closing(given):
+        for frame, picture in zip(frames, given, strict=True):
+            yield np.concatenate([frame, resized(picture, size)], axis=2)
 
 
 def _take(reader: Iterator[Frames], count: int) -> list[Frames]:

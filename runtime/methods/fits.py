@@ -76,8 +76,9 @@ def _check_family(checkpoint: "EditModel", params: Any) -> None:
     """Refuse options that only other families of models know. Raises InputError naming both."""
     for name, option in options_of(type(params)).items():
         value = getattr(params, name)
-        if option.fits in _OF_FAMILIES and value is not None and name not in checkpoint.usual:
-            problem = f"is for {FITS[option.fits]}, which {checkpoint.name} is not"
+        unknown = option.fits in _OF_FAMILIES and value is not None and name not in checkpoint.usual
+        if unknown or (option.fits == "controls" and value != option.default and not checkpoint.takes_controls):
+            problem = f"is for {FITS[option.fits or '']}, which {checkpoint.name} is not"
             raise InputError(problem, name=name, value=value, remedy=_LEAVE_OUT)
     pulls = {1: ("guidance_scale", "image_guidance_scale"), 2: ("image_guidance_scale",)}
     for name in pulls.get(checkpoint.branches, ()):

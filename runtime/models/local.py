@@ -1,5 +1,9 @@
-"""Which models are at hand on this machine: those that ship, those in the hub's cache, those in named folders."""
+"""Which models are at hand on this machine: those that ship, those in the hub's cache, those in named folders.
 
+Beside editors these are what guides them: LoRAs, ControlNets, adapters, segmenters, depth estimators.
+"""
+
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -13,6 +17,14 @@ from fairy.runtime.models import embedded_generator, embedded_model
 _LICENCE = re.compile(r"^license:[ \t]*[\"']?([^\s\"'#]+)", re.MULTILINE)
 _LARGEST_CARD_BYTES = 1 << 20
 NOT_STATED = "not stated"
+_FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+_HELPERS = {
+    "ControlNetModel": "ControlNet (--controlnet)",
+    "T2IAdapter": "T2I adapter (--controlnet)",
+    "clipseg": "segmenter (--segmenter)",
+    "dpt": "depth estimator (--depth-estimator)",
+}
+"""What a folder with one network is for, by the class or the type that its config.json names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +32,7 @@ class LocalModel:
     """A model at hand.
 
     Attributes:
-        name: what `--model` (or `--lora`) takes; family: what it is, and what it is for.
+        name: what `--model`, or the option that `family` names, takes; family: what it is, and what it is for.
         licence: what its card says.
     """
 
@@ -50,16 +62,19 @@ def local_models(folders: Iterable[str | Path] = ()) -> Iterator[LocalModel]:
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder; name one that holds models.")
         for path in sorted({folder, *folder.iterdir()}):
-            if (path / "model_index.json").is_file():
+            if _is_known(path):
                 yield LocalModel(str(path), family_of(path), licence_of(path), str(path))
             elif path.suffix.lower() == ".safetensors" and path.is_file():
                 yield LocalModel(str(path), family_of_file(path), licence_of(path.parent), str(path))
 
 
 def family_of(folder: Path) -> str:
-    """What a model in diffusers' format is, by its configuration alone."""
+    """What a folder with a model is, by its configuration alone."""
     from fairy.export.families import describe_edit_model
 
+    helper = _helper(folder)
+    if helper is not None:
+        return helper
     try:
         found = describe_edit_model(folder)
     except (InputError, KeyError) as error:
@@ -81,12 +96,11 @@ def family_of_file(path: Path) -> str:
         return "cannot be used (no whole safetensors file)"
     if any(part in name for name in names for part in ("lora_down", "lora_A", "lora.down", "_lora")):
         return "LoRA (--lora)"
+    if {name.partition(".")[0] for name in names} == {"image_proj", "ip_adapter"}:
+        return "IP-Adapter (--ip-adapter)"
     if sides is None:
         return "weights of another kind"
     return "editor in one file (needs --config)" if sides[1] == 8 else f"no editor: one file, {sides[1]} channels in"
-
-
-_FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 
 
 def licence_of(folder: Path) -> str:
@@ -101,7 +115,7 @@ def licence_of(folder: Path) -> str:
 
 
 def _cached() -> Iterator[tuple[str, Path]]:
-    """Names and newest snapshots of pipelines in the hub's cache."""
+    """Names and newest snapshots of what is known in the hub's cache."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -111,5 +125,19 @@ def _cached() -> Iterator[tuple[str, Path]]:
         return
     for repository in sorted(repositories, key=lambda each: str(each.repo_id)):
         for revision in sorted(repository.revisions, key=lambda each: float(each.last_modified))[-1:]:
-            if (revision.snapshot_path / "model_index.json").is_file():
+            if _is_known(revision.snapshot_path):
                 yield repository.repo_id, revision.snapshot_path
+
+
+def _is_known(folder: Path) -> bool:
+    return (folder / "model_index.json").is_file() or _helper(folder) is not None
+
+
+def _helper(folder: Path) -> str | None:
+    """What a folder with one network beside an editor is for; None = it is none of these."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    told = (config.get("_class_name"), config.get("model_type")) if isinstance(config, dict) else ()
+    return next((_HELPERS[name] for name in told if name in _HELPERS), None)

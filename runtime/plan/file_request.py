@@ -9,7 +9,7 @@ from typing import Any
 from fairy.kernels.errors import InputError
 from fairy.runtime.files import check_outputs, user_path
 from fairy.runtime.options import Choice, Flag, Kind, Name, Rate, Text, Whole, option, options_of
-from fairy.runtime.video.codecs import CHOICES, PNG, Encoding
+from fairy.runtime.video.codecs import CHOICES, FOLDERS, Encoding, check_folder
 from fairy.runtime.video.formats import output_format
 
 DEFAULT_CRF = 18
@@ -64,7 +64,10 @@ class FileRequest:
         None, FollowUps(), "What the edited frames become before they are written: twice as large, twice as many"
     )
     codec: str | None = option(
-        None, Choice((*CHOICES, PNG)), "How pictures are encoded; png makes OUT a folder", usual="the container's"
+        None,
+        Choice((*CHOICES, *FOLDERS)),
+        "How pictures are encoded; png and exr make OUT a folder",
+        usual="the container's",
     )
     lossless: bool = option(False, Flag(), "Write every pixel as it is, for cutting and compositing")
     pixel_format: str | None = option(
@@ -106,11 +109,10 @@ class FileRequest:
             raise InputError(f"{video} does not exist; check the path.")
         outputs = {"out": target, "compare": beside, "preview": anchors, "report": told}
         check_outputs(outputs, source, *(user_path(path) for path in others if path is not None))
-        if codec != PNG:
-            encoding.settle(output_format(target), 2, 2)  # what no size mends
+        check_target(target, encoding)
         if beside is not None:
             output_format(beside)
-        if codec != PNG or fps is not None:
+        if codec not in FOLDERS or fps is not None:
             check_clock(has_clock=not source.is_dir(), fps=request.fps)
         return request
 
@@ -139,6 +141,14 @@ def check_encoding(codec: Any, crf: Any, lossless: Any, pixel_format: Any, bit_d
     if encoding.bit_depth not in (8, 10):
         raise InputError("is not possible", name="bit_depth", value=bit_depth, remedy="give 8 or 10")
     return encoding
+
+
+def check_target(path: Path, encoding: Encoding) -> None:
+    """Refuse what a file or a folder of pictures cannot hold, whatever its size. Raises InputError."""
+    if encoding.codec in FOLDERS:
+        check_folder(encoding)
+    else:
+        encoding.settle(output_format(path), 2, 2)
 
 
 def check_clock(*, has_clock: bool, fps: Fraction | None) -> None:

@@ -13,7 +13,21 @@ from fairy.runtime.denoise.schedulers import SAMPLERS
 from fairy.runtime.methods import METHODS, Method, find_method
 from fairy.runtime.methods.fits import check_fits
 from fairy.runtime.methods.pix2video import DELTA
-from fairy.runtime.options import Choice, Flag, Kind, Name, Names, Number, Text, Time, Whole, check_options, option
+from fairy.runtime.options import (
+    Choice,
+    Flag,
+    Kind,
+    Name,
+    Names,
+    Number,
+    Scaled,
+    Text,
+    Time,
+    Whole,
+    check_options,
+    option,
+)
+from fairy.runtime.plan.controls import Scales, Sees
 from fairy.runtime.plan.order import ORDERS, Order
 from fairy.runtime.video import MAX_PIXELS
 
@@ -229,6 +243,12 @@ class EditParams:
         flag="anchor-image",
         fits="bank",
     )
+    style: str | Path | tuple[str | Path, float] | None = option(
+        None,
+        Scaled("a picture and, after a colon, a scale"),
+        "A picture that says how the result looks (IP-Adapter)",
+        fits="controls",
+    )
     num_inference_steps: int | None = option(
         None, Whole(1, 1000), "Denoising steps", usual="the model's, else 10; 50 if it sees depth", flag="steps"
     )
@@ -280,8 +300,22 @@ class EditParams:
         usual="estimated",
         fits="depth",
     )
+    control: str | Path | Sequence[str | Path] = option(
+        (),
+        Sees(),
+        "What a ControlNet or adapter sees: canny, depth, or a video; one for each, in their order",
+        fits="controls",
+    )
+    controlnet_conditioning_scale: float | Sequence[float] | None = option(
+        None, Scales(), "How strongly they guide, one number for all or one for each", usual="as they were loaded"
+    )
+    control_guidance_start: float = option(0.0, Number(0.0, 1.0), "The share of the steps at which they begin to guide")
+    control_guidance_end: float = option(1.0, Number(0.0, 1.0), "The share of the steps at which they cease to guide")
     mask: str | Path | None = option(
         None, Name("a picture, a folder of pictures, or a video"), "Edit only what is white in it, one for all or each"
+    )
+    mask_from: str | None = option(
+        None, Text(), 'Edit only what is named here, such as "the red car"; needs a segmenter'
     )
     mask_feather: int = option(
         DEFAULT_FEATHER, Whole(0, 1024), "Pixels around the mask's white over which the edit fades out"
@@ -357,10 +391,19 @@ class EditParams:
         check_options(self)
         if self.start is not None and self.end is not None and self.end <= self.start:
             raise InputError(f"s must be later than start = {self.start:g} s", name="end", value=self.end)
-        if self.mask_feather != DEFAULT_FEATHER and self.mask is None:
+        if self.mask is not None and self.mask_from is not None:
+            raise InputError(
+                "goes without a mask", name="mask_from", value=self.mask_from, remedy="leave out one of them"
+            )
+        if self.mask_from is not None and not self.mask_from.strip():
+            raise InputError("names nothing", name="mask_from", value=self.mask_from, remedy="say what is edited")
+        if self.mask_feather != DEFAULT_FEATHER and not self.masked:
             raise InputError(
                 "belongs to a mask", name="mask_feather", remedy="give one (mask, --mask), or leave it out"
             )
+        if self.control_guidance_end <= self.control_guidance_start:
+            problem = f"must be more than control_guidance_start = {self.control_guidance_start:g}"
+            raise InputError(problem, name="control_guidance_end", value=self.control_guidance_end)
         if self.continue_look and self.anchors in (0, ()):
             raise InputError("continue_look hands on an anchor, but anchors = 0 asks for none; choose at least one.")
         if self.anchor_images and self.anchors in (0, ()):
@@ -394,9 +437,19 @@ class EditParams:
         return self.prompts or ()  # type: ignore[return-value]  # made so in __post_init__
 
     @property
+    def masked(self) -> bool:
+        """Whether not all of every frame is edited."""
+        return self.mask is not None or self.mask_from is not None
+
+    @property
     def looks(self) -> Mapping[int, Path]:
         """The pictures of anchors whose edited look is given, by frame."""
         return {frame: Path(path) for frame, path in dict(self.anchor_images).items()}
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """`control` as words and paths, one for each control."""
+        return self.control  # type: ignore[return-value]  # made so by its check
 
     def to_json(self) -> dict[str, Any]:
         """Every value by name, for a report."""

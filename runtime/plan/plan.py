@@ -1,7 +1,9 @@
 """One edit's plan: everything that is decided before anything is computed."""
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,14 +14,17 @@ from fairy.export.model import EditModel
 from fairy.kernels.errors import InputError
 from fairy.runtime.denoise.guidance import Guidance, make_guidance
 from fairy.runtime.denoise.sampler import Schedule, make_schedule, without_first
+from fairy.runtime.inputs.companions import Companion, open_companion
 from fairy.runtime.inputs.frames import Source, VideoInput, open_source
 from fairy.runtime.inputs.inversion import INVERTIBLE
 from fairy.runtime.inputs.looks import check_looks
 from fairy.runtime.inputs.masks import Mask, open_mask
+from fairy.runtime.inputs.segmenter import Segmenter, masks_of, pictures_in
 from fairy.runtime.methods import Method, find_method
 from fairy.runtime.methods.fits import check_model, runs_in_parts
 from fairy.runtime.methods.method_graphs import graphs_by_name
 from fairy.runtime.plan.batches import Part
+from fairy.runtime.plan.controls import ControlUse, check_segmenter, control_uses, kinds_of, style_of
 from fairy.runtime.plan.geometry import Geometry, make_geometry
 from fairy.runtime.plan.order import UNITS_AT_ONCE, Order
 from fairy.runtime.plan.params import MODEL_OPTIONS, EditParams
@@ -44,6 +49,9 @@ class Plan:
         initial: the caller's own initial noise [1 or frames, c, h, w], or None.
         precision: of the computation, as it was asked for.
         mask: which pixels of which frame are edited; None = all, and in a worker, whom masks reach with their frames.
+        controls: ControlNets and adapters that add something.
+        style: a picture that is a prompt, and how much of it.
+        given: what of that they see the user brings, in their order; in a worker none, as of masks.
         text_sees: whether the model's text is encoded together with a picture.
     """
 
@@ -59,6 +67,9 @@ class Plan:
     initial: Tensor | None
     precision: torch.dtype
     mask: Mask | None = None
+    controls: tuple[ControlUse, ...] = ()
+    given: tuple[Companion, ...] = ()
+    style: tuple[Path, float] | None = None
     text_sees: bool = False
 
     def text_of(self, segment: Segment) -> Literal["nothing", "shot", "anchor", "frame"]:
@@ -111,8 +122,9 @@ class Plan:
 
     @property
     def channels(self) -> int:
-        """Of a frame as it is handed on: its colours and, where there is one, its mask."""
-        return 3 if self.params.mask is None else 4
+        """Of a frame as it is handed on: its colours and, where there is one, its mask, then what controls see."""
+        given = sum(1 for use in self.controls if use.channel is not None)
+        return (4 if self.params.masked else 3) + 3 * given
 
     @property
     def guided_steps(self) -> int:
@@ -124,14 +136,14 @@ class Plan:
     def keeps(self) -> bool:
         """Whether something of the frames is kept: not every pixel is edited in every step."""
         weaker = any(min(segment.strengths) < 1.0 for segment in self.segments)
-        return self.params.mask is not None or bool(self.params.anchor_images) or weaker
+        return self.params.masked or bool(self.params.anchor_images) or weaker
 
     @property
     def alike(self) -> bool:
         """Whether all frames begin with the same noise and nothing else."""
         one_noise = self.params.noise == "shared" and (self.initial is None or len(self.initial) == 1)
         whole = all(min(segment.strengths) == 1.0 for segment in self.segments)
-        return one_noise and whole and not self.params.anchor_images
+        return one_noise and whole and not self.params.anchor_images and not self.controls
 
     def begins_at(self, strength: float) -> int:
         """The step of the schedule at which frames are edited first; the number of steps = never."""
@@ -148,9 +160,13 @@ def plan_edit(
     latents: Tensor | None,
     precision: torch.dtype,
     usual_batch: int | None = None,
+    segmenter: Segmenter | None = None,
 ) -> Plan:
     """Look at the input and decide everything that follows. Raises InputError for whatever is impossible."""
     check_model(checkpoint, params)
+    control_uses(checkpoint, params)
+    style_of(checkpoint, params)
+    check_segmenter(params.mask_from, known=segmenter is not None)
     make_schedule_of(checkpoint, resolved_for(checkpoint, params))  # a wrong sampler is told before decoding
     if params.shots == "auto":
         check_detector()
@@ -161,10 +177,25 @@ def plan_edit(
         params = replace(params, shots=find_cuts(source, monitor))
     plan = plan_source(checkpoint, source, params, latents=latents, precision=precision, usual_batch=usual_batch)
     check_looks(params, source.size)
-    if params.mask is None:
-        return plan
     with monitor.timed("probe"):
-        return replace(plan, mask=open_mask(params.mask, source, params.mask_feather, monitor))
+        given = [use.sees for use in plan.controls if use.channel is not None]
+        plan = replace(plan, given=tuple(open_companion("control", path, source, monitor) for path in given))
+    mask = _mask(params, source, monitor, segmenter)
+    return plan if mask is None else replace(plan, mask=mask)
+
+
+def _mask(params: EditParams, source: Source, monitor: Monitor, segmenter: Segmenter | None) -> Mask | None:
+    """The mask of a source that was looked at: the user's, or of what is named."""
+    if params.mask_from is not None:
+        assert segmenter is not None
+        made = masks_of(params.mask_from, source, segmenter, monitor)
+        mask = open_mask(pictures_in(made), source, params.mask_feather, monitor)
+        weakref.finalize(mask.pictures.moving, made.close)  # they are there for as long as they may be read
+        return mask
+    if params.mask is None:
+        return None
+    with monitor.timed("probe"):
+        return open_mask(params.mask, source, params.mask_feather, monitor)
 
 
 def resolved_for(checkpoint: EditModel, params: EditParams) -> EditParams:
@@ -203,6 +234,7 @@ def plan_source(
     sizes = {"long_side": int(params.long_side or 0), "multiple": checkpoint.size_multiple}
     even = source.video is not None and source.video.halves_colour
     geometry = make_geometry(*source.size, upscale=params.upscale, even=even, **sizes)
+    controls, style = control_uses(checkpoint, params), style_of(checkpoint, params)
     latent_shape = (checkpoint.latent_channels, *geometry.latent(checkpoint.vae_factor))
     return Plan(
         params=params,
@@ -212,10 +244,12 @@ def plan_source(
         guidance=_guidance(params),
         segments=segments,
         micro_batch=micro_batch,
-        graphs=_graphs(checkpoint, params, segments),
+        graphs=_graphs(checkpoint, params, segments, controls, styles=style is not None),
         latent_shape=latent_shape,
         initial=_initial_noise(latents, source.num_frames, latent_shape),
         precision=precision,
+        controls=controls,
+        style=style,
         text_sees=checkpoint.text_sees,
     )
 
@@ -237,8 +271,25 @@ def _guidance(params: EditParams) -> Guidance:
     return guidance
 
 
-def _graphs(checkpoint: EditModel, params: EditParams, segments: tuple[Segment, ...]) -> dict[str, GraphSpec]:
-    """The graphs by name."""
+def _graphs(
+    checkpoint: EditModel,
+    params: EditParams,
+    segments: tuple[Segment, ...],
+    controls: tuple[ControlUse, ...],
+    *,
+    styles: bool,
+) -> dict[str, GraphSpec]:
+    """The graphs by name; the network's take what controls add and a picture's tokens, where there are some."""
+    graphs, kinds = _plain_graphs(checkpoint, params, segments), kinds_of(controls)
+    if not kinds and not styles:
+        return graphs
+    return {
+        name: checkpoint.guided(graph, kinds, styled=styles) if graph.layers else graph
+        for name, graph in graphs.items()
+    }
+
+
+def _plain_graphs(checkpoint: EditModel, params: EditParams, segments: tuple[Segment, ...]) -> dict[str, GraphSpec]:
     layers, method = str(params.layers), find_method(params.method)
     how = {name: value for name in MODEL_OPTIONS if (value := getattr(params, name)) is not None}
     if checkpoint.text_sees and not all(segment.anchors for segment in segments):

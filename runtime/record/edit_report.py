@@ -15,8 +15,10 @@ import numpy as np
 from fairy.runtime.files import check_outputs, user_path, write_atomically
 from fairy.runtime.inputs.frames import Frames, Source
 from fairy.runtime.plan.file_request import DEFAULT_CRF, check_clock, check_encoding, check_fps
+from fairy.runtime.record.transparency import WithAlpha
 from fairy.runtime.video import Clock, VideoWriter
-from fairy.runtime.video.codecs import PNG, Encoding
+from fairy.runtime.video.codecs import FOLDERS, Encoding
+from fairy.runtime.video.formats import output_format
 from fairy.runtime.video.picture_folder import PictureFolder
 
 _GAP = 4  # pixels of the line between pictures beside each other
@@ -77,6 +79,8 @@ class EditReport:
         steps: names of the steps of the compiled path that ran; none with other backends.
         frames_sha256: of the edited frames' bytes, in order.
         versions: of fairy and the libraries that decide the result.
+        controls: ControlNets, adapters and an IP-Adapter that guided: name, kind, digest of the weights, what it saw,
+            scale.
     """
 
     source: dict[str, Any]
@@ -104,6 +108,7 @@ class EditReport:
     steps: tuple[str, ...]
     frames_sha256: str
     versions: dict[str, str]
+    controls: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
@@ -153,12 +158,13 @@ class EditResult:
         """
         target, rate = user_path(path), check_fps(fps)
         encoding = check_encoding(codec, crf, lossless, pixel_format, bit_depth)
-        if codec != PNG or rate is not None:
+        if codec not in FOLDERS or rate is not None:
             check_clock(has_clock=self.source.clock is not None, fps=rate)
         video = self.source.video
         check_outputs({"out": target}, None if video is None else video.path)
         height, width = self.frames.shape[1:3]
-        with open_writer(target, self.source, width=width, height=height, fps=rate, encoding=encoding) as writer:
+        how: dict[str, Any] = {"width": width, "height": height, "fps": rate, "encoding": encoding, "alpha": True}
+        with open_writer(target, self.source, **how) as writer:
             for start in range(0, len(self.frames), 16):
                 writer.write(self.frames[start : start + 16])
         return target
@@ -174,14 +180,41 @@ def open_writer(
     encoding: Encoding,
     cancel: threading.Event | None = None,
     clock: Clock | None = None,
+    alpha: bool = False,
 ) -> FrameWriter:
     """A writer for the edited frames of `source`; refuses, before anything is computed, what cannot be written.
 
-    `clock`: when the frames are shown, if they are others than the source's.
+    Args:
+        clock: when the frames are shown, if they are others than the source's.
+        alpha: also carry the source's transparency, where it has some and the target can hold it.
     """
+    clear = alpha and source.has_alpha and clock is None
+    holds = encoding.codec in FOLDERS or (clear and encoding.clear(output_format(path), width, height) is not None)
+    how: dict[str, Any] = {"width": width, "height": height, "fps": fps, "encoding": encoding, "cancel": cancel}
+    writer = _open(path, source, **how, clock=clock, alpha=clear and holds)
+    if clear and holds:
+        return WithAlpha(writer, source)
+    if alpha and source.has_alpha:
+        writer.notes.append(f"The source's transparency is not carried into {path.name}.")
+    return writer
+
+
+def _open(
+    path: Path,
+    source: Source,
+    *,
+    width: int,
+    height: int,
+    fps: Fraction | None,
+    encoding: Encoding,
+    cancel: threading.Event | None,
+    clock: Clock | None,
+    alpha: bool,
+) -> PictureFolder | VideoWriter:
+    """What writes frames of three channels, or with `alpha` of four."""
     video, times = source.video, clock or source.clock or Clock.constant(source.num_frames, fps or 1)
-    if encoding.codec == PNG:
-        return PictureFolder(path, num_frames=len(times.pts), cancel=cancel)
+    if encoding.codec in FOLDERS:
+        return PictureFolder(path, kind=str(encoding.codec), num_frames=len(times.pts), cancel=cancel)
     return VideoWriter(
         path,
         width=width,
@@ -194,6 +227,7 @@ def open_writer(
         lossless=encoding.lossless,
         pixel_format=encoding.pixel_format,
         bit_depth=encoding.bit_depth,
+        alpha=alpha,
         max_pixels=source.max_pixels,
         cancel=cancel,
     )

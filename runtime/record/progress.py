@@ -14,9 +14,9 @@ class Progress:
     """One step forward.
 
     Attributes:
-        stage: "probe" (frames counted), "shots" (frames looked at for cuts), "anchors" or "frames" (denoising steps of
-            micro-batches); of a cascade the names of its stages (steps of the first, windows of the others); "story"
-            (stretches of codes).
+        stage: "probe" (frames counted), "shots" (frames looked at for cuts), "masks" (frames looked at for what is
+            named), "anchors" or "frames" (denoising steps of micro-batches); of a cascade the names of its stages
+            (steps of the first, windows of the others); "story" (stretches of codes).
         done, total: units of the stage; total 0 = not known yet.
     """
 

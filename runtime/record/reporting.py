@@ -7,6 +7,7 @@ import torch
 from fairy.engines.engine import Usage
 from fairy.export.model import EditModel
 from fairy.export.steps import STEPS
+from fairy.runtime.plan.identity import told_of, told_of_style
 from fairy.runtime.record.edit_report import EditReport, installed_versions
 from fairy.runtime.record.run import Run
 
@@ -62,6 +63,7 @@ def report_of(
         steps=usage.steps,
         frames_sha256=run.tally.sha256.hexdigest(),
         versions=installed_versions(),
+        controls=(*(told_of(use, checkpoint) for use in run.plan.controls), *told_of_style(run.plan, checkpoint)),
     )
 
 

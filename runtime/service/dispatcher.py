@@ -272,6 +272,7 @@ class Dispatcher:
             "result": self._folder.result(job.id, job.asked["container"]),
         }
         asked = {name: job.asked[name] for name in ("params", "crf", "compare")}
+        asked["encoding"] = job.asked.get("encoding", {})
         return {"id": job.id, "prompt": job.prompt, **asked, **{name: str(path) for name, path in paths.items()}}
 
     async def _progress(self, job: Job, live: Live, message: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ It loads one model, says so, and edits what it is told, one after another. JSON 
 copy of stdout (what libraries print goes to stderr):
 
     in   {"do": "open", "setup": {…}, "number": its place among the editors, "most_frames", "folder"}    once, first
-    in   {"do": "edit", "id", "source", "folder", "result", "prompt", "params", "crf", "compare"}
+    in   {"do": "edit", "id", "source", "folder", "result", "prompt", "params", "crf", "encoding", "compare"}
     in   {"do": "cancel", "id"}
     out  {"ready": model, "usual": {parameter: value}} | {"refused": sentence, "code": exit code}
     out  {"id", "stage", "done", "total"} | {"id", "preview": true}
@@ -57,6 +57,7 @@ class Order:
     result: Path
     params: EditParams
     crf: int
+    encoding: dict[str, Any]
     compare: bool
 
     @classmethod
@@ -64,7 +65,8 @@ class Order:
         """From its line."""
         paths = {name: Path(message[name]) for name in ("source", "folder", "result")}
         params = EditParams(message["prompt"], **message["params"])
-        return cls(message["id"], params=params, crf=message["crf"], compare=message["compare"], **paths)
+        how: dict[str, Any] = {name: message[name] for name in ("crf", "encoding", "compare")}
+        return cls(message["id"], params=params, **how | paths)
 
     def path(self, variant: str) -> Path:
         """Where another file of the job goes."""
@@ -164,6 +166,7 @@ class EditorProcess:
             compare=order.path("compare") if order.compare else None,
             preview=order.path("anchors") if order.has_anchors else None,
             crf=order.crf,
+            **order.encoding,
             on_progress=_Teller(self._lines, order, most_frames),
             cancel=cancel,
             resume=can_resume(order.params) and journal_folder(order.result).is_dir(),

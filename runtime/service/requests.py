@@ -8,21 +8,26 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fairy.kernels.errors import InputError
 from fairy.runtime.options import Choice, Flag, Kind, Number, Option, Text, Time, Whole, options_of
-from fairy.runtime.plan.file_request import DEFAULT_CRF
+from fairy.runtime.plan.file_request import DEFAULT_CRF, FileRequest, check_encoding, check_target
 from fairy.runtime.plan.params import EditParams, Prompts
 from fairy.runtime.service.options import ServiceOptions
 from fairy.runtime.service.problems import Problem, of_input_error, of_pydantic
+from fairy.runtime.video.codecs import CHOICES
 
-LEFT_OUT = ("anchor_images", "depth", "mask", "mask_feather", "max_pixels", "micro_batch", "order", "size")
+_PATHS = ("anchor_images", "control", "depth", "mask", "mask_feather", "mask_from", "style")
+LEFT_OUT = (*_PATHS, "max_pixels", "micro_batch", "order", "size")
 """Paths, what the service limits itself, and `size`, which is a picture's size here."""
+ENCODING = ("codec", "lossless", "pixel_format", "bit_depth")
+"""What of a written file's options a client may choose, beside `crf`."""
 LONGEST_PROMPT = 4000
 MOST_ANCHORS = 16
 MOST_PROMPTS = 100
@@ -35,7 +40,7 @@ class Asked:
 
     Attributes:
         params: of the edit, in JSON's values, as `EditParams` takes them.
-        container, crf, compare: how the result is written.
+        container, crf, compare: how the result is written; encoding: what else is asked of it, by name.
         source_video_id: a job whose source is edited again; source_url: from where it is fetched.
     """
 
@@ -49,10 +54,12 @@ class Asked:
     callback_url: str | None = None
     source_video_id: str | None = None
     source_url: str | None = None
+    encoding: dict[str, Any] = field(default_factory=dict)
 
     def stored(self) -> dict[str, Any]:
         """What the row keeps beside the prompt."""
-        return {"params": self.params, "container": self.container, "crf": self.crf, "compare": self.compare}
+        kept = {"params": self.params, "container": self.container, "crf": self.crf, "compare": self.compare}
+        return kept | ({"encoding": self.encoding} if self.encoding else {})
 
     def fingerprint(self, sha256: str) -> str:
         """The same for the same request with the same video."""
@@ -88,9 +95,9 @@ class VideoRequestBase(BaseModel):
 
 @lru_cache(maxsize=1)
 def video_request() -> type[VideoRequestBase]:
-    """The model of a request: the base and every parameter of an edit that a client may choose."""
+    """The model of a request: the base, every parameter of an edit that a client may choose, and how it is encoded."""
     fields: dict[str, Any] = {}
-    for name, option in edit_options().items():
+    for name, option in (edit_options() | encoding_options()).items():
         fields[name] = (_annotation(option.kind) | None, Field(None, description=_description(option)))
     return create_model("VideoRequest", __base__=VideoRequestBase, **fields)
 
@@ -98,6 +105,13 @@ def video_request() -> type[VideoRequestBase]:
 def edit_options() -> dict[str, Option]:
     """The parameters of an edit that a client may choose."""
     return {name: option for name, option in options_of(EditParams).items() if name not in LEFT_OUT}
+
+
+def encoding_options() -> dict[str, Option]:
+    """How the result may be encoded: it is one file."""
+    known = options_of(FileRequest)
+    codec = replace(known["codec"], kind=Choice(CHOICES), help="How pictures are encoded")
+    return {name: codec if name == "codec" else known[name] for name in ENCODING}
 
 
 def _annotation(kind: Kind) -> Any:
@@ -145,6 +159,7 @@ def asked_of(values: Mapping[str, Any], limits: ServiceOptions, model: str) -> A
         params |= _of_size(given.size, params) | _of_seconds(given.seconds, params)
         _check_limits(params, limits)
         EditParams(given.prompt, **params)
+        encoding = _encoding(given)
     except InputError as error:
         raise of_input_error(error) from error
     return Asked(
@@ -158,7 +173,18 @@ def asked_of(values: Mapping[str, Any], limits: ServiceOptions, model: str) -> A
         given.callback_url,
         given.source_video_id,
         given.source_url,
+        encoding,
     )
+
+
+def _encoding(given: Any) -> dict[str, Any]:
+    """How the result is encoded, as far as that is said. Raises InputError where its container cannot hold it."""
+    known = encoding_options()
+    said = {name: _value(name, option.kind, getattr(given, name)) for name, option in known.items()}
+    said = {name: value for name, value in said.items() if value is not None and value != known[name].default}
+    usual = {name: option.default for name, option in known.items()}
+    check_target(Path(f"result.{given.container}"), check_encoding(crf=given.crf, **(usual | said)))
+    return said
 
 
 def _value(name: str, kind: Kind, value: Any) -> Any:

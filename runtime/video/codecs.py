@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 
-from fairy.kernels.errors import InputError
+from fairy.kernels.errors import InputError, MachineError
 from fairy.runtime.video.formats import Output
 
 
@@ -17,6 +18,8 @@ class Codec:
         deep: samples of 10 bits; None = none are written.
         exact: encoder and samples of files without any loss of RGB; None = there are none.
         muxers: containers that hold it.
+        clear: samples with transparency; None = it holds none.
+        clear_muxers: containers that hold that too; None = all of them.
     """
 
     encoder: str
@@ -25,6 +28,8 @@ class Codec:
     deep: str | None
     exact: tuple[str, str] | None
     muxers: tuple[str, ...]
+    clear: str | None = None
+    clear_muxers: tuple[str, ...] | None = None
 
 
 _QT, _MP4, _MKV, _WEBM, _AVI, _TS = "mov", "mp4", "matroska", "webm", "avi", "mpegts"
@@ -34,13 +39,18 @@ CODECS: Mapping[str, Codec] = {
     ),
     "hevc": Codec("libx265", "yuv420p", "yuv444p", "yuv420p10le", ("libx265", "gbrp"), (_MP4, _QT, _MKV, _TS)),
     "av1": Codec("libsvtav1", "yuv420p", None, "yuv420p10le", None, (_MP4, _MKV, _WEBM)),
-    "vp9": Codec("libvpx-vp9", "yuv420p", "yuv444p", None, ("libvpx-vp9", "gbrp"), (_MP4, _MKV, _WEBM)),
-    "prores": Codec("prores_ks", "yuv422p10le", "yuv444p10le", "yuv422p10le", None, (_QT, _MKV)),
-    "ffv1": Codec("ffv1", "bgr0", "bgr0", "gbrp10le", ("ffv1", "bgr0"), (_MKV, _AVI)),
+    "vp9": Codec(
+        *("libvpx-vp9", "yuv420p", "yuv444p", None, ("libvpx-vp9", "gbrp"), (_MP4, _MKV, _WEBM)),
+        clear="yuva420p",
+        clear_muxers=(_MKV, _WEBM),
+    ),
+    "prores": Codec("prores_ks", "yuv422p10le", "yuv444p10le", "yuv422p10le", None, (_QT, _MKV), "yuva444p10le"),
+    "ffv1": Codec("ffv1", "bgr0", "bgr0", "gbrp10le", ("ffv1", "bgr0"), (_MKV, _AVI), "bgra"),
     "gif": Codec("gif", "pal8", "pal8", None, None, ("gif",)),
-    "webp": Codec("libwebp_anim", "yuv420p", "yuv420p", None, ("libwebp_anim", "bgra"), ("webp",)),
+    "webp": Codec("libwebp_anim", "yuv420p", "yuv420p", None, ("libwebp_anim", "bgra"), ("webp",), "yuva420p"),
 }
-PNG = "png"
+PNG, EXR = "png", "exr"
+FOLDERS = (PNG, EXR)
 """Instead of a codec: a folder of pictures."""
 CHOICES = ("h264", "hevc", "av1", "vp9", "prores", "ffv1")
 """Those that a user names; the others are their containers' own."""
@@ -90,6 +100,19 @@ class Encoding:
             raise InputError(problem, name="codec", value=name, remedy=remedy)
         return codec.encoder, (codec.odd or "") if width % 2 or height % 2 else codec.pixels
 
+    def clear(self, into: Output, width: int, height: int) -> str | None:
+        """The samples that hold transparency too; None where what is asked for holds none."""
+        name = self.codec or into.codec
+        codec = CODECS[name]
+        if self.pixel_format is not None:
+            return self.pixel_format if has_alpha(self.pixel_format) else None
+        if codec.clear is None or into.muxer not in (codec.clear_muxers or codec.muxers):
+            return None
+        if self.lossless:
+            return "bgra" if codec.exact and codec.exact[1] in ("bgr0", "bgra") else None
+        halved, deeper = "420" in codec.clear, self.bit_depth == 10 and "10" not in codec.clear
+        return None if deeper or (halved and (width % 2 or height % 2)) else codec.clear
+
     def _lossless(self, name: str, codec: Codec) -> tuple[str, str]:
         if codec.exact is None:
             able = ", ".join(other for other in CHOICES if CODECS[other].exact)
@@ -112,6 +135,27 @@ class Encoding:
         return deep
 
 
+def check_folder(encoding: Encoding) -> None:
+    """Refuse what a folder of pictures cannot be asked for.
+
+    Raises:
+        InputError: samples were named, or EXR, which is linear light in half precision, is asked for without loss.
+        MachineError: what writes EXR is not installed.
+    """
+    exr = encoding.codec == EXR
+    for option, given in (
+        ("pixel_format", encoding.pixel_format),
+        ("bit_depth", encoding.bit_depth if encoding.bit_depth > 8 else None),
+        ("lossless", True if exr and encoding.lossless else None),
+    ):
+        if given is not None:
+            kind = "16 bit floating point numbers" if exr else "8 bits"
+            problem = f"does not fit codec = {encoding.codec}, a folder of pictures of {kind}"
+            raise InputError(problem, name=option, value=given, remedy="leave it out")
+    if exr and find_spec("OpenEXR") is None:
+        raise MachineError("codec = exr needs OpenEXR; run: pip install 'fairy-runtime[exr]'")
+
+
 def options_of(encoder: str, pixels: str, crf: int, *, lossless: bool, in_order: bool) -> dict[str, str]:
     """FFmpeg's options of an encoder; `in_order`: pictures are stored in the order in which they are shown."""
     scale = str(round(crf * 63 / 51))  # of codecs whose scale runs to 63, where x264's runs to 51
@@ -121,7 +165,8 @@ def options_of(encoder: str, pixels: str, crf: int, *, lossless: bool, in_order:
     if encoder == "libsvtav1":
         return {"crf": scale, "preset": "8"}
     if encoder == "prores_ks":
-        return {"profile": "4444" if "444" in pixels else "hq", "vendor": "apl0"}
+        clear = {"alpha_bits": "16"} if has_alpha(pixels) else {}
+        return {"profile": "4444" if "444" in pixels else "hq", "vendor": "apl0", **clear}
     if encoder == "ffv1":
         return {"level": "3", "slicecrc": "1"}
     if encoder == "libwebp_anim":
@@ -136,6 +181,11 @@ def options_of(encoder: str, pixels: str, crf: int, *, lossless: bool, in_order:
     # same small pictures give other bytes in one run of ten; with it they are also equal on every processor.
     quality = {"qp": "0"} if lossless else {"crf": str(crf)}
     return {**quality, "preset": "medium", "x264-params": "cpu-independent=1"} | ({"bf": "0"} if in_order else {})
+
+
+def has_alpha(pixels: str) -> bool:
+    """Whether samples say how opaque they are."""
+    return pixels.startswith(("yuva", "gbrap", "rgba", "bgra", "argb", "abgr"))
 
 
 def is_rgb(pixels: str) -> bool:

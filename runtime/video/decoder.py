@@ -20,7 +20,7 @@ from fairy.runtime.video.boxes import is_cut_off, lacks_index
 from fairy.runtime.video.filters import filtered
 from fairy.runtime.video.info import ColorTags, Reading
 from fairy.runtime.video.look import Look, look_at
-from fairy.runtime.video.opened import CUT_OFF, DECODER_THREADS, Damaged, OpenedVideo, check_file, rgb
+from fairy.runtime.video.opened import CUT_OFF, DECODER_THREADS, Damaged, OpenedVideo, alpha, check_file, rgb
 
 _FEW, _MOST_DAMAGE = 3, 0.5
 """Frames, and the share of all, that may be damaged."""
@@ -290,7 +290,8 @@ def _from(frames: Iterator[tuple[VideoFrame, int]], pts: int) -> Iterator[tuple[
 
 
 def _send_picture(out: int, frame: VideoFrame, index: int, at: int, request: wire.Message) -> None:
-    picture = rgb(frame, ColorTags(**request["color"]), request["rotation"], request["flipped"], request["crop"])
+    turned = request["rotation"], request["flipped"], request["crop"]
+    picture = alpha(frame, *turned) if request["alpha"] else rgb(frame, ColorTags(**request["color"]), *turned)
     wire.send(out, {"frame": index, "pts": at, "shape": picture.shape}, picture)
 
 

@@ -66,14 +66,14 @@ class _Job:
             self._passengers.open()
 
     def serve(self, inbox: wire.Inbox, out: int) -> None:
-        width, height = self._request["width"], self._request["height"]
+        shape = self._request["height"], self._request["width"], self._request["channels"]
         wire.send(out, {"ready": self._passengers.notes if self._passengers else []})
         for count in itertools.count():
-            message, payload = inbox.receive(width * height * 3)
+            message, payload = inbox.receive(math.prod(shape))
             if "finish" in message:
                 wire.send(out, {"done": count, "notes": self._finish()})
                 return
-            picture = np.frombuffer(payload, dtype=np.uint8).reshape(height, width, 3)
+            picture = np.frombuffer(payload, dtype=np.uint8).reshape(shape)
             self._mux(self._track.encode(picture, message["pts"], message["duration"]))
 
     def _open_source(self, stack: contextlib.ExitStack) -> OpenedVideo | None:

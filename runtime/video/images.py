@@ -16,6 +16,7 @@ from fairy.runtime.video.reader import choose
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+TRANSPARENT = "The pictures have transparency: they are edited over black."
 _OF_SEVERAL = ("PNG", "WEBP", "TIFF")
 """Formats whose files may hold frames or pages; a second picture in a JPEG is the camera's own matter."""
 
@@ -91,6 +92,20 @@ def read_images(
         yield picture
 
 
+def read_alphas(info: ImageFolderInfo, cancel: threading.Event | None = None) -> Iterator[NDArray[np.uint8]]:
+    """How opaque each picture is, in ascending order: uint8 [H, W, 1]."""
+    from PIL import Image, ImageOps
+
+    for file in info.files:
+        _stop_if(cancel, info.path)
+        with Image.open(file, formats=_FORMATS) as image:
+            upright = ImageOps.exif_transpose(image)
+            seen = np.array(upright.convert("RGBA"), dtype=np.uint8)[..., 3:]
+        if seen.shape != (info.height, info.width, 1):
+            raise InputError(f"{file} changed its size while the folder was being read.")
+        yield seen
+
+
 def natural_order(file: Path) -> tuple[list[tuple[int, str]], str]:
     """Runs of digits compare as numbers, all else as text; the name itself breaks ties."""
     parts = re.findall(r"\d+|\D+", file.name.lower())
@@ -115,7 +130,7 @@ def load_picture(file: Path, max_pixels: int, notes: dict[str, None] | None = No
                 raise InputError(f"{file} holds {pages} pictures, where one is one frame; {remedy}.")
             notes = {} if notes is None else notes
             if image.has_transparency_data:
-                notes["The pictures have transparency, which is dropped."] = None
+                notes[TRANSPARENT] = None
             upright = ImageOps.exif_transpose(image)
             if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
                 notes["The pictures have 16 bits a channel and are edited in 8."] = None

@@ -137,6 +137,8 @@ class VideoInfo:
     """True where the file goes on after the last frame that was looked at."""
     mended: bool = False
     """True where something could not be decoded: one thread reads it, for several mend by chance."""
+    has_alpha: bool = False
+    """Whether its pictures may be transparent."""
     keys: tuple[int, ...] = ()
     """Frames at which decoding can begin, where the container finds them exactly."""
 

@@ -29,6 +29,7 @@ class Look:
     color: ColorTags
     color_assumed: bool
     sample_aspect_ratio: str
+    has_alpha: bool
     notes: list[str] = field(default_factory=list)
 
     def to_wire(self) -> dict[str, object]:
@@ -48,14 +49,16 @@ def look_at(frame: VideoFrame, source: OpenedVideo | AnimatedWebp) -> Look:
             "The source is interlaced; its fields are edited together as whole frames, and --deinterlace would make "
             "pictures of them first."
         )
-    if source.has_alpha or any(component.is_alpha for component in frame.format.components):
-        notes.append("The source has transparency, which is dropped: it is edited over black.")
+    has_alpha = source.has_alpha or any(component.is_alpha for component in frame.format.components)
+    if has_alpha:
+        notes.append("The source has transparency: it is edited over black.")
     aside = rotation in (90, 270)
     left, right, top, bottom = source.crop
     width, height = frame.width - left - right, frame.height - top - bottom
     width, height = (height, width) if aside else (width, height)
     aspect = Fraction(1) if source.stream is None else _aspect(source.stream, inverted=aside)
-    return Look(width, height, frame.format.name, depth, rotation, flipped, color, assumed, str(aspect), notes)
+    kind = frame.format.name
+    return Look(width, height, kind, depth, rotation, flipped, color, assumed, str(aspect), has_alpha, notes)
 
 
 def _color(frame: VideoFrame, source: OpenedVideo | AnimatedWebp, notes: list[str]) -> tuple[ColorTags, bool]:

@@ -404,6 +404,18 @@ def rgb(
     if any(component.is_alpha for component in frame.format.components):
         alpha = frame.reformat(format="rgba", threads=1).to_ndarray()[..., 3:].astype(np.uint16)
         picture = ((picture * alpha + 127) // 255).astype(np.uint8)
+    return _upright(picture, rotation, flipped, crop)
+
+
+def alpha(frame: VideoFrame, rotation: int, flipped: bool, crop: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    """How opaque the frame is, as shown: uint8 [H, W, 1]."""
+    if not any(component.is_alpha for component in frame.format.components):
+        return _upright(np.full((frame.height, frame.width, 1), 255, dtype=np.uint8), rotation, flipped, crop)
+    return _upright(frame.reformat(format="rgba", threads=1).to_ndarray()[..., 3:], rotation, flipped, crop)
+
+
+def _upright(picture: Any, rotation: int, flipped: bool, crop: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    """Decoded samples [H, W, channels], cut, mirrored and turned as the file asks."""
     left, right, top, bottom = crop
     picture = picture[top : picture.shape[0] - bottom, left : picture.shape[1] - right]
     picture = picture[:, ::-1] if flipped else picture

@@ -57,9 +57,11 @@ def read_frames(
     indices: Collection[int] | None = None,
     max_pixels: int = MAX_PIXELS,
     cancel: threading.Event | None = None,
+    alpha: bool = False,
 ) -> Iterator[NDArray[np.uint8]]:
     """The frames start … stop − 1, or those of `indices`, in ascending order: uint8 RGB [H, W, 3], as shown.
 
+    `alpha`: how opaque they are instead, [H, W, 1].
     A few frames are in memory at a time; closing the generator ends the helper.
     """
     wanted = choose(info.num_frames, start, stop, indices)
@@ -67,6 +69,7 @@ def read_frames(
         return
     request = {
         "do": "read",
+        "alpha": alpha,
         "color": asdict(info.color),
         "rotation": info.rotation,
         "flipped": info.flipped,
@@ -79,7 +82,7 @@ def read_frames(
     worker = _start(info.path, max_pixels, cancel, request, wanted)
     try:
         for index in wanted:
-            yield _picture(worker, info, int(index))
+            yield _picture(worker, info, int(index), 1 if alpha else 3)
     finally:
         worker.kill()
 
@@ -124,9 +127,9 @@ def _start(
     return worker
 
 
-def _picture(worker: Worker, info: VideoInfo, index: int) -> NDArray[np.uint8]:
+def _picture(worker: Worker, info: VideoInfo, index: int, channels: int) -> NDArray[np.uint8]:
     changed = f"{info.path} changed while it was being read (frame {index} is not what it was); start again."
-    shape = (info.height, info.width, 3)
+    shape = (info.height, info.width, channels)
     while True:
         message, payload = worker.receive(int(np.prod(shape)))
         if "at" in message:

@@ -31,7 +31,7 @@ class VideoTrack:
         self._start = self._end = self._first_dts = 0
 
     def encode(self, picture: NDArray[np.uint8], pts: int, duration: int) -> "Iterator[Packet[VideoStream]]":
-        """The packets that are ready once `picture` [H, W, 3] is known."""
+        """The packets that are ready once `picture` [H, W, 3 or, with transparency, 4] is known."""
         if not self._end:
             self._start = pts
         self._durations[pts], self._end = duration, pts + duration
@@ -69,7 +69,7 @@ class VideoTrack:
         return frame
 
     def _converted(self, picture: NDArray[np.uint8], pixels: str) -> VideoFrame:
-        return VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+        return VideoFrame.from_ndarray(picture, format="rgba" if picture.shape[2] == 4 else "rgb24").reformat(
             format=pixels,
             dst_colorspace=formats.MATRICES[self._color.matrix],
             dst_color_range=2 if self._color.full else 1,
@@ -88,6 +88,8 @@ def _add_stream(output: OutputContainer, request: wire.Message, color: ColorTags
     context.pix_fmt = request["pixels"]
     context.colorspace, context.color_range = _samples(color, request["pixels"])
     context.color_primaries, context.color_trc = color.primaries, color.transfer
+    if request["channels"] == 4 and request["encoder"] == "libvpx-vp9":
+        stream.metadata["alpha_mode"] = "1"  # its transparency is a second picture, which players look for then
     context.sample_aspect_ratio = Fraction(request["sample_aspect_ratio"])
     if request["encoder"] == "libx265" and into.muxer in ("mp4", "mov"):
         context.codec_tag = "hvc1"  # which QuickTime and Safari play

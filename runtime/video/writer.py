@@ -26,8 +26,8 @@ class VideoWriter(WholeOrNothing):
 
     The clock is `clock`, else `fps`, else that of the source's frames `source_range` = (start, stop). With a
     source its sound, subtitles and titles are copied; a proper part of it starts at 0. How pictures are
-    encoded is `Encoding`'s to explain. Whatever can be refused
-    is refused by the constructor: InputError for what the user can mend, MachineError for the machine.
+    encoded is `Encoding`'s to explain; `alpha`: frames are [H, W, 4] and say how opaque they are. Whatever can
+    be refused is refused by the constructor: InputError for what the user can mend, MachineError for the machine.
     """
 
     def __init__(
@@ -46,14 +46,16 @@ class VideoWriter(WholeOrNothing):
         lossless: bool = False,
         pixel_format: str | None = None,
         bit_depth: int = 8,
+        alpha: bool = False,
         max_pixels: int = MAX_PIXELS,
         cancel: threading.Event | None = None,
     ) -> None:
-        self.path, self._shape, self._written = Path(path), (height, width, 3), 0
+        self.path, self._shape, self._written = Path(path), (height, width, 4 if alpha else 3), 0
         self._worker: Worker | None = None
         self._format = formats.output_format(self.path)
         encoding = Encoding(codec, crf, lossless, pixel_format, bit_depth)
         encoder, pixels = encoding.settle(self._format, width, height)
+        pixels = (encoding.clear(self._format, width, height) if alpha else None) or pixels
         output_checks.check_numbers(width, height, crf)
         output_checks.check_place(self.path, source)
         span = output_checks.proper_part(source, source_range)
@@ -71,6 +73,7 @@ class VideoWriter(WholeOrNothing):
             "height": height,
             "encoder": encoder,
             "pixels": pixels,
+            "channels": self._shape[2],
             "lossless": lossless,
             "crf": crf,
             "rate": str(rate.limit_denominator(1 << 16)),
@@ -97,7 +100,7 @@ class VideoWriter(WholeOrNothing):
         return None if self._worker is None else self._worker.pid
 
     def write(self, frames: NDArray[np.uint8]) -> None:
-        """The next frames, uint8 RGB [N, H, W, 3] or one [H, W, 3]."""
+        """The next frames, uint8 RGB [N, H, W, 3] or one [H, W, 3]; with `alpha` four channels."""
         frames = frames[None] if frames.ndim == 3 else frames
         if frames.dtype != np.uint8 or frames.shape[1:] != self._shape:
             raise ValueError(f"frames must be uint8 [N, {self._shape}], not {frames.dtype} {frames.shape}")

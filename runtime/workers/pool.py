@@ -44,6 +44,7 @@ class PoolOptions:
             where `model` is one file, the folder that has its configuration.
         deadline_s: no worker that has something to do may be silent for longer: the time for one denoising step, or
             for compiling where a backend does that on the spot. start_deadline_s: the same for loading the model.
+        controls, depth_estimator: folders of what guides edits, and how strongly. ip_adapter: the file of its weights.
         command: what starts a worker; None = on the CPU a fork of one process (`nursery.py`), else a new one.
     """
 
@@ -63,6 +64,9 @@ class PoolOptions:
     also: tuple[str, ...] = ()
     loras: tuple[Lora, ...] = ()
     config: Path | None = None
+    controls: tuple[tuple[Path, float], ...] = ()
+    depth_estimator: Path | None = None
+    ip_adapter: Path | None = None
 
 
 class WorkerPool:
@@ -200,6 +204,9 @@ class WorkerPool:
             "also": list(options.also),
             "config": None if options.config is None else str(options.config),
             "loras": [[str(lora.path), lora.scale] for lora in options.loras],
+            "controls": [[str(folder), scale] for folder, scale in options.controls],
+            "ip_adapter": None if options.ip_adapter is None else str(options.ip_adapter),
+            "depth_estimator": None if options.depth_estimator is None else str(options.depth_estimator.absolute()),
         }
 
     def _await(self, waiting: set[int]) -> dict[int, FairyError]:

@@ -53,10 +53,15 @@ class FramesElsewhere:
     first: int = 0
     notes: tuple[str, ...] = ()
     max_pixels: int = 0
+    has_alpha: bool = False
 
     def read(self, indices: object = None) -> Generator[Frames, None, None]:
         """Nothing can be read here."""
         raise FairyError("The frames of this source are read by the controller.")
+
+    def read_alpha(self) -> Generator[Frames, None, None]:
+        """Nothing can be read here."""
+        return self.read()
 
     def describe(self) -> dict[str, Any]:
         """The report is the controller's."""

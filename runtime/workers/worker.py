@@ -323,7 +323,9 @@ def _frames_in(payload: bytearray, plan: Plan) -> list[Frames]:
 def read_checkpoint(load: wire.Message) -> EditModel:
     """The model that a message "load" names, on its device. Raises InputError."""
     loras = [Lora(Path(path), scale) for path, scale in load.get("loras", ())]
-    files: dict[str, Any] = {name: load.get(name) for name in ("variant", "decoder", "config")} | {"loras": loras}
+    names = ("variant", "decoder", "config", "depth_estimator", "ip_adapter")
+    files: dict[str, Any] = {name: load.get(name) for name in names} | {"loras": loras}
+    files["controls"] = [(Path(folder), scale) for folder, scale in load.get("controls", ())]
     return load_edit_model(load["model"], dtype=DTYPES[load["dtype"]], device=torch.device(load["device"]), **files)
 
 

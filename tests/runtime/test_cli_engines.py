@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fairy.engines import backends
 from fairy.export.bases.stable_diffusion import EDIT_GRAPHS
@@ -20,6 +21,7 @@ from fairy.kernels.errors import MachineError
 from fairy.runtime import embedded_model
 from fairy.runtime.cli import main as cli
 from fairy.runtime.cli.build import _parse_memory, _parse_range
+from tests.conftest import make_controlnet
 from tests.engines.fake_builder import FakeBuilder
 from tests.runtime.conftest import make_frames, write_clip
 
@@ -79,6 +81,31 @@ def test_from_plan_to_prune(run, builder: FakeBuilder, tmp_path: Path) -> None:
     code, told, _ = run("engines", "prune", "--json")
     assert set(json.loads(told).values()) == {"it was built with another fake"}
     assert "is empty" in run("engines", "list")[1]
+
+
+def test_what_is_added_to_a_model_is_in_its_engines(run, tmp_path: Path) -> None:
+    place, sizes = (
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
+        {"lora_A": (1, 128), "lora_B": (128, 1)},
+    )
+    save_file({f"{place}.{name}.weight": torch.ones(size) for name, size in sizes.items()}, tmp_path / "a.safetensors")
+    make_controlnet().save_pretrained(tmp_path / "net")
+
+    def planned(*words: object) -> dict[str, str]:
+        code, told, error = run("build", "--dry-run", "--json", *words)
+        assert (code, error) == (0, "")
+        return {engine["graph"]: engine["digest"] for engine in json.loads(told)["engines"]}
+
+    plain, lora = planned(), planned("--lora", f"{tmp_path / 'a.safetensors'}:0.5")
+    assert [name for name in plain if plain[name] != lora[name]] == ["text_encoder", "unet_anchor", "unet_frame"]
+    guided = planned("--controlnet", tmp_path / "net")
+    assert set(guided) - set(plain) == {
+        "unet_anchor_controlled",
+        "unet_frame_controlled",
+        "condition_0",
+        "controlnet_0",
+    }
+    assert run("build", "--dry-run", "--config", tmp_path)[0] == 2
 
 
 def test_prune_all(run) -> None:

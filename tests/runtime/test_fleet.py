@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import pytest
 
 from fairy.kernels.errors import Cancelled, InputError
@@ -133,6 +134,18 @@ def test_a_part_of_a_clip_is_an_item(tmp_path: Path, loaded: None) -> None:
     ]
     done = edit_many(items)
     assert [clip.report.num_frames for clip in done.clips if clip.report] == [2, 4]
+
+
+def test_results_are_encoded_as_asked(tmp_path: Path, loaded: None) -> None:
+    source = _clips(tmp_path / "in", 1)
+    (item,) = items_of_folder(source, tmp_path / "out", PARAMS, ending=".mkv", codec="ffv1", lossless=True)
+    assert edit_many([item]).exit_code == 0
+    with av.open(str(tmp_path / "out" / "0.mkv")) as file:
+        assert file.streams.video[0].codec_context.name == "ffv1"
+    (item,) = items_of_folder(source, tmp_path / "out", PARAMS, codec="png")
+    assert edit_many([item]).exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "out" / "0").iterdir())[0] == "000000.png"
+    assert edit_many([item], skip_existing=True).clips[0].status == "skipped"
 
 
 def test_existing_results_are_replaced_or_skipped(tmp_path: Path, loaded: None) -> None:
@@ -305,6 +318,9 @@ def test_the_command_takes_methods_and_shots(run, tmp_path: Path) -> None:
         (["--start-timeout", "inf"], "--start-timeout inf is not possible"),
         (["--ending", ".rm"], "'.rm'"),
         (["--crf", "70"], "--crf 70"),
+        (["--codec", "prores"], "--codec 'prores' is not held by MP4; choose"),
+        (["--codec", "png", "--ending", ".mov"], "--ending '.mov' does not go with codec = png"),
+        (["--bit-depth", "9"], "--bit-depth 9"),
         (["--anchors", "some"], "'some' is neither"),
         (["--shots", "some"], "'some' is not known"),
         (["--method", "other"], "other"),

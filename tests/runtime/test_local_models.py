@@ -48,8 +48,14 @@ def test_folders_of_models_and_files(checkpoint_folder: Path, tmp_path: Path) ->
         "editor": {first: torch.zeros(4, 8, 3, 3)},
         "painter": {first: torch.zeros(4, 4, 3, 3)},
         "lora": {"lora_unet_x.lora_down.weight": torch.zeros(1, 1)},
+        "adapter": {"image_proj.proj.weight": torch.zeros(1), "ip_adapter.1.to_k_ip.weight": torch.zeros(1)},
         "other": {"x": torch.zeros(1)},
     }
+    configs = {"canny": {"_class_name": "ControlNetModel"}, "sketch": {"_class_name": "T2IAdapter"}}
+    configs |= {"finder": {"model_type": "clipseg"}, "depth": {"model_type": "dpt"}, "unknown": {"model_type": "x"}}
+    for name, config in configs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
     for name, tensors in files.items():
         save_file(tensors, tmp_path / f"{name}.safetensors")
     (tmp_path / "torn.safetensors").write_bytes(b"x")
@@ -59,7 +65,12 @@ def test_folders_of_models_and_files(checkpoint_folder: Path, tmp_path: Path) ->
         "whole": "editor: StableDiffusionInstructPix2PixPipeline, sees the picture",
         "editor.safetensors": "editor in one file (needs --config)",
         "painter.safetensors": "no editor: one file, 4 channels in",
+        "canny": "ControlNet (--controlnet)",
+        "sketch": "T2I adapter (--controlnet)",
+        "finder": "segmenter (--segmenter)",
+        "depth": "depth estimator (--depth-estimator)",
         "lora.safetensors": "LoRA (--lora)",
+        "adapter.safetensors": "IP-Adapter (--ip-adapter)",
         "other.safetensors": "weights of another kind",
         "torn.safetensors": "cannot be used (no whole safetensors file)",
     }

@@ -26,7 +26,7 @@ from fairy.runtime.service.options import ServiceOptions
 DOCS = Path(__file__).parents[2] / "docs"
 ONE_EDIT = (EditParams, EditorSetup, FileRequest)
 NOT_FOR_MANY = {"gpus", "workers", "compare", "preview", "report", "fps", "then"}
-NOT_FOR_MANY |= {"codec", "lossless", "pixel_format", "bit_depth"}
+NOT_FOR_SERVE = {"controlnet", "depth_estimator", "ip_adapter", "segmenter"}
 
 
 def test_every_field_is_in_the_table() -> None:
@@ -68,7 +68,7 @@ def test_editors_are_made_with_the_table(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(("command", "tables_of", "left_out"), [
     ("edit", ONE_EDIT, set()),
     ("edit-many", (*ONE_EDIT, FleetOptions), NOT_FOR_MANY),
-    ("serve", (ServiceOptions, EditorSetup), set()),
+    ("serve", (ServiceOptions, EditorSetup), NOT_FOR_SERVE),
 ])  # fmt: skip
 def test_commands_offer_every_option(
     command: str, tables_of: tuple, left_out: set, capsys: pytest.CaptureFixture[str]

@@ -63,7 +63,7 @@ def test_numbers_without_a_known_white_are_refused(tmp_path):
 def test_dropped_transparency_is_told(tmp_path):
     paint(tmp_path / "1.png")
     Image.new("RGBA", (40, 30), (1, 2, 3, 4)).save(tmp_path / "2.png")
-    assert probe_images(tmp_path).notes == ("The pictures have transparency, which is dropped.",)
+    assert probe_images(tmp_path).notes == ("The pictures have transparency: they are edited over black.",)
 
 
 def test_hidden_files_and_folders_are_no_pictures(tmp_path):

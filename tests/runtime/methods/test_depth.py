@@ -25,7 +25,8 @@ SD2 = {"in_channels": 5, "use_linear_projection": True, "attention_head_dim": (1
 PARAMS = {"method": "pix2video", "num_inference_steps": 3, "guidance_scale": 4.0}
 
 
-def _write_dpt(folder: Path) -> None:
+def write_dpt(folder: Path) -> None:
+    """A random DPT, in the folders that a model has for it."""
     from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 
     torch.manual_seed(6)
@@ -55,7 +56,7 @@ def depth_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import json
 
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-    _write_dpt(folder)
+    write_dpt(folder)
     return folder
 
 

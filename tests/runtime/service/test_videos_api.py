@@ -159,6 +159,13 @@ def test_a_file_that_is_no_video_fails_with_the_library_s_sentence(service: Serv
         ({"source_url": "http://localhost/x"}, "source_url"),
         ({"callback_url": "http://localhost/x"}, "callback_url"),
         ({"container": "exe"}, "container"),
+        ({"mask": "/etc/passwd"}, "mask"),
+        ({"mask_from": "the red car"}, "mask_from"),
+        ({"codec": "png"}, "codec"),
+        ({"codec": "prores"}, "codec"),
+        ({"codec": "prores", "container": "mov", "lossless": "true"}, "lossless"),
+        ({"bit_depth": "9"}, "bit_depth"),
+        ({"lossless": "true", "pixel_format": "yuv444p"}, "pixel_format"),
         ({"source_video_id": "video_1"}, "input_reference"),
     ],
 )
@@ -184,6 +191,16 @@ def test_seconds_and_size_mean_a_part_and_a_box(service: Server, clip: Path) -> 
     assert video["params"]["end"] == 0.1
     video = service.done(video["id"])
     assert (video["num_frames"], video["size"]) == (3, "32x24")
+
+
+def test_how_a_result_is_encoded(service: Server, clip: Path, made: dict, tmp_path: Path) -> None:
+    video = service.made(clip, seed="5", container="mkv", codec="ffv1", lossless="true")
+    assert service.made(clip, seed="5", container="mkv", codec="ffv1", lossless="true")["id"] != made["id"]
+    assert service.done(video["id"])["frames_sha256"] == made["frames_sha256"]
+    (tmp_path / "out.mkv").write_bytes(service.client.get(f"/v1/videos/{video['id']}/content").content)
+    with av.open(str(tmp_path / "out.mkv")) as file:
+        stream = file.streams.video[0]
+        assert (stream.codec_context.codec.canonical_name, stream.codec_context.pix_fmt) == ("ffv1", "bgr0")
 
 
 def test_a_schedule_of_instructions(service: Server, clip: Path) -> None:

@@ -1,6 +1,6 @@
 """Two workers, and an edit that goes on after an interruption, give the same file: with masks, strengths, given looks.
 
-The model is in one file and has a LoRA, which workers have to find too.
+The model is in one file and has a LoRA and two controls, which workers have to find too.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,12 @@ from safetensors.torch import save_file
 from fairy.export.checkpoint import load_checkpoint
 from fairy.kernels.errors import Cancelled
 from fairy.runtime import Editor, EditParams, Progress
+from tests.conftest import make_adapter, make_controlnet
 from tests.export.test_single_file import tensors_of
 from tests.runtime.conftest import make_frames, write_clip
 
 pytestmark = pytest.mark.slow
-USUAL = {"num_inference_steps": 2, "anchors": 2, "micro_batch": 2, "shots": (6,)}
+USUAL = {"num_inference_steps": 2, "anchors": 2, "micro_batch": 2, "shots": (6,), "controlnet_conditioning_scale": 0}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,11 @@ def model(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     shapes = {f"{place}.lora_A.weight": (4, 32), f"{place}.lora_B.weight": (32, 4)}
     save_file({key: torch.randn(shape, generator=rng) for key, shape in shapes.items()}, folder / "lora.safetensors")
     lora = f"{folder / 'lora.safetensors'}:0.5"
-    return {"model": folder / "model.safetensors", "config": checkpoint_folder, "lora": lora, "device": "cpu"}
+    make_controlnet().save_pretrained(folder / "net")
+    make_adapter().save_pretrained(folder / "adapter")
+    controls = [str(folder / "net"), (folder / "adapter", 0.5)]
+    files = {"model": folder / "model.safetensors", "config": checkpoint_folder, "lora": lora, "controlnet": controls}
+    return {**files, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CONTROLS = {
     "mask": {"mask": "mask.mp4", "size": "source"},
     "ramp and look": {"prompts": [(0, "make it snow", (0.5, 1))], "anchor_images": {2: "look.png"}},
+    "controls": {"control": ("mask.mp4", "canny"), "controlnet_conditioning_scale": None},
 }
 
 
@@ -95,7 +101,9 @@ def interrupt(editor: Editor, clip: Path, out: Path, params: EditParams) -> None
 
 def _paths(controls: dict, folder: Path) -> dict:
     looks = {frame: folder / name for frame, name in controls.get("anchor_images", {}).items()}
-    return {"anchor_images": looks, "mask": folder / controls["mask"] if "mask" in controls else None}
+    mask = folder / controls["mask"] if "mask" in controls else None
+    seen = [name if name == "canny" else folder / name for name in controls.get("control", ())]
+    return {"anchor_images": looks, "mask": mask, "control": seen}
 
 
 def test_a_lora_changes_the_edit(alone: Editor, editor: Editor) -> None:
