@@ -188,17 +188,17 @@ class Editor:
         more |= {"ip_adapter": ip_adapter, "segmenter": segmenter}
         setup = EditorSetup(model, variant=variant, config=config, **names, **numbers, **more)  # type: ignore[arg-type]  # it checks them all
         chosen_device = resolve_device(device)
-        found = find_editor(model)
+        source = find_editor(model)
         hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         chosen_dtype = resolve_dtype(setup.dtype, chosen_device)
         if setup.dtype == "auto" and chosen_device.type == "cuda":
-            chosen_dtype = half_precision(found, revision=revision, **hub)
+            chosen_dtype = half_precision(source, revision=revision, **hub)
         devices = worker_devices(chosen_device, gpus, workers)
         also = () if linears is None else (FP8_LINEARS,)
         check_backend(backend, chosen_device, setup.without, also)
         loras = tuple(Lora(user_path(path), scale) for path, scale in setup.loras)
         checkpoint = load_edit_model(
-            found,
+            source,
             dtype=chosen_dtype,
             device=chosen_device if len(devices) == 1 else "meta",  # the weights are the workers' then
             revision=revision,
@@ -214,7 +214,6 @@ class Editor:
         )
         found = None
         if segmenter is not None:
-            hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
             found = load_segmenter(segmenter, devices[0], hub)
         engines = EngineStore(store)
         if len(devices) == 1:
