@@ -12,8 +12,9 @@ itself, which holds the autoencoder's error.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionInstructPix2PixPipeline
 
 from training import evaluate
 from training.changes import plural
@@ -172,19 +172,37 @@ def _changed(first: Array, second: Array, where: Mask) -> float:
     return float((np.abs(first - second).max(axis=2)[where] > LEVELS).mean())
 
 
+RunEdits = Callable[[list[str], list[Array]], list[Array]]
+"""Instructions and pictures of one size to edits, all from the same noise."""
+
+
+def load_model(directory: Path, guidance: float | None) -> tuple[RunEdits, Any]:
+    """What runs a model's edits, and its autoencoder: diffusers' pipeline, or the runtime for other families."""
+    if read_json(directory / "model_index.json")["_class_name"] == "StableDiffusionInstructPix2PixPipeline":
+        pipeline, settings = load_pipeline(directory), sampler_settings(directory)
+        settings["guidance_scale"] = guidance or settings["guidance_scale"]
+        return partial(run_edits, pipeline, **settings), pipeline.vae
+    from fairy.runtime import Editor, EditParams
+
+    editor = Editor.from_pretrained(directory, device="cpu")
+
+    def run(texts: list[str], images: list[Array]) -> list[Array]:
+        pairs = zip(texts, images, strict=True)
+        edited = [editor.edit(to_bytes(image)[None], EditParams(text, anchors=0)).frames[0] for text, image in pairs]
+        return [np.asarray(frame, np.float32) / 255 for frame in edited]
+
+    return run, editor._networks.checkpoint.network("vae")
+
+
 def measure(
-    pipeline: StableDiffusionInstructPix2PixPipeline,
-    cases: list[EditCase],
-    settings: dict[str, Any],
-    *,
-    keep_details: bool = False,
+    run: RunEdits, vae: Any, cases: list[EditCase], *, keep_details: bool = False
 ) -> tuple[list[dict[str, float]], list[Array]]:
     """Every case's figures and edits; ``keep_details``: as the runtime's option of that name leaves them."""
     edits: list[Array] = []
     for start in range(0, len(cases), BATCH):
         part = cases[start : start + BATCH]
-        edits += run_edits(pipeline, [c.text for c in part], [c.source for c in part], **settings)
-    restored = [through_autoencoder(pipeline.vae, case.source) for case in cases]
+        edits += run([c.text for c in part], [c.source for c in part])
+    restored = [through_autoencoder(vae, case.source) for case in cases]
     if keep_details:
         triples = zip(cases, edits, restored, strict=True)
         edits = [with_details(case.source, edited, source) for case, edited, source in triples]
@@ -253,10 +271,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--keep-details", action="store_true", help="as the runtime does with that option")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    pipeline, settings = load_pipeline(options.model), sampler_settings(options.model)
-    settings["guidance_scale"] = options.guidance or settings["guidance_scale"]
+    run, vae = load_model(options.model, options.guidance)
     cases = [*old_cases(), *new_cases()]
-    judged, edits = measure(pipeline, cases, settings, keep_details=options.keep_details)
+    judged, edits = measure(run, vae, cases, keep_details=options.keep_details)
     rows = by_row(cases, judged)
     save_json(options.out / "figures.json", {"name": options.name, "rows": rows})
     beside = read_json(options.beside) if options.beside else None
