@@ -132,7 +132,7 @@ def raft_flows(source: Frames) -> tuple[Flow, ...]:
 
 def measure(editor: Editor, clip: Clip, steps: int | None, flow: str) -> Iterator[Figures]:
     """Every row on one clip."""
-    features, texts = FrameFeatures(editor._networks.checkpoint.vae), TextFeatures()
+    features, texts = FrameFeatures(editor._networks.checkpoint.network("vae")), TextFeatures()
     flows = raft_flows(clip.source) if flow == "raft" else clip.flows
     for row, method in ROWS.items():
         started = time.perf_counter()
@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     figures: list[Figures] = []
     with Editor.from_pretrained(options.model, device="cpu") as editor:
-        encoder = FrameFeatures(editor._networks.checkpoint.vae).name
+        encoder = FrameFeatures(editor._networks.checkpoint.network("vae")).name
         for i in range(options.clips):
             name = INSTRUCTIONS[i % len(INSTRUCTIONS)]
             clip = make_clip(i, name, num_frames=options.frames, size=options.size)

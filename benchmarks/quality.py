@@ -130,7 +130,7 @@ def _measure_job(job: tuple[tuple[int, str, int, int], dict[str, str], float]) -
 def measure(clip: Clip, unet: str, model: Path) -> Iterator[Figures]:
     """Every row of one UNet on one clip."""
     with Editor.from_pretrained(model, device="cpu") as editor:
-        features = FrameFeatures(editor._networks.checkpoint.vae)
+        features = FrameFeatures(editor._networks.checkpoint.network("vae"))
         for row in rows([unet]):
             started = time.perf_counter()
             frames = edit(editor, clip, row)
@@ -177,7 +177,7 @@ def write_results(out: Path, figures: list[Figures], models: dict[str, str], job
     """The table as text and data, the plot and the strip of frames."""
     table = summarise(figures)
     with Editor.from_pretrained(next(iter(models.values())), device="cpu") as editor:
-        encoder = FrameFeatures(editor._networks.checkpoint.vae).name
+        encoder = FrameFeatures(editor._networks.checkpoint.network("vae")).name
         clip = make_clip(*job[:2], num_frames=job[2], size=job[3])
         write_picture(out / "strip.png", strip(editor, clip))
     text = markdown(table, encoder, len({f.clip for f in figures}), seconds)

@@ -13,7 +13,6 @@ positions do the rest. What is left is drawn at random.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from diffusers import Flux2Transformer2DModel
@@ -33,7 +32,7 @@ def set_to_copy(model: Flux2Transformer2DModel) -> None:
     width, channels = model.inner_dim, model.config.in_channels
     noise, copy = slice(0, channels), slice(channels, 2 * channels)
     steady, one = slice(2 * channels, width - 1), width - 1  # the last channel is what is constant after a norm
-    constant = _of_time(model, torch.ones_like)
+    constant = _constant_of_time(model)
     for change in (model.double_stream_modulation_img, model.single_stream_modulation):
         change.linear.weight.mul_(QUIET)
     shift, gate = 0, 2 * width  # of attention, in a modulation
@@ -57,7 +56,6 @@ def set_to_copy(model: Flux2Transformer2DModel) -> None:
             attn.to_v.weight[head, noise] = torch.eye(channels)[:dim] * _deviation(width, channels)
             attn.to_out[0].weight[copy, head] = torch.eye(channels)[:, :dim]
     model.norm_out.linear.weight.mul_(QUIET)
-    model.norm_out.linear.weight[: 2 * channels] = _of_time(model, lambda t: 1 / t - 1)  # velocity: difference / t
     model.proj_out.weight.zero_()
     model.proj_out.weight[:, noise] = torch.eye(channels) * _deviation(width, channels, copies=2)
     model.proj_out.weight[:, copy] = -torch.eye(channels) * _deviation(width, channels, copies=2)
@@ -68,12 +66,12 @@ def _deviation(width: int, channels: int, copies: int = 1) -> float:
     return math.sqrt((copies * channels + STEADY**2 * (width - 1 - 2 * channels)) / width)
 
 
-def _of_time(model: Flux2Transformer2DModel, wanted: Callable[[Tensor], Tensor]) -> Tensor:
-    """A row of weights with which a layer that reads the time gives what is wanted of it."""
-    times = torch.linspace(0.2, 1.0, _TIMES)
-    read = nn.functional.silu(model.time_guidance_embed(times * 1000, None))
+def _constant_of_time(model: Flux2Transformer2DModel) -> Tensor:
+    """A row of weights with which a layer that reads the time gives 1 at all times."""
+    times = torch.linspace(0.2, 1.0, _TIMES) * 1000
+    read = nn.functional.silu(model.time_guidance_embed(times, None))
     ridge = 1e-6 * read.square().sum() * torch.eye(_TIMES)
-    return read.T @ torch.linalg.solve(read @ read.T + ridge, wanted(times))
+    return read.T @ torch.linalg.solve(read @ read.T + ridge, torch.ones(_TIMES))
 
 
 def _look_at_the_source(model: Flux2Transformer2DModel, attn: nn.Module, one: int) -> None:
