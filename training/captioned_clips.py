@@ -15,8 +15,8 @@ from training.textures import NAMED_COLOURS, Array, Colour
 STREAM = 61  # of random numbers
 SIDE, FRAMES = 64, 16
 RATES = (4.0, 8.0)  # frames a second
-SPEEDS = (5.0, 7.0)  # pixels a second at 64 pixels a side
-RADII = (0.18, 0.26)  # of the side
+SPEEDS = (7.0, 9.5)  # pixels a second at 64 pixels a side
+RADII = (0.13, 0.2)  # of the side
 MARGIN = 2.0  # pixels that stay free at the border
 
 NOUNS = {

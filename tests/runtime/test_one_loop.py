@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fairy.engines import eager
-from fairy.export.bases import stable_diffusion as model
+from fairy.export.bases import attention_hook as model
 from fairy.kernels import errors as kernels_errors
 from fairy.runtime import Editor, EditParams
 from fairy.runtime import editor as editor_module
