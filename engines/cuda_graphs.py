@@ -128,7 +128,7 @@ class GraphRunner:
 
 
 class RecordedEngine:
-    """A graph without conditions, such as the autoencoder's, through a `GraphRunner`."""
+    """A graph that prepares nothing ahead, such as the autoencoder's, through a `GraphRunner`."""
 
     def __init__(self, spec: EngineSpec, run: Run) -> None:
         self.spec = spec

@@ -5,9 +5,7 @@ Only classes named here are ever made, only safetensors files are read, and no c
 
 import errno
 import json
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -29,6 +27,7 @@ from fairy.export.control import (
 from fairy.export.graphs import ControlKind, GraphSpec
 from fairy.export.ip_adapter import IpAdapter, load_ip_adapter
 from fairy.export.ip_adapter import styled as as_styled
+from fairy.export.loading import quiet_loading
 from fairy.export.lora import Lora, fuse, joined_name
 from fairy.export.model import Attend, Picture
 from fairy.export.single_file import config_folder, load_from_file, single_file
@@ -370,29 +369,6 @@ def describe_model(folder: Path) -> dict[str, Any]:
         "recommended": read_json(folder / "fairy.json") if (folder / "fairy.json").is_file() else {},
         "notes": notes,
     }
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Loading without the progress bars and sentences of the libraries: what matters of them is checked here."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    shown = of_transformers.is_progress_bar_enabled()
-    levels = of_diffusers.get_verbosity(), of_transformers.get_verbosity()
-    for library in (of_diffusers, of_transformers):
-        library.disable_progress_bar()
-        library.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for library, level in zip((of_diffusers, of_transformers), levels, strict=True):
-            library.set_verbosity(level)
-        of_diffusers.enable_progress_bar()
-        if shown:
-            of_transformers.enable_progress_bar()
 
 
 def model_folder(what: str, model: str | Path, patterns: list[str], hub: dict[str, Any]) -> Path:

@@ -20,12 +20,12 @@ from fairy.export.bases.control import (
     controlnet_spec,
 )
 from fairy.export.graphs import ControlKind, GraphSpec
+from fairy.export.loading import load_network
 from fairy.export.model import Attend
-from fairy.export.weight_files import variants_of
+from fairy.export.weight_files import OF_DIFFUSERS, variants_of
 from fairy.kernels.errors import InputError
 
-STEM = "diffusion_pytorch_model"
-FILES = ["config.json", f"{STEM}*.safetensors", f"{STEM}.safetensors.index*.json"]
+FILES = ["config.json", f"{OF_DIFFUSERS}*.safetensors", f"{OF_DIFFUSERS}.safetensors.index*.json"]
 """What is fetched of a control's repository."""
 _KINDS: dict[str, ControlKind] = {"ControlNetModel": "controlnet", "T2IAdapter": "adapter"}
 _GRAPHS = ("condition", "controlnet", "adapter")
@@ -53,8 +53,8 @@ class Control:
             return None
         variant = _variant(self.folder)
         dot = "" if not variant else f".{variant}"
-        whole = self.folder / f"{STEM}{dot}.safetensors"
-        return [whole] if whole.is_file() else sorted(self.folder.glob(f"{STEM}{dot}-*-of-*.safetensors"))
+        whole = self.folder / f"{OF_DIFFUSERS}{dot}.safetensors"
+        return [whole] if whole.is_file() else sorted(self.folder.glob(f"{OF_DIFFUSERS}{dot}-*-of-*.safetensors"))
 
 
 def load_control(
@@ -80,20 +80,12 @@ def load_control(
             value=name,
             remedy="choose one made for Stable Diffusion 1.5",
         )
-    if not variants_of(folder, STEM):
+    if not variants_of(folder, OF_DIFFUSERS):
         raise InputError(
             "has no safetensors files", name="controlnet", value=name, remedy="get its files anew, or convert them"
         )
     cls = diffusers.ControlNetModel if kind == "controlnet" else diffusers.T2IAdapter
-    more: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, "variant": _variant(folder) or None}
-    try:
-        network, info = cls.from_pretrained(folder, torch_dtype=dtype, **more)
-    except Exception as error:  # what the library raises for a broken file is not its to promise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"The controlnet in {folder} cannot be loaded ({reason}); get its files anew.") from error
-    if info["missing_keys"]:
-        first = sorted(info["missing_keys"])[0]
-        raise InputError(f"The controlnet in {folder} lacks weights, {first} among them; get its files anew.")
+    network = load_network(cls, folder, dtype, what="controlnet", variant=_variant(folder) or None)
     made = Control(kind, network, scale, folder, name)
     check_control(made, model)
     return made
@@ -190,4 +182,4 @@ def usual_graphs(edit_graphs: Sequence[str], controls: Sequence[Control], *, sty
 
 
 def _variant(folder: Path) -> str:
-    return variants_of(folder, STEM)[0]
+    return variants_of(folder, OF_DIFFUSERS)[0]

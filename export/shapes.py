@@ -87,6 +87,8 @@ def _derived(spec: GraphSpec, sizes: Mapping[str, int], vae_factor: int) -> dict
     """Dimensions of outputs that follow from those of the inputs."""
     if spec.name.startswith(ENCODERS):
         return {side: sizes[f"image_{side}"] // vae_factor for side in ("height", "width")}
+    if spec.name == "unet_source":
+        return {"source_tokens": sizes["height"] * sizes["width"]}
     if spec.name == "vae_decoder":
         return {f"image_{side}": sizes[side] * vae_factor for side in ("height", "width")}
     return {f"own_{layer.level}": layer.tokens((sizes["height"], sizes["width"])) for layer in spec.layers}

@@ -26,11 +26,18 @@ class Call:
     style: tuple[Tensor, Tensor] | None = None  # a picture's tokens and their scale, see `export/ip_adapter.py`
 
 
-class _AttentionProcessor:
-    """diffusers' hook into an attention layer; it knows the layer's name and keeps nothing."""
+class Hook:
+    """diffusers' way into an attention layer; it knows the layer's name and keeps nothing. Its call computes the layer.
+
+    Subclasses name what diffusers tells them of, for it looks at their parameters.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+
+class AttentionHook(Hook):
+    """Into a layer of a UNet of Stable Diffusion's class, or of a ControlNet."""
 
     def __call__(
         self,
@@ -71,10 +78,10 @@ class _AttentionProcessor:
         return call.attend(q_GFSC, own_k, own_v, context_k, context_v, heads=attn.heads)
 
 
-def hook_attention(network: Any) -> None:
+def hook_attention(network: Any, hook: type[Hook] = AttentionHook) -> None:
     """Have the attention layers of a diffusers network computed as its graph's call says."""
     names = [name.removesuffix(".processor") for name in network.attn_processors]
-    network.set_attn_processor({f"{name}.processor": _AttentionProcessor(name) for name in names})
+    network.set_attn_processor({f"{name}.processor": hook(name) for name in names})
 
 
 def plain_call(attend: Attend, groups: int, frames: int) -> Call:

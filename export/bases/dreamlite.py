@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from fairy.export.bases.attention_hook import Hook, hook_attention
 from fairy.export.bases.stable_diffusion import VaeDecoderGraph
 from fairy.export.bases.vision_text import VisionText
 from fairy.export.graphs import (
@@ -268,8 +269,7 @@ class DreamLiteGraph(nn.Module):
         super().__init__()
         self.unet, self.spec, self.attend, self.factor, self.pads = unet, spec, attend, factor, pads
         self.context_names = [tensor.name for tensor in spec.inputs[3:]]
-        names = [name.removesuffix(".processor") for name in unet.attn_processors]
-        unet.set_attn_processor({f"{name}.processor": _AttentionProcessor(name) for name in names})
+        hook_attention(unet, _AttentionHook)
 
     def forward(self, sample: Tensor, timestep: Tensor, text: Tensor, *context: Tensor) -> tuple[Tensor, ...]:
         """One call of the graph; tensors in the order of `spec`."""
@@ -302,11 +302,8 @@ class DreamLiteGraph(nn.Module):
         return output.unflatten(0, (groups, frames)), *emitted
 
 
-class _AttentionProcessor:
-    """diffusers' hook into an attention layer; it knows the layer's name and keeps nothing."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+class _AttentionHook(Hook):
+    """Into a layer with norms of queries and keys, whose keys several heads may share."""
 
     def __call__(
         self,

@@ -24,6 +24,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from fairy.export.bases.attention_hook import Hook
 from fairy.export.graphs import (
     GraphSpec,
     SelfAttention,
@@ -421,18 +422,15 @@ def _tokens(picture: Tensor) -> Tensor:
 
 
 def _hook_in(transformer: Any) -> None:
-    """Let attention layers be computed by our processors."""
-    for i, block in enumerate(transformer.transformer_blocks):
-        block.attn.set_processor(_DoubleProcessor(f"transformer_blocks.{i}.attn"))
-    for i, block in enumerate(transformer.single_transformer_blocks):
-        block.attn.set_processor(_SingleProcessor(f"single_transformer_blocks.{i}.attn"))
+    """Have attention computed as a graph's call says."""
+    kinds = {"transformer_blocks": _DoubleHook, "single_transformer_blocks": _SingleHook}
+    for kind, hook in kinds.items():
+        for i, block in enumerate(getattr(transformer, kind)):
+            block.attn.set_processor(hook(f"{kind}.{i}.attn"))
 
 
-class _DoubleProcessor:
-    """diffusers' hook into the attention of a block with two streams; it knows the layer's name and keeps nothing."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+class _DoubleHook(Hook):
+    """Into the attention of a block with two streams."""
 
     def __call__(
         self,
@@ -460,11 +458,8 @@ class _DoubleProcessor:
         return attn.to_out[0](shown), attn.to_add_out(told)
 
 
-class _SingleProcessor:
-    """The same of a block with one stream, whose feed-forward runs beside its attention."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+class _SingleHook(Hook):
+    """Into that of a block with one stream, whose feed-forward runs beside it."""
 
     def __call__(
         self,

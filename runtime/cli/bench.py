@@ -131,7 +131,9 @@ def gate(
 def counts(
     model: Annotated[
         str | None,
-        typer.Option(help="The model to count [the embedded one]; klein-4b, klein-9b, dreamlite-mobile: public sizes."),
+        typer.Option(
+            help="The model [the embedded one]; klein-4b, klein-9b, klein-9b-kv, dreamlite-mobile: public sizes."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the records as JSON, for `fairy bench gate`.")] = None,
 ) -> None:

@@ -23,6 +23,7 @@ from fairy.runtime.cli.engines import (
     Loras,
     Store,
     facts_of,
+    generator_folder,
     line_of,
     load_model,
     model_setup,
@@ -100,7 +101,7 @@ def build(
     options = BuildOptions(_parse_memory(mem_pool), optimization_level, timing_cache, plugin)
     place = resolve_device(device)
     dtype = resolve_dtype(_PRECISIONS.get(precision, precision), place)
-    if precision == "auto" and place.type == "cuda":
+    if precision == "auto" and place.type == "cuda" and generator_folder(model) is None:
         dtype = half_precision(find_editor(model))
     backend = backend or ("tensorrt" if place.type == "cuda" else "onnxruntime")
     request = BuildRequest(backend, place, dtype, None, options, _names(graphs), layers)

@@ -155,19 +155,28 @@ def model_setup(
     )
 
 
+def generator_folder(model: str | None) -> Path | None:
+    """Where a generator lies that was named; None = that is no generator."""
+    from fairy.runtime.generation.cascade import FILE
+    from fairy.runtime.models import find_generator
+
+    folder = None if model is None else find_generator(model)
+    return folder if folder is not None and (folder / FILE).is_file() else None
+
+
 def load_model(setup: EditorSetup, precision: "torch.dtype") -> "Model":
     """The editor or generator that a setup names, or the embedded editor, on the CPU."""
     import torch
 
     from fairy.export.families import load_edit_model
     from fairy.export.lora import Lora
-    from fairy.runtime.generation.cascade import FILE, Cascade
+    from fairy.runtime.generation.cascade import Cascade
     from fairy.runtime.generation.networks import cascade_model
-    from fairy.runtime.models import find_editor, find_generator
+    from fairy.runtime.models import find_editor
 
     model = None if setup.model is None else str(setup.model)
-    folder = None if model is None else find_generator(model)
-    if folder is None or not (folder / FILE).is_file():
+    folder = generator_folder(model)
+    if folder is None:
         loras = [Lora(user_path(path), scale) for path, scale in setup.loras]
         more: dict[str, Any] = {"decoder": setup.decoder, "config": setup.config, "loras": loras}
         more |= {"controls": setup.controls, "ip_adapter": setup.ip_adapter and user_path(setup.ip_adapter)}

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from fairy.engines.store.key import canonical_digest, file_digest
-from fairy.export.checkpoint import model_folder, quiet_loading, read_json
+from fairy.export.checkpoint import model_folder, read_json
+from fairy.export.loading import load_network, one_sentence
 from fairy.kernels.errors import InputError
 from fairy.runtime.device import cpu_threads
 from fairy.runtime.files import user_path
@@ -75,19 +76,10 @@ def load_segmenter(name: str | Path, device: torch.device, hub: dict[str, Any]) 
         raise InputError(problem, name="segmenter", value=str(name), remedy=remedy)
     from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
-    try:
-        with quiet_loading():
-            model, info = CLIPSegForImageSegmentation.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-            )
-            processor = CLIPSegProcessor.from_pretrained(folder)
-    except Exception as error:  # what the library raises for a broken file is not its to promise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"The segmenter in {folder} cannot be loaded ({reason}); get its files anew.") from error
-    if info["missing_keys"]:
-        first = sorted(info["missing_keys"])[0]
-        raise InputError(f"The segmenter in {folder} lacks weights, {first} among them; get its files anew.")
-    return Segmenter(folder, model.eval().requires_grad_(False).to(device), processor)
+    model = load_network(CLIPSegForImageSegmentation, folder, torch.float32, what="segmenter")
+    with one_sentence(folder, "segmenter"):
+        processor = CLIPSegProcessor.from_pretrained(folder, local_files_only=True)
+    return Segmenter(folder, model.to(device), processor)
 
 
 def masks_of(text: str, source: Source, segmenter: Segmenter, monitor: Monitor) -> WorkingFolder:

@@ -23,7 +23,7 @@ MOST_LAYERS = 12
 @pytest.mark.parametrize("method", ["fairy", "per_frame", "pix2video"])
 def test_an_edit_is_near_its_attention(editor: Editor, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Our own functions from `Editor.edit` to the call of attention, in the stack of every such call."""
-    attend, depths, names = model._AttentionProcessor._self_attention, [], []
+    attend, depths, names = model.AttentionHook._self_attention, [], []
 
     def counted(self: object, *arguments: object, **named: object) -> object:
         frames = traceback.extract_stack()[:-1]
@@ -33,7 +33,7 @@ def test_an_edit_is_near_its_attention(editor: Editor, method: str, monkeypatch:
         names[:] = own
         return attend(self, *arguments, **named)
 
-    monkeypatch.setattr(model._AttentionProcessor, "_self_attention", counted)
+    monkeypatch.setattr(model.AttentionHook, "_self_attention", counted)
     editor.edit(make_frames(5), EditParams("make it red", num_inference_steps=2, method=method))
     assert max(depths) <= MOST_LAYERS, names
 
