@@ -98,7 +98,7 @@ def default_shapes(model: Model, spec: GraphSpec) -> tuple[dict[str, int], ...]:
 
 def _complete(spec: GraphSpec, vae_factor: int, run: dict[str, int], anchors: int) -> dict[str, int]:
     """The sizes a graph's inputs really have, with those that follow from the picture's added."""
-    sizes = run | {"frames": max(run["frames"], spec.frames[0])}
+    sizes = run | {"frames": max(run["frames"], spec.frames[0]), "source_tokens": run["height"] * run["width"]}
     for side in ("height", "width"):
         sizes[f"image_{side}"] = run[side] * vae_factor
     for level in {layer.level for layer in spec.layers}:
